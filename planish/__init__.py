@@ -1,0 +1,1 @@
+"""planish compiles a PyTorch or ONNX model for one hardware target."""
