@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import torch
 
 Attr: TypeAlias = "None | bool | int | float | str | DType | sympy.Expr | tuple[Attr, ...]"
-EMPTY: Mapping[str, "Attr"] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +198,7 @@ def _visit(root: Node, order: dict[Node, None]) -> None:
 class Workload:
     """What the model will be called with: a value for named sizes, used wherever a decision needs one."""
 
-    sizes: Mapping[str, int] = EMPTY  # type: ignore[assignment]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,7 +210,7 @@ class Program:
 
     functions: Mapping[str, Graph]
     weights: Mapping[str, "torch.Tensor"]
-    notes: Mapping[str, tuple[str, ...]] = EMPTY  # type: ignore[assignment]
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def main(self) -> Graph:

@@ -1,0 +1,119 @@
+"""Contractions: linear, matmul, convolution and attention."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from planish.compiler.ir import op
+from planish.compiler.ops.elementwise import broadcast
+from planish.compiler.ops.reduce import window_count
+from planish.compiler.types import DType, Shape, TensorType, same_dim
+from planish.errors import TypeRuleError
+
+
+@op(functional.linear, "contraction")
+def linear(x: TensorType, w: TensorType, b: TensorType | None = None) -> TensorType:
+    """Affine map of the last axis: x [..., K], w [N, K], b [N] -> [..., N]."""
+    if w.rank != 2 or x.rank < 1 or not same_dim(x.shape[-1], w.shape[1]) or x.dtype is not w.dtype:
+        raise TypeRuleError(f"x {x} and w {w} do not contract")
+    if b is not None and (b.rank != 1 or not same_dim(b.shape[0], w.shape[0])):
+        raise TypeRuleError(f"b {b} is no bias of w {w}")
+    return x.with_shape((*x.shape[:-1], w.shape[0]))
+
+
+@op(torch.matmul, "contraction")
+def matmul(x: TensorType, y: TensorType) -> TensorType:
+    """Batched matrix product: x [..., M, K], y [..., K, N] -> [..., M, N]; ranks of at least 2, leading broadcast."""
+    if min(x.rank, y.rank) < 2 or not same_dim(x.shape[-1], y.shape[-2]) or x.dtype is not y.dtype:
+        raise TypeRuleError(f"{x} and {y} do not contract")
+    return x.with_shape((*broadcast(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1]))
+
+
+def _conv(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    function = functional.conv1d if x.ndim == 3 else functional.conv2d
+    y = function(x.movedim(-1, 1), w.movedim(-1, 1), b, stride, padding, dilation, groups)
+    return y.movedim(1, -1)
+
+
+@op(_conv, "contraction")
+def conv(
+    x: TensorType,
+    w: TensorType,
+    b: TensorType | None = None,
+    *,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    groups: int = 1,
+) -> TensorType:
+    """Convolution, channels last: x [N, *spatial, C], w [O, *kernel, C / groups], b [O] -> [N, *spatial', O]."""
+    if x.rank != w.rank or not len(stride) == len(padding) == len(dilation) == x.rank - 2 or x.dtype is not w.dtype:
+        raise TypeRuleError(f"x {x} and w {w} are no convolution over {x.rank - 2} axes")
+    if not same_dim(x.shape[-1], w.shape[-1] * groups) or w.shape[0] % groups:
+        raise TypeRuleError(f"{groups} groups do not fit x {x} and w {w}")
+    spatial = zip(x.shape[1:-1], w.shape[1:-1], stride, padding, dilation, strict=True)
+    return x.with_shape((x.shape[0], *(window_count(d, k, s, p, e) for d, k, s, p, e in spatial), w.shape[0]))
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, window: int | None, scale: float
+) -> Tensor:
+    groups = q.shape[-3] // k.shape[-3]
+    k, v = (t.repeat_interleave(groups, -3) for t in (k, v))
+    scores = torch.matmul(q, k.transpose(-1, -2)) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    if causal:
+        scores = scores.masked_fill(~_band(q.shape[-2], k.shape[-2], window), -torch.inf)
+    return torch.matmul(torch.softmax(scores, -1).nan_to_num(0.0), v)
+
+
+def _band(queries: int, keys: int, window: int | None) -> Tensor:
+    """Which keys each query sees: the diagonal ends at the last key; `window` counts the query's own position."""
+    distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None, :]
+    return (distance >= 0) & (distance < (window or keys + 1))
+
+
+@op(_attention, "contraction")
+def attention(
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    mask: TensorType | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float,
+) -> TensorType:
+    """Scaled dot-product attention: q [B, H, S, D], k [B, G, T, D], v [B, G, T, E] -> [B, H, S, E].
+
+    G divides H (grouped queries share keys in order). `mask` broadcasts to [B, H, S, T]: bool keeps where true, float
+    is added to the scores. `causal` aligns the last query with the last key; `window` (with causal) lets a query see
+    that many latest keys, itself included. A query that sees no key gives zeros.
+    """
+    if not q.rank == k.rank == v.rank == 4 or not q.dtype is k.dtype is v.dtype:
+        raise TypeRuleError(f"attention takes three tensors of rank 4 and one dtype, not {q}, {k}, {v}")
+    grouped = isinstance(q.shape[1], int) and isinstance(k.shape[1], int) and q.shape[1] % k.shape[1] == 0
+    pairs = ((q.shape[0], k.shape[0]), (q.shape[3], k.shape[3]), *zip(k.shape[:3], v.shape[:3], strict=True))
+    if not grouped or any(not same_dim(a, b) for a, b in pairs):
+        raise TypeRuleError(f"q {q}, k {k} and v {v} do not attend")
+    if window is not None and not causal:
+        raise TypeRuleError("a window needs causal attention")
+    if mask is not None:
+        _check_mask(q, k, mask)
+    return q.with_shape((*q.shape[:3], v.shape[3]))
+
+
+def _check_mask(q: TensorType, k: TensorType, mask: TensorType) -> None:
+    if mask.dtype not in (DType.bool, q.dtype) or mask.rank != 4:
+        raise TypeRuleError(f"a mask is bool or {q.dtype} of rank 4, not {mask}")
+    broadcast(mask.shape, (*q.shape[:3], k.shape[2]))

@@ -1,0 +1,102 @@
+"""Reductions, scans and pooling. Pooling is channels-last: x [N, *spatial, C]."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from planish.compiler.ir import Op, op
+from planish.compiler.types import Dim, DType, Shape, TensorType, floor_div, simplify
+from planish.errors import TypeRuleError
+
+
+def reduced(shape: Shape, axes: tuple[int, ...], keep: bool) -> Shape:
+    """The shape after reducing non-negative `axes`."""
+    if not axes or len(set(axes)) != len(axes) or not all(0 <= a < len(shape) for a in axes):
+        raise TypeRuleError(f"axes {list(axes)} do not fit rank {len(shape)}")
+    return tuple(1 if i in axes else d for i, d in enumerate(shape) if keep or i not in axes)
+
+
+def _reduction(name: str, reference: Callable[..., Tensor], result: DType | None = None) -> Op:
+    def infer(x: TensorType, *, axes: tuple[int, ...], keep: bool = False) -> TensorType:
+        return TensorType(reduced(x.shape, axes, keep), result or x.dtype)
+
+    return Op(name, infer, reference, frozenset({"reduction"}))
+
+
+def _prod(x: Tensor, *, axes: tuple[int, ...], keep: bool) -> Tensor:
+    for axis in sorted(axes, reverse=True):
+        x = torch.prod(x, axis, keepdim=keep)
+    return x
+
+
+sum_ = _reduction("sum", lambda x, *, axes, keep: torch.sum(x, axes, keepdim=keep, dtype=x.dtype))
+mean = _reduction("mean", lambda x, *, axes, keep: torch.mean(x, axes, keepdim=keep))
+amax = _reduction("amax", lambda x, *, axes, keep: torch.amax(x, axes, keepdim=keep))
+amin = _reduction("amin", lambda x, *, axes, keep: torch.amin(x, axes, keepdim=keep))
+prod = _reduction("prod", _prod)
+any_ = _reduction("any", lambda x, *, axes, keep: torch.any(x, axes, keepdim=keep), DType.bool)
+all_ = _reduction("all", lambda x, *, axes, keep: torch.all(x, axes, keepdim=keep), DType.bool)
+
+
+def _argmax(x: Tensor, *, axis: int, keep: bool) -> Tensor:
+    return torch.argmax(x, axis, keepdim=keep)
+
+
+@op(_argmax)
+def argmax(x: TensorType, *, axis: int, keep: bool = False) -> TensorType:
+    """The first index of the largest element along a non-negative axis."""
+    return TensorType(reduced(x.shape, (axis,), keep), DType.i64)
+
+
+def _cumsum(x: Tensor, *, axis: int) -> Tensor:
+    return torch.cumsum(x, axis, dtype=x.dtype)
+
+
+@op(_cumsum)
+def cumsum(x: TensorType, *, axis: int) -> TensorType:
+    """Running sums along a non-negative axis."""
+    return x
+
+
+def window_count(size: Dim, kernel: int, stride: int, padding: int, dilation: int = 1) -> Dim:
+    """How many windows fit: floor((size + 2 padding - dilation (kernel - 1) - 1) / stride) + 1."""
+    return simplify(floor_div(simplify(size + 2 * padding - dilation * (kernel - 1) - 1), stride) + 1)
+
+
+def _pool(x: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a channels-first pooling function to a channels-last tensor."""
+    return pool(x.movedim(-1, 1)).movedim(1, -1)
+
+
+def _max_pool(x: Tensor, *, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+    function = functional.max_pool1d if x.ndim == 3 else functional.max_pool2d
+    return _pool(x, lambda y: function(y, kernel, stride, padding))
+
+
+@op(_max_pool)
+def max_pool(x: TensorType, *, kernel: Shape, stride: Shape, padding: Shape) -> TensorType:
+    """Largest element of each window; x [N, *spatial, C], padding counts as minus infinity."""
+    return _pooled(x, kernel, stride, padding)
+
+
+def _avg_pool(
+    x: Tensor, *, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], count_padding: bool
+) -> Tensor:
+    function = functional.avg_pool1d if x.ndim == 3 else functional.avg_pool2d
+    return _pool(x, lambda y: function(y, kernel, stride, padding, count_include_pad=count_padding))
+
+
+@op(_avg_pool)
+def avg_pool(x: TensorType, *, kernel: Shape, stride: Shape, padding: Shape, count_padding: bool = True) -> TensorType:
+    """Mean of each window; x [N, *spatial, C]. `count_padding` divides by the whole window at the border too."""
+    return _pooled(x, kernel, stride, padding)
+
+
+def _pooled(x: TensorType, kernel: Shape, stride: Shape, padding: Shape) -> TensorType:
+    spatial = x.shape[1:-1]
+    if not len(spatial) == len(kernel) == len(stride) == len(padding):
+        raise TypeRuleError(f"pooling {x} needs {len(spatial)} kernel, stride and padding sizes")
+    counts = (window_count(d, k, s, p) for d, k, s, p in zip(spatial, kernel, stride, padding, strict=True))
+    return x.with_shape((x.shape[0], *counts, x.shape[-1]))
