@@ -1,0 +1,63 @@
+"""Calls: regions of a graph that one kernel computes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planish.codegen.view import View
+from planish.compiler.ir import Node, Value
+from planish.compiler.types import Dim, dim_text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """What one kernel computes: `nodes`, operands first, of which the last gives `output`.
+
+    `anchor` is the node that the kernel is chosen for (a linear, a softmax, ...). Nodes before it are elementwise or
+    movement and are computed while its operands are read; nodes after it are elementwise and are computed on its
+    result before that is written. Every value between them has exactly one user. `inputs` gives, in argument order, the
+    values that are read from memory and where they lie; `view` says where the output is written.
+    """
+
+    anchor: Node
+    nodes: tuple[Node, ...]
+    inputs: Mapping[Value, View]
+    output: Value
+    view: View
+
+    @property
+    def scope(self) -> str:
+        return self.anchor.scope
+
+    @property
+    def epilogue(self) -> tuple[Node, ...]:
+        """The nodes after the anchor."""
+        return self.nodes[self.nodes.index(self.anchor) + 1 :]
+
+    @property
+    def prologue(self) -> tuple[Node, ...]:
+        """The nodes before the anchor."""
+        return self.nodes[: self.nodes.index(self.anchor)]
+
+    def key(self) -> str:
+        """A text that two calls share exactly when one kernel serves both: ops, attributes, types and views."""
+        names: dict[Value, str] = {}
+        lines = []
+        for value, view in self.inputs.items():
+            names[value] = f"i{len(names)}"
+            lines.append(f"{names[value]}:{view}")
+        for i, node in enumerate(self.nodes):
+            operands = ", ".join("-" if v is None else names[v] for v in node.inputs)
+            attrs = ", ".join(f"{k}={_attr(v)}" for k, v in node.attrs.items())
+            mark = "*" if node is self.anchor else ""
+            names.update({value: f"n{i}.{value.index}" for value in node.values})
+            lines.append(f"n{i}{mark} = {node.op.name}({operands}){{{attrs}}} {', '.join(map(str, node.types))}")
+        return "\n".join((*lines, f"{names[self.output]} -> {self.view}"))
+
+
+def _attr(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_attr(v) for v in value) + "]"
+    if hasattr(value, "free_symbols"):
+        dim: Dim = value
+        return dim_text(dim)
+    return str(value)

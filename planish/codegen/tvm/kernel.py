@@ -1,0 +1,189 @@
+"""Kernels as TIR: the builder that every template writes its loops with.
+
+A kernel is a C function over raw pointers:
+
+    int32_t NAME(inputs..., output, scratch, sizes..., int32_t task, int32_t tasks)
+
+`inputs` follow `Call.inputs`, `scratch` is this task's own memory, `sizes` are the named sizes that the call uses in
+alphabetical order (int64). A kernel does the part of its work that belongs to `task` of `tasks` and returns 0; its
+tasks write disjoint parts of the output and need no order among themselves.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy
+import sympy
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.call import Call
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.view import View
+from planish.compiler.ir import Value
+from planish.compiler.types import Dim, DType
+
+TVM_DTYPE = {
+    DType.f64: "float64",
+    DType.f32: "float32",
+    DType.f16: "float16",
+    DType.bf16: "uint16",  # TVM rewrites bfloat16 buffers before code generation; kernels move the bits themselves
+    DType.i64: "int64",
+    DType.i32: "int32",
+    DType.i16: "int16",
+    DType.i8: "int8",
+    DType.u8: "uint8",
+    DType.bool: "uint8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a weight is laid out for a kernel: `pack` turns its array into a flat one; equal `layout` texts share it.
+
+    bf16 weights reach `pack` as uint16 bits.
+    """
+
+    layout: str
+    pack: Callable[[numpy.ndarray], numpy.ndarray] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
+    """A built kernel. `packings` maps inputs of the call to the layout that the kernel reads them in."""
+
+    function: "tirx.PrimFunc"
+    scratch_bytes: Dim
+    packings: Mapping[Value, Packing] = field(default_factory=dict)
+
+
+class KernelBuilder:
+    """The open kernel: its buffers, sizes and task, as TIR.
+
+    `buffers[value]` is the flat buffer of an input of the call, `output` the flat buffer of its result. `dim` turns a
+    dimension into TIR. Sizes and indices are int64.
+    """
+
+    def __init__(self, call: Call, isa: Isa, scratch: Dim = 0) -> None:
+        self.call = call
+        self.isa = isa
+        self._names = call_sizes(call, scratch)
+        self.sizes: dict[str, tirx.Var] = {}
+        self.buffers: dict[Value, tirx.Buffer] = {}
+
+    def declare(self) -> None:
+        """Declare the parameters; called once, inside the open prim_func."""
+        pointers = {v: T.arg(f"input{i}", _pointer(view)) for i, (v, view) in enumerate(self.call.inputs.items())}
+        out = T.arg("output", _pointer(self.call.view))
+        scratch = T.arg("scratch", T.handle("uint8"))
+        self.sizes = {name: T.arg(name, T.int64()) for name in self._names}
+        self.task, self.tasks = T.arg("task", T.int32()), T.arg("tasks", T.int32())
+        T.func_attr({"tirx.noalias": True})
+        for value, pointer in pointers.items():
+            self.buffers[value] = self._flat(pointer, self.call.inputs[value])
+        self.output = self._flat(out, self.call.view)
+        self.scratch = scratch
+
+    def _flat(self, pointer: "tirx.Var", view: View) -> "tirx.Buffer":
+        return T.decl_buffer((self.dim(view.extent),), TVM_DTYPE[view.dtype], data=pointer)
+
+    def scratch_buffer(self, count: "Dim | tirx.PrimExpr", dtype: DType, byte_offset: Dim = 0) -> "tirx.Buffer":
+        """`count` elements of this task's scratch memory, from a byte offset that is a multiple of 64."""
+        dtype_name = TVM_DTYPE[dtype]
+        size = self.dim(count)
+        element = self.dim(byte_offset) // dtype.itemsize
+        return T.decl_buffer((size,), dtype_name, data=T.handle_cast(self.scratch, dtype_name), elem_offset=element)
+
+    def dim(self, dim: "Dim | tirx.PrimExpr") -> "tirx.PrimExpr":
+        """A dimension as an int64 TIR expression over the kernel's sizes."""
+        if isinstance(dim, int):
+            return tirx.const(dim, "int64")
+        if isinstance(dim, sympy.Basic):
+            return _to_tir(dim, self.sizes)
+        return dim
+
+    def address(self, view: View, index: "tuple[tirx.PrimExpr | int, ...]") -> "tirx.PrimExpr":
+        """The flat element index of `view[index]`."""
+        place = self.dim(view.offset)
+        for i, stride in zip(index, view.strides, strict=True):
+            if not (isinstance(stride, int) and stride == 0):
+                place = place + self.dim(stride) * i
+        return place
+
+    def share(self, count: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+        """This task's `(first, last + 1)` of `count` units of work, bound to variables."""
+        task, tasks = self.task.astype("int64"), self.tasks.astype("int64")
+        return bind(count * task // tasks), bind(count * (task + 1) // tasks)
+
+
+def call_sizes(call: Call, scratch: Dim = 0) -> tuple[str, ...]:
+    """The named sizes that the call's views, attributes and scratch use, in alphabetical order."""
+    dims: list[object] = [scratch, call.view.offset, *call.view.shape, *call.view.strides]
+    for view in call.inputs.values():
+        dims += [view.offset, *view.shape, *view.strides]
+    for node in call.nodes:
+        dims += [d for t in node.types for d in t.shape]
+        dims += [a for v in node.attrs.values() for a in (v if isinstance(v, tuple) else (v,))]
+    symbols = {s.name for d in dims if isinstance(d, sympy.Expr) for s in d.free_symbols}
+    return tuple(sorted(symbols))
+
+
+@contextmanager
+def kernel(call: Call, isa: Isa, scratch: Dim = 0) -> Iterator[tuple[KernelBuilder, list["tirx.PrimFunc"]]]:
+    """Open a kernel: `with kernel(call, isa) as (k, done): ...`; afterwards `done[0]` is the PrimFunc."""
+    builder = KernelBuilder(call, isa, scratch)
+    done: list[tirx.PrimFunc] = []
+    with IRBuilder() as ir:
+        with T.prim_func(private=True, s_tir=True):
+            T.func_name("kernel")
+            builder.declare()
+            yield builder, done
+    done.append(ir.get())
+
+
+def bind(expr: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """The expression as a variable, computed once."""
+    return T.bind(expr)
+
+
+def ramp(base: "tirx.PrimExpr | int", lanes: int) -> "tirx.PrimExpr":
+    """`lanes` consecutive indices from `base`; `base` itself for one lane."""
+    return base if lanes == 1 else T.ramp(base, 1, lanes)
+
+
+def _pointer(view: View) -> object:
+    return T.handle(TVM_DTYPE[view.dtype])
+
+
+def _to_tir(expr: sympy.Expr, sizes: Mapping[str, "tirx.Var"]) -> "tirx.PrimExpr":
+    if expr.is_Integer:
+        return tirx.const(int(expr), "int64")
+    if expr.is_Symbol:
+        return sizes[expr.name]
+    if isinstance(expr, sympy.floor):
+        top, bottom = sympy.fraction(sympy.together(expr.args[0]))
+        return tirx.floordiv(_to_tir(top, sizes), _to_tir(bottom, sizes))
+    args = [_to_tir(a, sizes) for a in expr.args]
+    result = args[0]
+    if isinstance(expr, sympy.Pow):
+        for _ in range(int(expr.exp) - 1):
+            result = result * args[0]
+        return result
+    combine = {
+        sympy.Add: lambda a, b: a + b,
+        sympy.Mul: lambda a, b: a * b,
+        sympy.Mod: tirx.floormod,
+        sympy.Max: tirx.max,
+        sympy.Min: tirx.min,
+    }[type(expr)]
+    for arg in args[1:]:
+        result = combine(result, arg)
+    return result
+
+
+def ir_module(functions: Mapping[str, "tirx.PrimFunc"]) -> "tvm.IRModule":
+    """One module of named kernels."""
+    return tvm.IRModule({tvm.ir.GlobalVar(name): function for name, function in functions.items()})

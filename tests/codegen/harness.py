@@ -1,0 +1,97 @@
+"""Runs one kernel on real tensors: a graph becomes one call, is built for the machine at hand and run through ctypes."""
+
+import ctypes
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy
+import torch
+
+from planish.codegen.call import Call
+from planish.codegen.template import Template
+from planish.codegen.tvm.build import build_object, link
+from planish.codegen.tvm.isa import AVX2, AVX512, Isa
+from planish.codegen.tvm.kernel import call_sizes
+from planish.codegen.view import View
+from planish.compiler.ir import Graph, Node, Op, Value
+from planish.compiler.types import DType, evaluate_dim, evaluate_shape
+
+
+def host_isa() -> Isa:
+    """An instruction set that this x86-64 machine has."""
+    flags = Path("/proc/cpuinfo").read_text()
+    if "avx512_bf16" in flags and "avx512_vnni" in flags:
+        return Isa("x86_64-linux-gnu", "x86-64-v4", 16, 32, True, True, ("+avx512bf16", "+avx512vnni"))
+    return AVX512 if "avx512f" in flags else AVX2
+
+
+def call_of(graph: Graph, anchor: Op, views: Mapping[str, View] | None = None, out: View | None = None) -> Call:
+    """The whole graph as one call. `views` places named inputs at other strides than contiguous ones."""
+    nodes = tuple(n for n in graph.nodes() if "leaf" not in n.op.traits)
+    leaves = [n for n in graph.nodes() if "leaf" in n.op.traits]
+    inputs = {n.values[0]: (views or {}).get(str(n.attrs["name"]), View.contiguous(n.types[0])) for n in leaves}
+    (output,) = graph.outputs
+    found: Node = next(n for n in nodes if n.op is anchor)
+    return Call(found, nodes, inputs, output, out or View.contiguous(output.type))
+
+
+def run_call(
+    template: Template,
+    call: Call,
+    buffers: Mapping[str, torch.Tensor],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    isa: Isa | None = None,
+    tasks: int = 2,
+) -> torch.Tensor:
+    """Build the call, run its tasks one after another and return the output in its logical shape.
+
+    `buffers` holds, by input or weight name, the flat memory that the views of the call refer to.
+    """
+    isa, sizes = isa or host_isa(), dict(sizes or {})
+    assert (why := template.refuse(call, isa)) is None, why
+    built = template.build(call, isa)
+    with tempfile.TemporaryDirectory() as folder:
+        build_object({"kernel_under_test": built.function}, isa, Path(folder, "k.o"))
+        link([], [Path(folder, "k.o")], isa, Path(folder, "k.so"))
+        library = ctypes.CDLL(str(Path(folder, "k.so")))
+        arrays = [_memory(value, built.packings, buffers) for value in call.inputs]
+        out = numpy.zeros(evaluate_dim(call.view.extent, sizes) * call.view.dtype.itemsize, numpy.uint8)
+        scratch_bytes = evaluate_dim(built.scratch_bytes, sizes)
+        for task in range(tasks):
+            scratch = numpy.zeros(scratch_bytes + 64, numpy.uint8)
+            aligned = scratch.ctypes.data + (-scratch.ctypes.data) % 64
+            pointers = [*(a.ctypes.data for a in arrays), out.ctypes.data, aligned]
+            arguments: Sequence[object] = [
+                *map(ctypes.c_void_p, pointers),
+                *(ctypes.c_int64(sizes[name]) for name in call_sizes(call, built.scratch_bytes)),
+                ctypes.c_int32(task),
+                ctypes.c_int32(tasks),
+            ]
+            assert library.kernel_under_test(*arguments) == 0
+    flat = torch.from_numpy(out).view(_TORCH[call.view.dtype])
+    return torch.as_strided(
+        flat,
+        evaluate_shape(call.view.shape, sizes),
+        evaluate_shape(call.view.strides, sizes),
+        evaluate_dim(call.view.offset, sizes),
+    )
+
+
+def _memory(value: Value, packings: Mapping[Value, object], buffers: Mapping[str, torch.Tensor]) -> numpy.ndarray:
+    tensor = buffers[str(value.node.attrs["name"])]
+    array = tensor.contiguous().view(torch.int16).numpy().view(numpy.uint16) if tensor.dtype is torch.bfloat16 else None
+    array = tensor.contiguous().numpy() if array is None else array
+    packing = packings.get(value)
+    return numpy.ascontiguousarray(packing.pack(array)) if packing else array  # type: ignore[attr-defined]
+
+
+_TORCH = {
+    DType.f32: torch.float32,
+    DType.bf16: torch.bfloat16,
+    DType.i64: torch.int64,
+    DType.i32: torch.int32,
+    DType.bool: torch.bool,
+    DType.u8: torch.uint8,
+}
