@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from planish.hardware_profiles.host import Host, host_supports, read_host
 
 if TYPE_CHECKING:
-    from planish.hardware_profiles.detect import detect, measure_peak, measure_stream
+    from planish.hardware_profiles.detection import detect
     from planish.hardware_profiles.load import load_profile, profile_names
+    from planish.hardware_profiles.measure import measure_peak, measure_stream, measured_dtypes
     from planish.hardware_profiles.profile import (
         Cpu,
         Dram,
@@ -39,6 +40,7 @@ __all__ = [
     "load_profile",
     "measure_peak",
     "measure_stream",
+    "measured_dtypes",
     "parse_profile",
     "profile_names",
     "read_host",
@@ -46,8 +48,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "detect": ("detect", "measure_peak", "measure_stream"),
+    "detection": ("detect",),
     "load": ("load_profile", "profile_names"),
+    "measure": ("measure_peak", "measure_stream", "measured_dtypes"),
     "profile": ("Cpu", "Dram", "Energy", "Fpga", "Gpu", "MemoryLevel", "Profile", "Rates", "parse_profile"),
     "roofline": ("Roofline", "energy_mj", "limit", "time_ms"),
 }
