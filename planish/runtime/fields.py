@@ -1,8 +1,9 @@
 """A strict reader of parsed JSON: every complaint names the path of the value at fault."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias, TypeVar, cast
 
 from planish.errors import ArtifactError
 
@@ -68,3 +69,21 @@ class Field:
         return ArtifactError(
             f"{self.path} should be {expected}, not {found if len(found) <= 60 else found[:57] + '...'}"
         )
+
+
+def parse_json(text: bytes, name: str) -> Json:
+    """The JSON of a file; raises ArtifactError on bad UTF-8, bad JSON, a repeated key, NaN or an infinity."""
+
+    def refuse_constant(word: str) -> NoReturn:
+        raise ValueError(f"{word} is not JSON")
+
+    def distinct(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("an object repeats a key")
+        return found
+
+    try:
+        return cast(Json, json.loads(text.decode(), parse_constant=refuse_constant, object_pairs_hook=distinct))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{name} is damaged: {error}; save or download the artifact again") from error

@@ -4,6 +4,7 @@ The steps of a function name values by reference: an input, an output, a value t
 weight. Inside one native step the generated code keeps its own buffers in the arena.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
@@ -55,6 +56,11 @@ class TensorSpec:
     @property
     def itemsize(self) -> int:
         return ITEMSIZE[self.dtype]
+
+    @property
+    def fixed_shape(self) -> tuple[int, ...]:
+        """The shape where no size is involved."""
+        return tuple(dimension.evaluate({}) for dimension in self.shape)
 
     def to_json(self) -> dict[str, Json]:
         shape = [d.text if d.constant is None else d.constant for d in self.shape]
@@ -124,6 +130,13 @@ class TorchStep:
 
     def writes(self) -> tuple[ValueId, ...]:
         return tuple(output for output in self.outputs if output is not None)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the op must not run: only functional ops of aten do, and none that opens files."""
+        if not re.fullmatch(r"aten\.[A-Za-z0-9_]+\.[A-Za-z0-9_]+", self.target):
+            return f"'{self.target}' is no op of aten, and an artifact may run no other"
+        return f"'{self.target}' opens files" if self.target.startswith("aten.from_file.") else None
 
     def to_json(self) -> Json:
         return {
@@ -280,6 +293,8 @@ def _check_steps(function: FunctionPlan, plan: Plan, path: str) -> None:
     for i, step in enumerate(function.steps):
         if isinstance(step, NativeStep) and plan.library is None:
             raise ArtifactError(f"{path}.steps[{i}] is native, but the plan names no library")
+        if isinstance(step, TorchStep) and (why := step.refusal):
+            raise ArtifactError(f"{path}.steps[{i}]: {why}")
         for value in step.reads():
             if value not in ready:
                 raise ArtifactError(f"{path}.steps[{i}] reads {value}, which nothing before it writes")
@@ -290,9 +305,16 @@ def _check_steps(function: FunctionPlan, plan: Plan, path: str) -> None:
             ready.add(value)
     if missing := sorted(outputs & pending, key=str):
         raise ArtifactError(f"{path}: no step writes {missing[0]}")
+    _check_calls(function, path)
+
+
+def _check_calls(function: FunctionPlan, path: str) -> None:
     for i, call in enumerate(function.calls):
         if call.segment >= len(function.steps) or (i and call.segment < function.calls[i - 1].segment):
             raise ArtifactError(f"{path}.calls[{i}].segment {call.segment} is no step, or out of order")
+        repeated = i and call.segment == function.calls[i - 1].segment
+        if repeated and isinstance(function.steps[call.segment], TorchStep):
+            raise ArtifactError(f"{path}.calls[{i}] is the second call of a torch step, which is one")
 
 
 def _read_dimension(field: Field) -> Dimension:

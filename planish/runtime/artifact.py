@@ -1,0 +1,175 @@
+"""Artifacts: one folder, or its zip, with all that a compiled model needs to run elsewhere."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish.errors import ArtifactError
+from planish.hardware_profiles.host import host_supports
+from planish.runtime.executor import Executable
+from planish.runtime.fields import Json, parse_json
+from planish.runtime.golden import Golden, check_golden, write_golden
+from planish.runtime.library import NativeLibrary
+from planish.runtime.manifest import NAME, Manifest, Target
+from planish.runtime.plan import Plan, check_plan
+from planish.runtime.storage import (
+    check_files,
+    check_target,
+    describe_files,
+    opened,
+    pack,
+    publish,
+    read_manifest,
+    staging,
+)
+from planish.runtime.tensors import TensorFile, write_weights
+
+PLAN, PROGRAM, WEIGHTS, GOLDEN = "plan.json", "program.txt", "weights.safetensors", "golden.safetensors"
+REPORT, REPORT_TEXT, HEADER = "report.json", "report.txt", "planish.h"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What `write` makes an artifact of.
+
+    `weights` are as the kernels read them, in the order of their offsets (`tensors.weight_offsets`). `library`
+    is the built library's file, or None where the plan has no native step. `sources` are texts by their path
+    under kernels/sources. `declarations` are the C declarations of the entries, appended to planish.h.
+    """
+
+    plan: Plan
+    target: Target
+    weights: Mapping[str, np.ndarray[Any, Any]]
+    library: Path | None
+    planish: str
+    program: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    declarations: str = ""
+    recipe: tuple[str, ...] = ()
+    created_with: Mapping[str, str] = field(default_factory=dict)
+    golden: Mapping[str, Golden] = field(default_factory=dict)
+    report: Json = None
+    report_text: str = ""
+
+
+def write(path: str | Path, contents: Contents, *, overwrite: bool = False) -> None:
+    """Write an artifact to a folder, or to a zip where `path` ends in .zip, all at once or not at all.
+
+    An artifact that is there already is replaced; anything else only with `overwrite`. Raises ArtifactError
+    when the parts do not fit together or the disk cannot be written.
+    """
+    check_plan(contents.plan)
+    target = Path(path).absolute()
+    check_target(target, overwrite=overwrite)
+    with staging(target) as stage:
+        folder = stage / "artifact"
+        folder.mkdir()
+        _fill(folder, contents)
+        _finish(stage, folder, target, overwrite=overwrite)
+
+
+def copy(source: str | Path, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write the artifact at `source` to another place, checked, as `write` does; folder or zip on either side."""
+    target = Path(path).absolute()
+    check_target(target, overwrite=overwrite)
+    with opened(Path(source)) as folder, staging(target) as stage:
+        check_files(folder, read_manifest(folder).files, contents=True)
+        _finish(stage, Path(shutil.copytree(folder, stage / "artifact")), target, overwrite=overwrite)
+
+
+def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> Executable:
+    """The artifact at `path`, ready to be called.
+
+    Checked in this order: format version, list and sizes of files, their hashes (`verify`), this machine's
+    instruction set, the library, and that the recorded inputs give the recorded outputs (`verify`). Raises
+    ArtifactError with what is wrong. `threads` is how many a call uses; all cores of the process by default.
+    """
+    with opened(Path(path)) as folder:
+        manifest = read_manifest(folder)
+        check_files(folder, manifest.files, contents=verify)
+        if why := host_supports(manifest.target.triple, manifest.target.features):
+            raise ArtifactError(
+                f"the artifact is for {manifest.target.profile} ({manifest.target.triple}) and cannot run here: {why}; "
+                "compile the model for this machine"
+            )
+        executable = _assemble(folder, manifest, threads)
+        if verify and manifest.golden:
+            check_golden(executable, folder / _listed(manifest, GOLDEN), manifest.golden)
+    return executable
+
+
+def _fill(folder: Path, contents: Contents) -> None:
+    plan = contents.plan
+    (folder / "kernels" / "sources").mkdir(parents=True)
+    if (plan.library is None) != (contents.library is None):
+        raise ArtifactError(f"the plan names the library {plan.library}, the contents give {contents.library}")
+    if plan.library is not None and contents.library is not None:
+        shutil.copyfile(contents.library, _place(folder, plan.library))
+    for name, text in contents.sources.items():
+        _place(folder, f"kernels/sources/{name}").write_text(text)
+    (folder / PLAN).write_text(json.dumps(plan.to_json(), indent=1) + "\n")
+    (folder / PROGRAM).write_text(contents.program)
+    (folder / HEADER).write_text(_header(contents.declarations))
+    (folder / REPORT).write_text(json.dumps(contents.report, indent=1) + "\n")
+    (folder / REPORT_TEXT).write_text(contents.report_text)
+    write_weights(folder / WEIGHTS, contents.weights)
+    write_golden(folder / GOLDEN, plan, contents.golden)
+    # The manifest comes last: without it nothing in the folder is an artifact.
+    (folder / NAME).write_bytes(_manifest(folder, contents).to_bytes())
+
+
+def _finish(stage: Path, folder: Path, target: Path, *, overwrite: bool) -> None:
+    if target.suffix == ".zip":
+        pack(folder, stage / "artifact.zip")
+        publish(stage / "artifact.zip", target, overwrite=overwrite)
+    else:
+        publish(folder, target, overwrite=overwrite)
+
+
+def _manifest(folder: Path, contents: Contents) -> Manifest:
+    signatures = {
+        name: f"({', '.join(f'{spec.name}: {spec.type}' for spec in function.inputs)}) -> "
+        f"({', '.join(str(spec) for spec in function.outputs)})"
+        for name, function in contents.plan.functions.items()
+    }
+    return Manifest(
+        planish=contents.planish,
+        target=contents.target,
+        functions=signatures,
+        recipe=contents.recipe,
+        created_with=contents.created_with,
+        files=describe_files(folder),
+        golden={name: recorded.tolerance for name, recorded in contents.golden.items()},
+    )
+
+
+def _assemble(folder: Path, manifest: Manifest, threads: int | None) -> Executable:
+    plan = Plan.from_json(parse_json((folder / _listed(manifest, PLAN)).read_bytes(), PLAN))
+    weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True)
+    library = NativeLibrary(folder / _listed(manifest, plan.library)) if plan.library is not None else None
+    return Executable(plan, library, weights, threads=threads)
+
+
+def _listed(manifest: Manifest, name: str) -> str:
+    if name not in manifest.files:
+        raise ArtifactError(f"'{name}' is missing from the artifact's manifest; save or download it again")
+    return name
+
+
+def _place(folder: Path, name: str) -> Path:
+    target = folder / name
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"'{name}' would be written outside the artifact")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _header(declarations: str) -> str:
+    common = files("planish.runtime").joinpath("native", HEADER).read_text()
+    return common.replace("/* @entries@ */", declarations)

@@ -1,0 +1,194 @@
+"""Runs the functions of a plan over numpy arrays or torch tensors."""
+
+import ctypes
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+
+from planish.errors import ArtifactError, InputError, nearest
+from planish.runtime import operands
+from planish.runtime.frame import Frame, Memory, Sized
+from planish.runtime.library import NativeEntry, NativeLibrary
+from planish.runtime.plan import FunctionPlan, NativeStep, Plan, Step, TensorSpec, TorchStep, ValueId
+from planish.runtime.profile import CallProfile, ProfileRow
+from planish.runtime.tensors import TensorFile
+
+_CACHED_SHAPES: Final = 64
+
+
+class CompiledFunction:
+    """One entry function of an artifact: called like the model, from any number of threads at once."""
+
+    def __init__(
+        self, name: str, plan: FunctionPlan, entries: Mapping[str, NativeEntry], memory: Memory, threads: int
+    ) -> None:
+        self.name, self.plan, self.threads = name, plan, threads
+        self._entries, self._memory = entries, memory
+        self._solver = plan.solver()
+        self._types = tuple(str(spec.type) for spec in plan.inputs)
+        self._labels = _labels_by_step(plan)
+        self._sized: dict[tuple[tuple[int, ...], ...], Sized] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's result, as torch tensors where an input is one, as numpy arrays otherwise.
+
+        Raises InputError with the input, what it takes and what was given.
+        """
+        results = self.run(self.plan.signature.leaves(args, kwargs, self._types))
+        return self.plan.result.build(iter(results))
+
+    def run(self, leaves: Sequence[Any]) -> list[Any]:
+        """The output tensors for the input tensors, both flat and in the order of the plan."""
+        return self._run(leaves, None)
+
+    def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
+        """The time of each kernel: medians over `repeat` calls after one that is not counted."""
+        if repeat < 1:
+            raise InputError(f"repeat is {repeat}; a profile needs at least one call")
+        leaves = self.plan.signature.leaves(args, kwargs, self._types)
+        self._run(leaves, None)
+        walls: list[float] = []
+        samples: list[list[float]] = []
+        for _ in range(repeat):
+            times = [np.zeros(max(1, len(labels))) for labels in self._labels]
+            start = time.perf_counter()
+            self._run(leaves, times)
+            walls.append(time.perf_counter() - start)
+            samples.append([float(second) for step in times for second in step])
+        wall = median(walls)
+        rows = tuple(
+            ProfileRow(*label, ms=1e3 * median(seconds), share=median(seconds) / wall)
+            for label, seconds in zip(self._rows(), zip(*samples, strict=True), strict=True)
+        )
+        return CallProfile(self.name, rows, 1e3 * wall, self.threads, repeat)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{spec.name}: {spec.type}" for spec in self.plan.inputs)
+        return f"{self.name}({inputs}) -> {', '.join(map(str, self.plan.outputs))}"
+
+    def _run(self, leaves: Sequence[Any], times: list[np.ndarray[Any, Any]] | None) -> list[Any]:
+        inputs = [operands.take(spec, leaf) for spec, leaf in zip(self.plan.inputs, leaves, strict=True)]
+        sized = self._sizes_of(tuple(operand.shape for operand in inputs))
+        torch = operands.loaded_torch() if any(operands.is_torch(operand.owner) for operand in inputs) else None
+        frame = Frame(self.plan, sized, inputs, self._memory, torch)
+        with self._memory.arenas.borrow(sized.arena_bytes) as arena:
+            for i in range(len(self.plan.steps)):
+                self._run_step(i, frame, arena, None if times is None else times[i])
+        return [operands.give(frame.get(ValueId("output", i)), spec.dtype) for i, spec in enumerate(self.plan.outputs)]
+
+    def _run_step(self, index: int, frame: Frame, arena: int, times: np.ndarray[Any, Any] | None) -> None:
+        step, start = self.plan.steps[index], time.perf_counter()
+        if isinstance(step, TorchStep):
+            frame.run_torch(step)
+        elif self._labels[index]:
+            self._run_native(step, frame, arena, times)
+            return
+        else:
+            self._run_native(step, frame, arena, None)
+        if times is not None:
+            times[0] = time.perf_counter() - start
+
+    def _run_native(self, step: NativeStep, frame: Frame, arena: int, times: np.ndarray[Any, Any] | None) -> None:
+        code = self._entries[step.entry].run(
+            _pointers(frame.address(value) for value in step.inputs),
+            _pointers(frame.address(value) for value in step.outputs),
+            frame.sized.array,
+            self._memory.weights_address,
+            arena,
+            self.threads,
+            None if times is None else times.ctypes.data_as(ctypes.POINTER(ctypes.c_double)),
+        )
+        if code != 0:
+            raise ArtifactError(f"{step.entry} of {self.name} failed with code {code} on sizes {frame.sized.sizes}")
+
+    def _sizes_of(self, shapes: tuple[tuple[int, ...], ...]) -> Sized:
+        if (known := self._sized.get(shapes)) is not None:
+            return known
+        solved = self._solver.solve(shapes)
+        values = [solved[size.name] for size in self.plan.sizes]
+        array = (ctypes.c_int64 * max(1, len(values)))(*values)
+        arenas = [entry.arena_bytes(array, self.threads) for entry in self._entries.values()]
+        outputs, crossing = _shapes(self.plan.outputs, solved), _shapes(self.plan.values, solved)
+        sized = Sized(solved, array, outputs, crossing, max(arenas, default=0))
+        if len(self._sized) >= _CACHED_SHAPES:
+            self._sized = {}
+        self._sized[shapes] = sized
+        return sized
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        for step, labels in zip(self.plan.steps, self._labels, strict=True):
+            yield from labels or [_step_label(step)]
+
+
+class Executable:
+    """A loaded artifact. Calling it calls its `main` function, or its only one.
+
+    `threads` is how many each call uses; the library's default is the number of cores that the process has.
+    """
+
+    def __init__(
+        self, plan: Plan, library: NativeLibrary | None, weights: TensorFile, *, threads: int | None = None
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; a call needs at least one")
+        memory = Memory(weights, plan.weights)
+        self.plan = plan
+        self.threads = threads or (library.threads() if library else 1)
+        self.functions: Mapping[str, CompiledFunction] = {
+            name: CompiledFunction(name, function, _entries(function, library), memory, self.threads)
+            for name, function in plan.functions.items()
+        }
+
+    @property
+    def main(self) -> CompiledFunction:
+        """The function that calling the executable calls."""
+        if len(self.functions) == 1:
+            return next(iter(self.functions.values()))
+        return self.function("main")
+
+    def function(self, name: str) -> CompiledFunction:
+        """An entry function by name; raises InputError on an unknown one."""
+        if name not in self.functions:
+            raise InputError(f"the artifact has no function '{name}'{nearest(name, self.functions)}")
+        return self.functions[name]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See `CompiledFunction.__call__`."""
+        return self.main(*args, **kwargs)
+
+    def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
+        """See `CompiledFunction.profile`."""
+        return self.main.profile(*args, repeat=repeat, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"Executable({'; '.join(map(repr, self.functions.values()))}; {self.threads} threads)"
+
+
+def _entries(function: FunctionPlan, library: NativeLibrary | None) -> dict[str, NativeEntry]:
+    names = [step.entry for step in function.steps if isinstance(step, NativeStep)]
+    return {name: library.entry(name) for name in names} if library else {}
+
+
+def _labels_by_step(plan: FunctionPlan) -> list[list[tuple[str, str, str, str]]]:
+    labels: list[list[tuple[str, str, str, str]]] = [[] for _ in plan.steps]
+    for call in plan.calls:
+        labels[call.segment].append((call.label, call.op, call.template, call.scope))
+    return labels
+
+
+def _step_label(step: Step) -> tuple[str, str, str, str]:
+    if isinstance(step, TorchStep):
+        return step.target, step.target, "torch", step.scope
+    return step.entry, "", "native", ""
+
+
+def _shapes(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(dimension.evaluate(sizes) for dimension in spec.shape) for spec in specs)
+
+
+def _pointers(addresses: Iterator[int]) -> "ctypes.Array[ctypes.c_void_p]":
+    found = list(addresses)
+    return (ctypes.c_void_p * max(1, len(found)))(*found)

@@ -1,0 +1,97 @@
+"""The recorded inputs and outputs of an artifact, and the check that it still computes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish.errors import ArtifactError
+from planish.runtime.dtypes import ITEMSIZE, NUMPY, DTypeName
+from planish.runtime.executor import CompiledFunction, Executable
+from planish.runtime.manifest import Tolerance
+from planish.runtime.operands import widen
+from planish.runtime.plan import FunctionPlan, Plan
+from planish.runtime.tensors import TensorFile, write_tensors
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Inputs of a function and what it gives for them, in the order of the plan; bf16 as any 2-byte array of its bits.
+
+    `tolerance` is how far another machine's result may be.
+    """
+
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+    tolerance: Tolerance
+
+
+def write_golden(path: Path, plan: Plan, golden: Mapping[str, Golden]) -> None:
+    """Write golden.safetensors; raises ArtifactError where the arrays are not of the plan's dtypes."""
+    tensors: dict[str, tuple[DTypeName, Array]] = {}
+    for name, recorded in golden.items():
+        for word, dtypes, arrays in (
+            ("input", [spec.type.dtype for spec in plan.functions[name].inputs], recorded.inputs),
+            ("output", [spec.dtype for spec in plan.functions[name].outputs], recorded.outputs),
+        ):
+            if len(dtypes) != len(arrays):
+                raise ArtifactError(f"golden of {name}: {len(arrays)} {word}s for {len(dtypes)} in the plan")
+            for i, (dtype, array) in enumerate(zip(dtypes, arrays, strict=True)):
+                tensors[f"{name}.{word}.{i}"] = (dtype, _bits(dtype, array, f"{word} {i} of {name}"))
+    write_tensors(path, tensors)
+
+
+def check_golden(executable: Executable, path: Path, tolerances: Mapping[str, Tolerance]) -> None:
+    """Run every function that has a record; raises ArtifactError with the place that is off the most."""
+    stored = TensorFile(path)
+    for name, tolerance in tolerances.items():
+        if name not in executable.functions:
+            raise ArtifactError(f"the manifest records results of '{name}', which the plan lacks")
+        function = executable.functions[name]
+        inputs, expected = _recorded(stored, name, function.plan)
+        for i, (result, wanted) in enumerate(zip(function.run(inputs), expected, strict=True)):
+            _compare(function, i, result, wanted, tolerance)
+
+
+def _recorded(stored: TensorFile, name: str, plan: FunctionPlan) -> tuple[list[Array], list[Array]]:
+    inputs = [_load(stored, f"{name}.input.{i}", spec.type.dtype) for i, spec in enumerate(plan.inputs)]
+    outputs = [_load(stored, f"{name}.output.{i}", spec.dtype) for i, spec in enumerate(plan.outputs)]
+    return inputs, [
+        widen(array) if spec.dtype == "bf16" else array for array, spec in zip(outputs, plan.outputs, strict=True)
+    ]
+
+
+def _load(stored: TensorFile, key: str, dtype: DTypeName) -> Array:
+    return stored.array(key, dtype, stored.shape(key))
+
+
+def _compare(function: CompiledFunction, index: int, result: Array, wanted: Array, tolerance: Tolerance) -> None:
+    what = f"golden check: output {index} of {function.name}"
+    if result.shape != wanted.shape:
+        raise ArtifactError(f"{what} has shape {list(result.shape)}, recorded {list(wanted.shape)}; compile again")
+    if wanted.dtype.kind != "f":
+        close, error = result == wanted, (result != wanted).astype(np.float64)
+    else:
+        given, known = result.astype(np.float64), wanted.astype(np.float64)
+        close = np.isclose(given, known, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True)
+        with np.errstate(invalid="ignore"):
+            error = np.where(close, 0.0, np.nan_to_num(np.abs(given - known), nan=np.inf))
+    if close.all():
+        return
+    place = np.unravel_index(int(error.argmax()), error.shape)
+    raise ArtifactError(
+        f"{what} is {result[place]} at {[int(i) for i in place]}, recorded {wanted[place]} (rtol {tolerance.rtol}, "
+        f"atol {tolerance.atol}); the code does not compute the model here: compile it on this machine"
+    )
+
+
+def _bits(dtype: DTypeName, array: Array, what: str) -> Array:
+    if dtype == "bf16" and array.itemsize == ITEMSIZE["bf16"]:
+        return np.ascontiguousarray(array).view(np.uint16)
+    if array.dtype.name != NUMPY[dtype]:
+        raise ArtifactError(f"golden {what} is {array.dtype}, the plan says {dtype}")
+    return array

@@ -1,0 +1,128 @@
+"""manifest.json: what an artifact is, what it needs to run, and the size and hash of each of its files."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+from planish.errors import ArtifactError
+from planish.runtime.fields import Field, parse_json
+
+FORMAT: Final = 1
+NAME: Final = "manifest.json"
+# Far more than any manifest: what a reader takes into memory before it knows what it reads.
+MAXIMUM_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The hardware that an artifact is for: the profile, its hash, and what the instruction set must have."""
+
+    profile: str
+    triple: str
+    features: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of an artifact."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far a result may be from the recorded one: `|a - b| <= atol + rtol * |b|`."""
+
+    rtol: float
+    atol: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The whole of manifest.json. `functions` are signatures as text, `golden` is by function."""
+
+    planish: str
+    target: Target
+    functions: Mapping[str, str]
+    recipe: tuple[str, ...]
+    created_with: Mapping[str, str]
+    files: Mapping[str, FileEntry]
+    golden: Mapping[str, Tolerance]
+
+    def to_bytes(self) -> bytes:
+        """The text of the file, with the format version and a digest of everything else in it."""
+        body = {"format": FORMAT, **asdict(self)}
+        return json.dumps({**body, "digest": _digest(body)}, indent=1, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> "Manifest":
+        """The checked manifest; raises ArtifactError on a newer format before it looks at anything else."""
+        field = Field(parse_json(raw, NAME), NAME)
+        _check_format(field.members())
+        names = ("planish", "target", "functions", "recipe", "created_with", "files", "golden")
+        members = field.object("format", "digest", *names)
+        if (
+            _digest({key: member.value for key, member in members.items() if key != "digest"})
+            != members["digest"].value
+        ):
+            raise ArtifactError(f"{NAME} was altered after it was written; save or download the artifact again")
+        return cls(
+            members["planish"].text(),
+            _read_target(members["target"]),
+            {name: text.text() for name, text in members["functions"].members().items()},
+            members["recipe"].each(lambda line: line.text()),
+            {name: version.text() for name, version in members["created_with"].members().items()},
+            {_checked_path(name): _read_file(entry) for name, entry in members["files"].members().items()},
+            {name: _read_tolerance(entry) for name, entry in members["golden"].members().items()},
+        )
+
+
+def unsafe_path(name: str) -> str | None:
+    """Why a file of that name could land outside the artifact, or None."""
+    parts = name.split("/")
+    if PurePosixPath(name).is_absolute() or "\\" in name or ":" in name or "\0" in name:
+        return "is not a relative path with forward slashes"
+    return "has an empty part, '.' or '..'" if {"", ".", ".."} & set(parts) else None
+
+
+def _check_format(members: Mapping[str, Field]) -> None:
+    if "format" not in members:
+        raise ArtifactError(f"{NAME} has no format version; this is no artifact of planish")
+    version = members["format"].integer(1)
+    if version > FORMAT:
+        by = members["planish"].value if "planish" in members else "a later version"
+        raise ArtifactError(
+            f"the artifact has format {version}, written by planish {by}; this version reads format {FORMAT}: "
+            "upgrade planish, or compile the model again with this one"
+        )
+
+
+def _digest(body: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_target(field: Field) -> Target:
+    members = field.object("profile", "triple", "features", "fingerprint")
+    features = members["features"].each(lambda feature: feature.text())
+    return Target(members["profile"].text(), members["triple"].text(), features, members["fingerprint"].text())
+
+
+def _read_file(field: Field) -> FileEntry:
+    members = field.object("sha256", "bytes")
+    return FileEntry(members["sha256"].text(), members["bytes"].integer())
+
+
+def _read_tolerance(field: Field) -> Tolerance:
+    members = field.object("rtol", "atol")
+    return Tolerance(members["rtol"].number(), members["atol"].number())
+
+
+def _checked_path(name: str) -> str:
+    if why := unsafe_path(name):
+        raise ArtifactError(f"{NAME} lists the file {name!r}, which {why}")
+    return name

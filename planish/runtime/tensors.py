@@ -1,0 +1,172 @@
+"""Safetensors files: a writer that aligns the data for kernels and a strict reader on a memory map."""
+
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from planish.errors import ArtifactError
+from planish.runtime.dtypes import NUMPY, SAFETENSORS, DTypeName
+from planish.runtime.fields import Field, parse_json
+
+ALIGNMENT: Final = 64
+_NAMES: Final[dict[str, str]] = {NUMPY[name]: word for name, word in SAFETENSORS.items()} | {
+    "uint16": "U16", "uint32": "U32", "uint64": "U64", "bfloat16": "BF16",
+}  # fmt: skip
+_ITEMSIZE: Final[dict[str, int]] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "U16": 2, "U32": 4, "U64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor as a safetensors header describes it; offsets in bytes from the start of the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def weight_offsets(weights: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, int]:
+    """Where `write_weights` puts each weight: bytes from the base pointer that kernels get, multiples of 64."""
+    offsets, position = {}, 0
+    for name, array in weights.items():
+        offsets[name] = position
+        position += _padded(array.nbytes)
+    return offsets
+
+
+def write_weights(path: Path, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write `weights` in their order, each flattened and padded with zeros to a multiple of 64 bytes."""
+    entries, offsets = {}, weight_offsets(weights)
+    for name, array in weights.items():
+        size = _padded(array.nbytes)
+        entries[name] = Stored(_dtype_of(array), (size // array.itemsize,), offsets[name], offsets[name] + size)
+    with path.open("wb") as file:
+        file.write(_header(entries))
+        for array in weights.values():
+            _write_array(file, array)
+            file.write(bytes(_padded(array.nbytes) - array.nbytes))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, tuple[DTypeName, np.ndarray[Any, Any]]]) -> None:
+    """Write tensors with their shapes and dtypes; bf16 is given as u16 bits."""
+    entries, position = {}, 0
+    for name, (dtype, array) in tensors.items():
+        entries[name] = Stored(SAFETENSORS[dtype], array.shape, position, position + array.nbytes)
+        position += array.nbytes
+    with path.open("wb") as file:
+        file.write(_header(entries))
+        for _, array in tensors.values():
+            _write_array(file, array)
+
+
+class TensorFile:
+    """A safetensors file in memory, read-only; the data starts at a multiple of 64 bytes where `aligned`.
+
+    Raises ArtifactError, naming the file and the tensor, on anything that the format does not allow:
+    a header longer than the file, an unknown dtype, tensors that overlap, leave holes or end early.
+    """
+
+    def __init__(self, path: Path, *, aligned: bool = False) -> None:
+        self._name = path.name
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"cannot read '{path}': {error}") from error
+        self._start = self._data_start()
+        self.tensors = _read_header(Field(parse_json(self._map[8 : self._start], self._name), self._name))
+        self._check_extent()
+        if aligned and self._start % ALIGNMENT:
+            raise ArtifactError(f"{self._name}: the data starts at {self._start}, not at a multiple of {ALIGNMENT}")
+        self._bytes = np.frombuffer(self._map, np.uint8)[self._start :]
+
+    @property
+    def address(self) -> int:
+        """The address of the first byte of data."""
+        return int(self._bytes.ctypes.data)
+
+    def array(self, name: str, dtype: DTypeName, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """The first elements of a tensor, read-only, as `dtype` (bf16 as u16 bits) and `shape`."""
+        stored = self.tensors.get(name)
+        if stored is None:
+            raise ArtifactError(f"{self._name} has no tensor '{name}'")
+        count, numpy_type = prod(shape), np.dtype(NUMPY[dtype])
+        if stored.dtype != SAFETENSORS[dtype] or stored.end - stored.begin < count * numpy_type.itemsize:
+            raise ArtifactError(
+                f"{self._name}: '{name}' is {stored.dtype}{list(stored.shape)}, needed as {dtype}{list(shape)}"
+            )
+        data: np.ndarray[Any, Any] = self._bytes[stored.begin : stored.begin + count * numpy_type.itemsize]
+        return data.view(numpy_type).reshape(shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a stored tensor; raises ArtifactError where there is none of that name."""
+        if name not in self.tensors:
+            raise ArtifactError(f"{self._name} has no tensor '{name}'")
+        return self.tensors[name].shape
+
+    def _data_start(self) -> int:
+        if len(self._map) < 8:
+            raise ArtifactError(f"{self._name} is truncated: {len(self._map)} bytes hold no header")
+        (length,) = struct.unpack("<Q", self._map[:8])
+        if length > len(self._map) - 8:
+            raise ArtifactError(f"{self._name} is truncated: its header of {length} bytes is longer than the file")
+        return 8 + int(length)
+
+    def _check_extent(self) -> None:
+        position = 0
+        for name, stored in sorted(self.tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+            if stored.begin != position:
+                raise ArtifactError(f"{self._name}: '{name}' starts at {stored.begin}, not at {position}")
+            position = stored.end
+        if position != len(self._map) - self._start:
+            found = len(self._map) - self._start
+            raise ArtifactError(f"{self._name} is damaged: it holds {found} bytes of data, not {position}")
+
+
+def _read_header(header: Field) -> dict[str, Stored]:
+    members = {name: field for name, field in header.members().items() if name != "__metadata__"}
+    return {name: _read_entry(field) for name, field in members.items()}
+
+
+def _read_entry(field: Field) -> Stored:
+    members = field.object("dtype", "shape", "data_offsets")
+    dtype = members["dtype"].text(*_ITEMSIZE)
+    shape = members["shape"].each(lambda item: item.integer())
+    offsets = members["data_offsets"].each(lambda item: item.integer())
+    if len(offsets) != 2 or offsets[1] - offsets[0] != prod(shape) * _ITEMSIZE[dtype]:
+        raise members["data_offsets"].error(f"a range of {prod(shape) * _ITEMSIZE[dtype]} bytes")
+    return Stored(dtype, shape, offsets[0], offsets[1])
+
+
+def _header(entries: Mapping[str, Stored]) -> bytes:
+    described = {
+        name: {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": [stored.begin, stored.end]}
+        for name, stored in entries.items()
+    }
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (_padded(len(text) + 8) - len(text) - 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _dtype_of(array: np.ndarray[Any, Any]) -> str:
+    if array.dtype.name not in _NAMES or not array.dtype.isnative:
+        raise ArtifactError(f"a weight of dtype {array.dtype} cannot be stored; known: {', '.join(_NAMES)}")
+    return _NAMES[array.dtype.name]
+
+
+def _write_array(file: BinaryIO, array: np.ndarray[Any, Any]) -> None:
+    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,52 @@
+"""Runs the ops of a plan that have no kernel of ours, through torch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from planish.errors import ArtifactError, BackendMissing
+from planish.runtime.fields import Json
+from planish.runtime.plan import TorchStep
+from planish.runtime.torch_arguments import evaluate
+
+
+def import_torch(step: TorchStep) -> Any:
+    """torch; raises BackendMissing where it is not installed."""
+    try:
+        import torch  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise BackendMissing(f"{step.target} in '{step.scope}' runs as torch; install it: pip install torch") from error
+    return torch
+
+
+def run_torch_step(
+    step: TorchStep, value: Callable[[Json], Any], sizes: Mapping[str, int], torch: Any
+) -> tuple[Any, ...]:
+    """The results of the op as contiguous tensors (None where the op gives none), one for each output of the step.
+
+    `value` gives the tensor of a value id. Raises ArtifactError for an op that torch lacks or that mutates
+    its arguments, and when the op fails.
+    """
+    overload = _overload(step, torch)
+    arguments = [evaluate(argument, value, sizes, torch) for argument in step.arguments]
+    keywords = {name: evaluate(argument, value, sizes, torch) for name, argument in step.keywords.items()}
+    try:
+        with torch.no_grad():
+            result = overload(*arguments, **keywords)
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+        raise ArtifactError(f"{step.target} in '{step.scope}' failed in torch: {error}") from error
+    results = tuple(result) if isinstance(result, tuple | list) else (result,)
+    if len(results) != len(step.outputs):
+        raise ArtifactError(f"{step.target} gave {len(results)} results, the plan names {len(step.outputs)}")
+    return tuple(item.contiguous() if isinstance(item, torch.Tensor) else None for item in results)
+
+
+def _overload(step: TorchStep, torch: Any) -> Any:
+    if why := step.refusal:
+        raise ArtifactError(why)
+    _, packet, name = step.target.split(".")
+    overload = getattr(getattr(torch.ops.aten, packet, None), name, None)
+    if overload is None:
+        raise ArtifactError(f"torch {torch.__version__} has no {step.target}; compile with this torch")
+    if overload._schema.is_mutable:
+        raise ArtifactError(f"{step.target} changes its arguments; an artifact runs functional ops only")
+    return overload
