@@ -92,10 +92,10 @@ class KernelBuilder:
 
     def scratch_buffer(self, count: "Dim | tirx.PrimExpr", dtype: DType, byte_offset: Dim = 0) -> "tirx.Buffer":
         """`count` elements of this task's scratch memory, from a byte offset that is a multiple of 64."""
-        dtype_name = TVM_DTYPE[dtype]
-        size = self.dim(count)
-        element = self.dim(byte_offset) // dtype.itemsize
-        return T.decl_buffer((size,), dtype_name, data=T.handle_cast(self.scratch, dtype_name), elem_offset=element)
+        name = TVM_DTYPE[dtype]
+        pointer = tvm.ir.PointerType(tvm.ir.PrimType(name))
+        data = T.bind(tvm.ir.Call("tirx.reinterpret", [self.scratch], ret_ty=pointer), pointer)
+        return T.decl_buffer((self.dim(count),), name, data=data, elem_offset=self.dim(byte_offset) // dtype.itemsize)
 
     def dim(self, dim: "Dim | tirx.PrimExpr") -> "tirx.PrimExpr":
         """A dimension as an int64 TIR expression over the kernel's sizes."""
