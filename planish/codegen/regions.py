@@ -1,0 +1,125 @@
+"""Fusion: which nodes one kernel computes together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from planish.codegen.layout import Place, is_free
+from planish.codegen.template import Template
+from planish.compiler.ir import Graph, Node, Value
+from planish.compiler.ops import dim_value, full
+from planish.compiler.types import elements, same_dim, same_shape
+
+_LITERALS = (full, dim_value)
+
+
+@dataclass(eq=False, slots=True)
+class Region:
+    """Nodes for one kernel, operands first; `anchor` decides which templates may compute it."""
+
+    anchor: Node
+    nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def output(self) -> Value:
+        return Value(self.nodes[-1])
+
+    def inputs(self) -> tuple[Value, ...]:
+        """The values that the nodes read from outside, in order of first use."""
+        inside = {value for node in self.nodes for value in node.values}
+        return tuple(dict.fromkeys(v for node in self.nodes for v in node.operands if v not in inside))
+
+
+def fuse(graph: Graph, places: Mapping[Value, Place], templates: Sequence[Template]) -> tuple[Region, ...]:
+    """Regions in an order in which each can run after those before it.
+
+    Elementwise nodes join the kernel that computes their operand when nothing else reads it; whole elementwise regions
+    are computed where they are read. Literals are repeated in every region that reads them.
+    """
+    return _Fusion(graph, places, templates).run()
+
+
+def first_template(anchor: Node, templates: Sequence[Template]) -> Template | None:
+    """The first template that serves the anchor's op."""
+    return next((t for t in templates if anchor.op in t.ops), None)
+
+
+class _Fusion:
+    def __init__(self, graph: Graph, places: Mapping[Value, Place], templates: Sequence[Template]) -> None:
+        self.graph, self.places, self.templates = graph, places, templates
+        self.readers: dict[Value, int] = {}
+        for node in graph.nodes():
+            for value in node.operands:
+                self.readers[value] = self.readers.get(value, 0) + 1
+        for value in graph.outputs:
+            self.readers[value] = self.readers.get(value, 0) + 1
+        self.regions: dict[Value, Region] = {}
+
+    def run(self) -> tuple[Region, ...]:
+        order = {node: i for i, node in enumerate(self.graph.nodes())}
+        for node in order:
+            if "leaf" not in node.op.traits and node.op not in _LITERALS and not is_free(node, self.places):
+                self._place(node)
+        for value in self._stored_literals():
+            self.regions[value] = Region(value.node, [value.node])
+        return tuple(sorted(self.regions.values(), key=lambda region: order[region.nodes[-1]]))
+
+    def _stored_literals(self) -> tuple[Value, ...]:
+        """Literals that are read from memory: through a view, as an output, or by a kernel that computes nothing."""
+        read = {v for region in self.regions.values() for v in region.inputs()} | set(self.graph.outputs)
+        roots = dict.fromkeys(self.places[v].root for v in read)
+        return tuple(v for v in roots if v.node.op in _LITERALS)
+
+    def _place(self, node: Node) -> None:
+        region = self._host(node)
+        if region is None:
+            region = Region(node, [node])
+        else:
+            del self.regions[region.output]
+            region.nodes.append(node)
+        for value in node.operands:
+            self._absorb(region, node, value)
+        self.regions[region.output] = region
+
+    def _host(self, node: Node) -> Region | None:
+        """The region whose epilogue the node may join: the latest that computes one of its operands alone for it."""
+        if "elementwise" not in node.op.traits:
+            return None
+        found = [self.regions[v] for v in node.operands if v in self.regions and self._joins(v, node)]
+        return found[-1] if found else None
+
+    def _joins(self, value: Value, node: Node) -> bool:
+        region = self.regions[value]
+        template = first_template(region.anchor, self.templates)
+        return (
+            self.readers[value] == 1
+            and template is not None
+            and "elementwise" not in region.anchor.op.traits
+            and same_shape(value.shape, node.types[0].shape)
+            and template.fuses_after(region.anchor, node)
+        )
+
+    def _absorb(self, region: Region, node: Node, value: Value) -> None:
+        """Compute `value` inside the region, where it is a literal or an elementwise region read only by `node`."""
+        template = first_template(region.anchor, self.templates)
+        if template is None or value.node in region.nodes:
+            return
+        after = region.nodes.index(node) > region.nodes.index(region.anchor)
+        allowed = template.fuses_after if after else template.fuses_before
+        if value.node.op in _LITERALS:
+            inner = [value.node]
+        elif value in self.regions and self._inlines(self.regions[value], value, node):
+            inner = self.regions[value].nodes
+        else:
+            return
+        if all(allowed(region.anchor, n) for n in inner):
+            at = region.nodes.index(node)
+            region.nodes[at:at] = [n for n in inner if n not in region.nodes]
+            self.regions.pop(value, None)
+
+    def _inlines(self, region: Region, value: Value, node: Node) -> bool:
+        """Whether computing the region again for every element that `node` reads costs nothing extra."""
+        return (
+            self.readers[value] == 1
+            and all("elementwise" in n.op.traits or n.op in _LITERALS for n in region.nodes)
+            and same_dim(elements(value.shape), elements(node.types[0].shape))
+        )

@@ -1,0 +1,155 @@
+"""The schedule: steps of native and torch work, one arena planned by liveness, and where barriers are needed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import sympy
+
+from planish.codegen.select import Choice, Selection, TorchCall, Work
+from planish.compiler.ir import Value
+from planish.compiler.types import Dim, evaluate_dim, simplify
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a buffer lies: `kind` is input, output, value (crosses steps), weight or slot (in the arena)."""
+
+    kind: str
+    key: int | str
+
+
+@dataclass(slots=True)
+class Slot:
+    """A part of the arena that buffers share one after another; it is as large as the largest of them."""
+
+    members: list[Dim] = field(default_factory=list)
+    hint: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernels:
+    """A native step: its calls, and for each whether a barrier must stand before it."""
+
+    calls: tuple[Choice, ...]
+    barriers: tuple[bool, ...]
+    slots: tuple[Slot, ...]
+
+
+Step = Kernels | TorchCall
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Schedule:
+    """What runs, in order, and the storage of every buffer's root value. `crossing` are the values of kind value."""
+
+    steps: tuple[Step, ...]
+    storage: Mapping[Value, Storage]
+    crossing: tuple[Value, ...]
+
+
+def schedule(selection: Selection) -> Schedule:
+    """Split the work into steps at torch calls and give every buffer a place."""
+    runs = [list(run) for _, run in groupby(selection.work, key=_run_key(selection.work))]
+    storage = dict(_fixed(selection))
+    crossing = tuple(v for v in _crossing(runs) if v not in storage)
+    storage.update({v: Storage("value", i) for i, v in enumerate(crossing)})
+    steps: list[Step] = []
+    for run in runs:
+        if isinstance(run[0], TorchCall):
+            steps.append(run[0])
+        else:
+            steps.append(_kernels([w for w in run if isinstance(w, Choice)], storage, selection))
+    return Schedule(tuple(steps), storage, crossing)
+
+
+def _run_key(work: Sequence[Work]) -> "object":
+    index = {id(w): i for i, w in enumerate(work)}
+    return lambda w: index[id(w)] if isinstance(w, TorchCall) else -1
+
+
+def buffer_bytes(value: Value) -> Dim:
+    """Bytes of the value's buffer, a multiple of the alignment."""
+    total: Dim = value.dtype.itemsize
+    for dim in value.shape:
+        total = total * dim
+    return simplify(total)
+
+
+def written(work: Work) -> tuple[Value, ...]:
+    """The root values whose buffers the work fills."""
+    return work.node.values if isinstance(work, TorchCall) else (work.call.output,)
+
+
+def read(work: Work) -> tuple[Value, ...]:
+    """The root values whose buffers the work reads."""
+    return tuple(dict.fromkeys(work.roots.values()))
+
+
+def _fixed(selection: Selection) -> Iterator[tuple[Value, Storage]]:
+    for i, value in enumerate(selection.graph.inputs):
+        yield value, Storage("input", i)
+    for work in selection.work:
+        for value in read(work):
+            if value.node.op.name == "weight":
+                yield value, Storage("weight", str(value.node.attrs["name"]))
+    for i, value in enumerate(selection.outputs):
+        yield value, Storage("output", i)
+
+
+def _crossing(runs: Sequence[Sequence[Work]]) -> tuple[Value, ...]:
+    """Values that one step writes and a later one reads, or that torch writes."""
+    home = {value: i for i, run in enumerate(runs) for work in run for value in written(work)}
+    outside = {v for i, run in enumerate(runs) for work in run for v in read(work) if home.get(v, i) != i}
+    by_torch = {v for run in runs for work in run if isinstance(work, TorchCall) for v in work.node.values}
+    return tuple(v for v in home if v in outside or v in by_torch)
+
+
+def _kernels(calls: Sequence[Choice], storage: dict[Value, Storage], selection: Selection) -> Kernels:
+    slots: list[Slot] = []
+    free: list[int] = []
+    last = {v: i for i, choice in enumerate(calls) for v in read(choice)}
+    hints = selection.graph.hints()
+    for i, choice in enumerate(calls):
+        out = choice.call.output
+        if out not in storage:
+            storage[out] = Storage("slot", _take(slots, free, buffer_bytes(out), hints))
+        dead = {v for v in (*read(choice), out) if last.get(v, i) == i}
+        free += sorted(int(storage[v].key) for v in dead if storage[v].kind == "slot")
+    return Kernels(tuple(calls), _barriers(calls, storage), tuple(slots))
+
+
+def _take(slots: list[Slot], free: list[int], size: Dim, hints: Mapping[str, int]) -> int:
+    """The free slot whose expected size fits best, or a new one."""
+    hint = evaluate_dim(size, hints)
+    best = min(free, key=lambda i: (abs(slots[i].hint - hint), i), default=None)
+    if best is None:
+        slots.append(Slot())
+        best = len(slots) - 1
+    else:
+        free.remove(best)
+    slots[best].members.append(size)
+    slots[best].hint = max(slots[best].hint, hint)
+    return best
+
+
+def _barriers(calls: Sequence[Choice], storage: Mapping[Value, Storage]) -> tuple[bool, ...]:
+    """A barrier stands before a call that touches what calls since the last barrier wrote, or overwrites what they read."""
+    needed, reads, writes = [], set[Storage](), set[Storage]()
+    for choice in calls:
+        mine, out = {storage[v] for v in read(choice)}, storage[choice.call.output]
+        wait = bool(mine & writes) or out in reads or out in writes
+        if wait:
+            reads, writes = set(), set()
+        needed.append(wait)
+        reads |= mine
+        writes.add(out)
+    return tuple(needed)
+
+
+def slot_size(slot: Slot) -> sympy.Expr | int:
+    """The size of a slot as one expression over the named sizes."""
+    distinct = list(dict.fromkeys(slot.members))
+    return distinct[0] if len(distinct) == 1 else sympy.Max(*distinct)

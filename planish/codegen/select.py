@@ -1,0 +1,149 @@
+"""Selection: a template for every region, with copies or splits where no template takes it as it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from planish.codegen.call import Call
+from planish.codegen.layout import Place, resolve
+from planish.codegen.regions import Region, fuse
+from planish.codegen.template import Template
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.view import View
+from planish.compiler.ir import Graph, Node, Value, same_type
+from planish.compiler.ops import opaque, reshape
+from planish.compiler.types import elements, same_dim
+from planish.errors import TemplateError
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A template that did not take a call, and why."""
+
+    template: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """A call and the template that computes it. `roots` names, per input of the call, the value whose buffer it reads."""
+
+    call: Call
+    template: Template
+    roots: Mapping[Value, Value]
+    misses: tuple[Miss, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TorchCall:
+    """An opaque node, which runs as torch between the kernels."""
+
+    node: Node
+    roots: Mapping[Value, Value]
+
+    @property
+    def scope(self) -> str:
+        return self.node.scope
+
+
+Work = Choice | TorchCall
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """The work of a graph in running order. `outputs` gives the value whose whole buffer is each result."""
+
+    graph: Graph
+    work: tuple[Work, ...]
+    outputs: tuple[Value, ...]
+
+
+def select(graph: Graph, templates: Sequence[Template], isa: Isa) -> Selection:
+    """Choose a kernel for everything that the graph computes.
+
+    Raises TemplateError naming the op, its scope and every template's reason when nothing takes a node.
+    """
+    selector = _Selector(resolve(graph), templates, isa)
+    for region in fuse(graph, selector.places, templates):
+        selector.add(region)
+    return Selection(graph, tuple(selector.work), selector.outputs(graph))
+
+
+class _Selector:
+    def __init__(self, places: Mapping[Value, Place], templates: Sequence[Template], isa: Isa) -> None:
+        self.places = dict(places)
+        self.templates, self.isa = templates, isa
+        self.work: list[Work] = []
+        self.copies: dict[Value, Place] = {}
+
+    def add(self, region: Region) -> None:
+        """Append what computes the region: as it is, with its strided inputs copied first, or node by node."""
+        if region.anchor.op is opaque:
+            self._add_torch(region.anchor)
+            return
+        inputs = {v: self.places[v] for v in region.inputs()}
+        choice = self._choose(region, inputs)
+        if isinstance(choice, tuple):
+            contiguous = {v: self._copied(v, place) for v, place in inputs.items()}
+            choice = self._choose(region, contiguous) if contiguous != inputs else choice
+        if isinstance(choice, Choice):
+            self.work.append(choice)
+        elif len(region.nodes) > 1:
+            self._split(region)
+        else:
+            reasons = "; ".join(f"{m.template}: {m.reason}" for m in choice) or "no template serves this op"
+            node = region.anchor
+            raise TemplateError(f"{node.op.name} in '{node.scope}' {node.types[0]} has no kernel for this CPU: {reasons}")
+
+    def _choose(self, region: Region, inputs: Mapping[Value, Place]) -> Choice | tuple[Miss, ...]:
+        views = {v: place.view for v, place in inputs.items()}
+        call = Call(region.anchor, tuple(region.nodes), views, region.output, self.places[region.output].view)
+        misses: list[Miss] = []
+        for template in self.templates:
+            if region.anchor.op in template.ops:
+                why = template.refuse(call, self.isa)
+                if why is None:
+                    roots = {v: place.root for v, place in inputs.items()}
+                    return Choice(call, template, roots, tuple(misses))
+                misses.append(Miss(template.name, why))
+        return tuple(misses)
+
+    def _copied(self, value: Value, place: Place) -> Place:
+        """The value in a contiguous buffer, copied there by a kernel of its own if it is not yet."""
+        return place if place.view.is_contiguous else self._copy(value)
+
+    def _copy(self, value: Value) -> Place:
+        if value not in self.copies:
+            copy = reshape(value, shape=value.shape, scope=value.node.scope)
+            self.copies[value] = self.places[copy] = Place(copy, View.contiguous(value.type))
+            self.add(Region(copy.node, [copy.node]))
+        return self.copies[value]
+
+    def _split(self, region: Region) -> None:
+        for node in region.nodes:
+            value = Value(node)
+            if value != region.output:
+                self.places[value] = Place(value, View.contiguous(value.type))
+            self.add(Region(node, [node]))
+
+    def _add_torch(self, node: Node) -> None:
+        self.work.append(TorchCall(node, {v: self._whole(v) for v in node.operands}))
+
+    def _whole(self, value: Value) -> Value:
+        """A value whose buffer is all of `value` and nothing else, as torch and results need it."""
+        place = self.places[value]
+        alike = place.view.is_contiguous and same_type(place.root.type, value.type)
+        return place.root if alike else self._copy(value).root
+
+    def outputs(self, graph: Graph) -> tuple[Value, ...]:
+        """A buffer of its own for every result, copied where it is a view of a part, an input, or another result."""
+        roots: list[Value] = []
+        for value in graph.outputs:
+            place = self.places[value]
+            whole = place.view.is_contiguous and same_dim(elements(value.shape), elements(place.root.shape))
+            own = whole and "leaf" not in place.root.node.op.traits and place.root not in roots
+            roots.append(place.root if own else self._copy_again(value))
+        return tuple(roots)
+
+    def _copy_again(self, value: Value) -> Value:
+        self.copies.pop(value, None)
+        return self._copy(value).root

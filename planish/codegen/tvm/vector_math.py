@@ -1,0 +1,344 @@
+"""Elementary functions on f32 scalars and vectors of any lane count, as TIR without calls to a math library.
+
+Every function takes a float32 expression and gives one of the same lanes; it must be called inside an open kernel,
+since intermediate results are bound to variables. Errors are bounds seen against float64 over the whole range.
+Polynomials for exp, log, tanh, sin and cos are those of Cephes' single precision library (S. Moshier, netlib.org/cephes).
+"""
+
+import math
+from collections.abc import Sequence
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.tvm.kernel import bind
+
+
+def lanes_of(x: "tirx.PrimExpr") -> int:
+    """How many lanes the expression has."""
+    return int(x.ty.dtype.lanes)
+
+
+def element_of(x: "tirx.PrimExpr") -> str:
+    """The TVM dtype of one lane."""
+    return str(x.ty.dtype).split("x")[0]
+
+
+def splat(value: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+    """A scalar in every lane; an expression that has the lanes already as it is."""
+    return value if lanes == 1 or lanes_of(value) == lanes else T.broadcast(value, lanes)
+
+
+def constant(value: float, dtype: str, lanes: int) -> "tirx.PrimExpr":
+    """A literal in every lane."""
+    return splat(tirx.const(value, dtype), lanes)
+
+
+def like(x: "tirx.PrimExpr", value: float) -> "tirx.PrimExpr":
+    """A literal of the dtype and lanes of `x`."""
+    return constant(value, element_of(x), lanes_of(x))
+
+
+def cast(x: "tirx.PrimExpr", dtype: str) -> "tirx.PrimExpr":
+    """The value of every lane as another TVM dtype."""
+    return x.astype(_wide(dtype, lanes_of(x)))
+
+
+def bits(x: "tirx.PrimExpr", dtype: str) -> "tirx.PrimExpr":
+    """The bits of every lane as another TVM dtype of the same width."""
+    return T.reinterpret(_wide(dtype, lanes_of(x)), x)
+
+
+def intrinsic(name: str, *args: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """A pure LLVM intrinsic whose result has the type of its first operand."""
+    return T.call_llvm_pure_intrin(_wide(element_of(args[0]), lanes_of(args[0])), name, *args)
+
+
+def fma(a: "tirx.PrimExpr", b: "tirx.PrimExpr", c: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """a * b + c, rounded once."""
+    return intrinsic("llvm.fma", a, b, c)
+
+
+def select(condition: "tirx.PrimExpr", yes: "tirx.PrimExpr", no: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """`yes` in the lanes where the condition holds, else `no`; both are computed."""
+    return tirx.Select(splat(condition, lanes_of(yes)), yes, no)
+
+
+def both(a: "tirx.PrimExpr", b: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Logical and of two predicates; TVM's own `And` fails on bound vectors."""
+    return tirx.bitwise_and(a, b)
+
+
+def either(a: "tirx.PrimExpr", b: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Logical or of two predicates."""
+    return tirx.bitwise_or(a, b)
+
+
+def negated(a: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Logical not of a predicate."""
+    return tirx.bitwise_xor(a, splat(tirx.const(True, "bool"), lanes_of(a)))
+
+
+def equal(a: "tirx.PrimExpr", b: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """a == b lane by lane; TVM's `==` gives an object that is no expression yet."""
+    return tirx.EQ(a, b)
+
+
+def differ(a: "tirx.PrimExpr", b: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """a != b lane by lane."""
+    return tirx.NE(a, b)
+
+
+def is_nan(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    return differ(x, x)
+
+
+def maximum(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """The larger one; not-a-number if either is, as torch has it."""
+    larger = x > y
+    return select(either(larger, is_nan(x)) if _is_float(x) else larger, x, y)
+
+
+def minimum(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """The smaller one; not-a-number if either is, as torch has it."""
+    smaller = x < y
+    return select(either(smaller, is_nan(x)) if _is_float(x) else smaller, x, y)
+
+
+def fast_maximum(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """The larger one in a single instruction; `y` if either is not a number."""
+    return select(x > y, x, y)
+
+
+def absolute(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    return intrinsic("llvm.fabs", x) if _is_float(x) else select(x < like(x, 0), -x, x)
+
+
+def copy_sign(x: "tirx.PrimExpr", sign: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    return intrinsic("llvm.copysign", x, sign)
+
+
+def square_root(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    return intrinsic("llvm.sqrt", x)
+
+
+def exp(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """e^x within 1.5 ulp, with denormal results, infinity above 88.73 and 0 below -103.98."""
+    x = bind(select(x > like(x, 89.0), like(x, 89.0), x))
+    x = bind(select(x < like(x, -104.5), like(x, -104.5), x))
+    power, n = _exp_parts(x)
+    half = bind(n >> like(n, 1))
+    return bind(power * _two_to(half) * _two_to(n - half))
+
+
+def exp_nonpositive(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """e^x for x <= 0 within 1.5 ulp, cheaper than `exp`: results below 2^-126 become 0."""
+    floor = like(x, -87.3)
+    clamped = bind(select(x < floor, floor, x))
+    power, n = _exp_parts(clamped)
+    return bind(select(x < floor, like(x, 0.0), power * _two_to(n)))
+
+
+def _exp_parts(x: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+    """`(p, n)` with e^x = p * 2^n; n is rounded by adding 1.5 * 2^23, which leaves it in the low bits of the sum."""
+    magic = like(x, 12582912.0)
+    shifted = bind(fma(x, like(x, math.log2(math.e)), magic))
+    count = bind(shifted - magic)
+    r = bind(fma(count, like(x, -0.693359375), x))
+    r = bind(fma(count, like(x, 2.12194440e-4), r))
+    p = polynomial(r, _EXP)
+    power = bind(fma(p, bind(r * r), r) + like(x, 1.0))
+    return power, bind(bits(shifted, "int32") - constant(0x4B400000, "int32", lanes_of(x)))
+
+
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+
+
+def _two_to(n: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """2^n for -126 <= n <= 127, by the exponent bits."""
+    return bits((n + like(n, 127)) << like(n, 23), "float32")
+
+
+def polynomial(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimExpr":
+    """Horner's rule, highest power first."""
+    total = like(x, coefficients[0])
+    for c in coefficients[1:]:
+        total = fma(total, x, like(x, c))
+    return bind(total)
+
+
+def log(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Natural logarithm within 1.5 ulp; -inf at 0 and not-a-number below."""
+    mantissa, exponent = _mantissa(x)
+    m = bind(mantissa - like(x, 1.0))
+    z = bind(m * m)
+    y = bind(polynomial(m, _LOG) * m * z)
+    y = bind(fma(exponent, like(x, -2.12194440e-4), y))
+    y = bind(fma(z, like(x, -0.5), y))
+    result = bind(fma(exponent, like(x, 0.693359375), m + y))
+    result = select(equal(x, like(x, 0.0)), like(x, -math.inf), result)
+    result = select(equal(x, like(x, math.inf)), x, result)
+    return bind(select(either(x < like(x, 0.0), is_nan(x)), like(x, math.nan), result))
+
+
+_LOG = (
+    *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1),
+    *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+)
+
+
+def _mantissa(x: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+    """`(m, e)`, both f32, with x = m * 2^e and sqrt(1/2) <= m < sqrt(2); denormals are scaled up first."""
+    small = bind(x < like(x, 1.17549435e-38))
+    scaled = bind(select(small, x * like(x, 33554432.0), x))
+    raw = bind(bits(scaled, "int32"))
+    low = bind((raw - like(raw, 0x3F3504F3)) >> like(raw, 23))  # 0x3F3504F3 is sqrt(1/2)
+    mantissa = bind(bits(raw - (low << like(raw, 23)), "float32"))
+    exponent = cast(low, "float32") - select(small, like(x, 25.0), like(x, 0.0))
+    return mantissa, bind(exponent)
+
+
+def tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Hyperbolic tangent within 2.5 ulp."""
+    size = bind(absolute(x))
+    z = bind(x * x)
+    near = bind(fma(polynomial(z, _TANH) * z, x, x))
+    capped = select(size > like(x, 9.5), like(x, 9.5), size)
+    far = like(x, 1.0) - like(x, 2.0) / (exp(capped + capped) + like(x, 1.0))
+    return bind(select(size < like(x, 0.625), near, copy_sign(select(is_nan(x), x, far), x)))
+
+
+_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+
+
+def sigmoid(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """1 / (1 + e^-x) within 2.5 ulp where that is a normal number, 0 below -88.7."""
+    return bind(like(x, 1.0) / (like(x, 1.0) + exp(-x)))
+
+
+def silu(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """x / (1 + e^-x)."""
+    return bind(select(equal(x, like(x, -math.inf)), like(x, 0.0), x / (like(x, 1.0) + exp(-x))))
+
+
+def erf(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Error function within 1.5 ulp.
+
+    N. Juffa's minimax fits below and above |x| = 475/512 (stackoverflow.com/a/35148199).
+    """
+    size = bind(absolute(x))
+    z = bind(x * x)
+    near = bind(fma(polynomial(z, _ERF_NEAR), x, x))
+    capped = bind(select(size > like(x, 4.0), like(x, 4.0), size))
+    far = polynomial(capped, _ERF_FAR)
+    far = bind(like(x, 1.0) - exp_nonpositive(bind(fma(far, capped, -capped))))
+    return bind(select(size > like(x, 0.927734375), copy_sign(far, x), near))
+
+
+_ERF_NEAR = (-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1)
+_ERF_FAR = (
+    *(-1.72853470e-5, 3.83197126e-4, -3.88396438e-3, 2.42546219e-2),
+    *(-1.06777877e-1, -6.34846687e-1, -1.28717512e-1),
+)
+
+
+def gelu(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """x * (1 + erf(x / sqrt(2))) / 2 within 2e-7 of the larger of 1 and |x|."""
+    half = bind(x * like(x, 0.5))
+    return bind(fma(half, erf(bind(x * like(x, math.sqrt(0.5)))), half))
+
+
+def gelu_tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) / 2, as x * sigmoid of twice the tangent's argument."""
+    inner = bind(fma(bind(x * x), like(x, 0.044715), like(x, 1.0)) * x)
+    scaled = bind(inner * like(x, -2.0 * math.sqrt(2.0 / math.pi)))
+    return bind(select(equal(x, like(x, -math.inf)), like(x, 0.0), x / (like(x, 1.0) + exp(scaled))))
+
+
+def sin(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Sine, within 2e-7 for |x| <= 1e5; not-a-number for infinities."""
+    return _sine(x, 0)
+
+
+def cos(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Cosine, within 2e-7 for |x| <= 1e5; not-a-number for infinities."""
+    return _sine(x, 1)
+
+
+def _sine(x: "tirx.PrimExpr", quarter: int) -> "tirx.PrimExpr":
+    """sin(x + quarter * pi/2): reduced by pi/2 in three parts (Cody and Waite), then one of two polynomials."""
+    magic = like(x, 12582912.0)
+    shifted = bind(fma(x, like(x, 2.0 / math.pi), magic))
+    count = bind(shifted - magic)
+    r = bind(x)
+    for part in _HALF_PI:
+        r = bind(fma(count, like(x, -part), r))
+    z = bind(r * r)
+    sine = bind(fma(bind(polynomial(z, _SIN) * z), r, r))
+    cosine = bind(fma(bind(polynomial(z, _COS) * z), z, fma(z, like(x, -0.5), like(x, 1.0))))
+    quadrant = bits(shifted, "int32")
+    quadrant = bind(quadrant + like(quadrant, quarter))
+    odd = equal(tirx.bitwise_and(quadrant, like(quadrant, 1)), like(quadrant, 1))
+    sign = tirx.bitwise_and(quadrant, like(quadrant, 2)) << like(quadrant, 30)
+    return bind(bits(tirx.bitwise_xor(bits(select(odd, cosine, sine), "int32"), sign), "float32"))
+
+
+_HALF_PI = (1.57079637050628662109375, -4.37113900018624283e-8, -1.71512451306e-15)
+_SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+_COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+
+
+def power(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """x^y within 1.5 ulp, with C's rules for zeros, infinities and negative x.
+
+    y * log2(x) is kept in float64, where the series of log((1 + s) / (1 - s)) converges in eight terms.
+    """
+    size = bind(absolute(x))
+    mantissa, exponent = _mantissa(size)
+    m = bind(cast(mantissa, "float64"))
+    s = bind((m - like(m, 1.0)) / (m + like(m, 1.0)))
+    series = polynomial(bind(s * s), [2.0 / math.log(2.0) / k for k in range(15, 0, -2)])
+    t = bind(cast(y, "float64") * fma(series, s, cast(exponent, "float64")))
+    t = bind(select(t > like(t, 300.0), like(t, 300.0), t))
+    t = bind(select(t < like(t, -300.0), like(t, -300.0), t))
+    count = bind(intrinsic("llvm.rint", t))
+    result = exp_fraction(cast(t - count, "float32"), cast(count, "int32"))
+    return _power_corners(x, y, size, result)
+
+
+def exp_fraction(fraction: "tirx.PrimExpr", n: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """2^(fraction + n) for |fraction| <= 1/2 and |n| <= 300."""
+    r = bind(fraction * like(fraction, math.log(2.0)))
+    result = bind(fma(polynomial(r, _EXP), bind(r * r), r) + like(r, 1.0))
+    rest = bind(n)
+    for _ in range(3):
+        step = bind(select(rest > like(rest, 100), like(rest, 100), select(rest < like(rest, -100), like(rest, -100), rest)))
+        result, rest = bind(result * _two_to(step)), bind(rest - step)
+    return result
+
+
+def _power_corners(
+    x: "tirx.PrimExpr", y: "tirx.PrimExpr", size: "tirx.PrimExpr", result: "tirx.PrimExpr"
+) -> "tirx.PrimExpr":
+    zero, one, infinity = like(x, 0.0), like(x, 1.0), like(x, math.inf)
+    grows = bind(tirx.bitwise_xor(y < zero, size > one))
+    result = select(equal(size, zero), select(y < zero, infinity, zero), result)
+    result = select(equal(size, infinity), select(y < zero, zero, infinity), result)
+    extreme = select(equal(size, one), one, select(grows, infinity, zero))
+    result = bind(select(equal(absolute(y), infinity), extreme, result))
+    whole = bind(equal(intrinsic("llvm.floor", y), y))
+    halved = bind(y * like(y, 0.5))
+    odd = bind(both(whole, both(differ(intrinsic("llvm.floor", halved), halved), absolute(y) < infinity)))
+    result = bind(select(both(odd, bits(x, "int32") < like(bits(x, "int32"), 0)), -result, result))
+    finite_negative = both(x < zero, x > -infinity)
+    result = bind(select(both(finite_negative, negated(whole)), like(x, math.nan), result))
+    result = bind(select(either(is_nan(x), is_nan(y)), like(x, math.nan), result))
+    return bind(select(either(equal(y, zero), equal(x, one)), one, result))
+
+
+def _is_float(x: "tirx.PrimExpr") -> bool:
+    return element_of(x).startswith("float")
+
+
+def _wide(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
