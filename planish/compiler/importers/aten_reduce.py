@@ -1,0 +1,255 @@
+"""aten's reductions, scans and pooling."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from planish.compiler import ops
+from planish.compiler.importers.aten_contract import channels_first, channels_last, wide
+from planish.compiler.importers.builder import Builder, Handler, Table, UncoveredError, axes_of, axis_of
+from planish.compiler.importers.sizes import product, quotient
+from planish.compiler.ir import Op, Value
+from planish.compiler.types import Dim, DType, same_dim, simplify
+
+aten = torch.ops.aten
+Axes = int | Sequence[int] | None
+
+
+def _reduce(b: Builder, op: Op, x: Value, axes: Axes, keep: bool) -> Value:
+    return x if x.type.rank == 0 else b.emit(op, x, axes=axes_of(axes, x.type.rank), keep=keep)
+
+
+def _sum(op: Op) -> Handler:
+    def build(b: Builder, x: Value, axes: Axes = None, keep: bool = False, dtype: torch.dtype | None = None) -> Value:
+        if dtype is None and not x.dtype.is_float:
+            dtype = torch.int64
+        return _reduce(b, op, b.cast(x, dtype), axes, keep)
+
+    return build
+
+
+def _mean(b: Builder, x: Value, axes: Axes = None, keep: bool = False, dtype: torch.dtype | None = None) -> Value:
+    return _reduce(b, ops.mean, b.cast(x, dtype), axes, keep)
+
+
+def _extreme(op: Op) -> Handler:
+    return lambda b, x, axes=None, keep=False: _reduce(b, op, x, axes, keep)
+
+
+def _truth(op: Op) -> Handler:
+    return lambda b, x, axes=None, keep=False: _reduce(b, op, b.cast(x, DType.bool), axes, keep)
+
+
+def _extreme_with_place(op: Op, sign: int) -> Handler:
+    def build(b: Builder, x: Value, dim: int, keep: bool = False) -> tuple[Value, Value]:
+        place = x if sign > 0 else b.emit(ops.neg, x)
+        return _reduce(b, op, x, dim, keep), _argmax(b, place, dim, keep)
+
+    return build
+
+
+def _argmax(b: Builder, x: Value, dim: int | None = None, keep: bool = False) -> Value:
+    if x.type.rank == 0:
+        return b.scalar(0, DType.i64)
+    if dim is not None:
+        return b.emit(ops.argmax, x, axis=axis_of(dim, x.type.rank), keep=keep)
+    if keep:
+        raise UncoveredError
+    return b.emit(ops.argmax, b.reshape(x, (product(x.shape),)), axis=0)
+
+
+def _argmin(b: Builder, x: Value, dim: int | None = None, keep: bool = False) -> Value:
+    return _argmax(b, b.emit(ops.neg, x), dim, keep)
+
+
+def _variance(b: Builder, x: Value, axes: Axes, correction: Any, keep: bool) -> Value:
+    """sum((x - mean)^2) / (count - correction)."""
+    places = axes_of(axes, x.type.rank)
+    centred = b.emit(ops.sub, x, b.emit(ops.mean, x, axes=places, keep=True))
+    square = b.emit(ops.mul, centred, centred)
+    count = product(tuple(x.shape[i] for i in places))
+    correction = 1 if correction is None else correction
+    if correction == 0:
+        return b.emit(ops.mean, square, axes=places, keep=keep)
+    divisor = count - correction if isinstance(count, int) else simplify(count - int(correction))
+    return b.emit(ops.div, b.emit(ops.sum_, square, axes=places, keep=keep), b.scalar(divisor, x.dtype))
+
+
+def _var_list(b: Builder, x: Value, axes: Axes = None, correction: Any = None, keep: bool = False) -> Value:
+    return _variance(b, x, axes, correction, keep)
+
+
+def _var_flag(b: Builder, x: Value, axes: Axes = None, unbiased: bool = True, keep: bool = False) -> Value:
+    return _variance(b, x, axes, int(unbiased), keep)
+
+
+def _root(variance: Handler) -> Handler:
+    return lambda b, *args: b.emit(ops.sqrt, variance(b, *args))
+
+
+def _with_mean(b: Builder, x: Value, axes: Axes = None, correction: Any = None, keep: bool = False) -> Any:
+    return _variance(b, x, axes, correction, keep), _mean(b, x, axes, keep)
+
+
+def _norm(b: Builder, x: Value, order: Any = 2, axes: Axes = None, keep: bool = False, dtype: Any = None) -> Value:
+    x = b.cast(x, dtype)
+    if order == 2:
+        return b.emit(ops.sqrt, _reduce(b, ops.sum_, b.emit(ops.mul, x, x), axes, keep))
+    size = b.emit(ops.abs_, x)
+    if order == 1:
+        return _reduce(b, ops.sum_, size, axes, keep)
+    if order == float("inf"):
+        return _reduce(b, ops.amax, size, axes, keep)
+    powered = b.emit(ops.pow_, *b.promote(size, float(order)))
+    return b.emit(ops.pow_, *b.promote(_reduce(b, ops.sum_, powered, axes, keep), 1 / float(order)))
+
+
+def _logsumexp(b: Builder, x: Value, axes: Axes, keep: bool = False) -> Value:
+    places = axes_of(axes, x.type.rank)
+    top = b.emit(ops.amax, x, axes=places, keep=True)
+    total = b.emit(ops.sum_, b.emit(ops.exp, b.emit(ops.sub, x, top)), axes=places, keep=keep)
+    return b.emit(ops.add, b.emit(ops.log, total), b.reshape(top, total.shape))
+
+
+def _cumsum(b: Builder, x: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
+    if dtype is None and not x.dtype.is_float:
+        dtype = torch.int64
+    x = b.cast(x, dtype)
+    return x if x.type.rank == 0 else b.emit(ops.cumsum, x, axis=axis_of(dim, x.type.rank))
+
+
+def _diff(
+    b: Builder, x: Value, n: int = 1, dim: int = -1, before: Value | None = None, after: Value | None = None
+) -> Value:
+    axis = axis_of(dim, x.type.rank)
+    x = b.concat([v for v in (before, x, after) if v is not None], axis)
+    for _ in range(n):
+        size = x.shape[axis]
+        right, left = b.slice(x, axis, 1, size), b.slice(x, axis, 0, simplify(size - 1))
+        x = b.emit(ops.ne if x.dtype is DType.bool else ops.sub, right, left)
+    return x
+
+
+def _pooled(b: Builder, op: Op, x: Value, spatial: int, **attrs: Any) -> Value:
+    batched = x if x.type.rank == spatial + 2 else b.reshape(x, (1, *x.shape))
+    result = channels_first(b, b.emit(op, channels_last(b, batched), **attrs))
+    return result if batched is x else b.reshape(result, result.shape[1:])
+
+
+def _max_pool(spatial: int) -> Handler:
+    def build(
+        b: Builder, x: Value, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
+    ) -> Value:
+        if ceil or any(d != 1 for d in wide(dilation, spatial)):
+            raise UncoveredError
+        attrs = {"kernel": wide(kernel, spatial), "padding": wide(padding, spatial)}
+        return _pooled(b, ops.max_pool, x, spatial, stride=wide(stride or kernel, spatial), **attrs)
+
+    return build
+
+
+def _avg_pool(spatial: int) -> Handler:
+    def build(
+        b: Builder,
+        x: Value,
+        kernel: Any,
+        stride: Any = (),
+        padding: Any = 0,
+        ceil: bool = False,
+        count_padding: bool = True,
+        divisor: int | None = None,
+    ) -> Value:
+        if ceil or divisor is not None:
+            raise UncoveredError
+        attrs = {"kernel": wide(kernel, spatial), "padding": wide(padding, spatial), "count_padding": count_padding}
+        return _pooled(b, ops.avg_pool, x, spatial, stride=wide(stride or kernel, spatial), **attrs)
+
+    return build
+
+
+def _adaptive(op: Op, whole: Op, spatial: int) -> Handler:
+    """Pooling to a given size: a reduction for size 1, a plain pooling where the size divides."""
+
+    def build(b: Builder, x: Value, size: Any) -> Value:
+        wanted, axes = wide(size, spatial), tuple(range(x.type.rank - spatial, x.type.rank))
+        if all(w == 1 for w in wanted):
+            return b.emit(whole, x, axes=axes, keep=True)
+        kernel = tuple(_window(x.shape[axis], w) for axis, w in zip(axes, wanted, strict=True))
+        return _pooled(b, op, x, spatial, kernel=kernel, stride=kernel, padding=(0,) * spatial)
+
+    return build
+
+
+def _window(size: Dim, count: Dim) -> int:
+    if not isinstance(size, int) or not isinstance(count, int) or size % count:
+        raise UncoveredError
+    return size // count
+
+
+def _any_all(op: Op) -> Handler:
+    return lambda b, x, dims=None, keep=False: _reduce(b, op, b.cast(x, DType.bool), dims, keep)
+
+
+def _nearest(b: Builder, x: Value, size: Sequence[Dim] | None, *scales: Any) -> Value:
+    """Upsampling by whole factors: every element repeated."""
+    spatial = x.shape[2:]
+    listed = scales[0] if scales and isinstance(scales[0], Sequence) else scales
+    wanted = list(size) if size else [simplify(d * int(s)) for d, s in zip(spatial, listed, strict=True)]
+    if not size and any(float(s) != int(s) for s in listed):
+        raise UncoveredError
+    for axis, (old, new) in enumerate(zip(spatial, wanted, strict=True), start=2):
+        factor = quotient(new, old) if old != 0 else 0
+        if not isinstance(factor, int) or not same_dim(simplify(old * factor), new):
+            raise UncoveredError
+        opened = b.reshape(x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]))
+        spread = b.expand(opened, (*x.shape[: axis + 1], factor, *x.shape[axis + 1 :]))
+        x = b.reshape(spread, (*x.shape[:axis], new, *x.shape[axis + 1 :]))
+    return x
+
+
+TABLE: Table = {
+    aten.sum.default: lambda b, x, dtype=None: _sum(ops.sum_)(b, x, None, False, dtype),
+    aten.sum.dim_IntList: _sum(ops.sum_),
+    aten.mean.default: lambda b, x, dtype=None: _mean(b, x, None, False, dtype),
+    aten.mean.dim: _mean,
+    aten.prod.default: lambda b, x, dtype=None: _sum(ops.prod)(b, x, None, False, dtype),
+    aten.prod.dim_int: _sum(ops.prod),
+    aten.amax.default: _extreme(ops.amax),
+    aten.amin.default: _extreme(ops.amin),
+    aten.max.default: _extreme(ops.amax),
+    aten.min.default: _extreme(ops.amin),
+    aten.max.dim: _extreme_with_place(ops.amax, 1),
+    aten.min.dim: _extreme_with_place(ops.amin, -1),
+    **{
+        overload: _truth(op)
+        for packet, op in ((aten.any, ops.any_), (aten.all, ops.all_))
+        for overload in (packet.default, packet.dim, packet.dims)
+    },
+    aten.argmax.default: _argmax,
+    aten.argmin.default: _argmin,
+    aten.var.correction: _var_list,
+    aten.var.dim: _var_flag,
+    aten.var.default: lambda b, x, unbiased=True: _var_flag(b, x, None, unbiased),
+    aten.std.correction: _root(_var_list),
+    aten.std.dim: _root(_var_flag),
+    aten.std.default: lambda b, x, unbiased=True: _root(_var_flag)(b, x, None, unbiased),
+    aten.var_mean.correction: _with_mean,
+    aten.linalg_vector_norm.default: _norm,
+    aten.norm.ScalarOpt_dim: _norm,
+    aten.norm.Scalar: _norm,
+    aten.logsumexp.default: _logsumexp,
+    aten.cumsum.default: _cumsum,
+    aten.diff.default: _diff,
+    aten.max_pool1d.default: _max_pool(1),
+    aten.max_pool2d.default: _max_pool(2),
+    aten.avg_pool1d.default: _avg_pool(1),
+    aten.avg_pool2d.default: _avg_pool(2),
+    aten.adaptive_avg_pool1d.default: _adaptive(ops.avg_pool, ops.mean, 1),
+    aten.adaptive_avg_pool2d.default: _adaptive(ops.avg_pool, ops.mean, 2),
+    aten._adaptive_avg_pool2d.default: _adaptive(ops.avg_pool, ops.mean, 2),
+    aten.upsample_nearest1d.vec: _nearest,
+    aten.upsample_nearest2d.vec: _nearest,
+    aten.upsample_nearest1d.default: _nearest,
+    aten.upsample_nearest2d.default: _nearest,
+}

@@ -1,0 +1,177 @@
+"""Named dynamic sizes: what the user declares for inputs, and what torch.export is told and answers."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch.utils import _pytree as pytree
+
+from planish.compiler.types import Size
+from planish.errors import ImportGraphError, nearest
+
+UNBOUNDED = 2**31 - 1
+Axes: TypeAlias = Mapping[int, "Declared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One dynamic axis as declared: a name with bounds where the user gave them, or a Dim of torch to pass on."""
+
+    name: str
+    low: int | None = None
+    high: int | None = None
+    hint: int | None = None
+    passed: Any = None
+
+    @property
+    def minimum(self) -> int:
+        """The least size that torch.export may be told, since it specialises 0 and 1."""
+        return max(2, self.low or 0)
+
+
+def declared_axes(named: Mapping[str, Any], dynamic: Any) -> list[Axes]:
+    """The dynamic axes of every leaf of the arguments, in the order in which torch flattens them.
+
+    `dynamic` maps argument names to `{axis: declaration}` or to containers of those that follow the argument; a tuple
+    or list goes with the arguments in order. Raises ImportGraphError naming the argument and what it may be.
+    """
+    if dynamic is None:
+        dynamic = {}
+    if isinstance(dynamic, tuple | list):
+        dynamic = dict(zip(named, dynamic, strict=False))
+    for name in dynamic:
+        if name not in named:
+            raise ImportGraphError(f"dynamic names '{name}', which is no given input{nearest(name, named)}")
+    return [axes for name, value in named.items() for axes in _axes(value, dynamic.get(name), name)]
+
+
+def _axes(value: Any, declared: Any, path: str) -> Iterator[Axes]:
+    if isinstance(value, torch.Tensor):
+        yield _tensor_axes(value, declared, path)
+        return
+    leaves = pytree.tree_leaves(value)
+    if declared is None or not leaves or leaves[0] is value:
+        yield from ({} for _ in leaves)
+        return
+    children, _ = pytree.tree_flatten(value, is_leaf=lambda v: v is not value)
+    keys = list(value) if isinstance(value, Mapping) else list(range(len(children)))
+    if not isinstance(declared, Mapping):
+        declared = dict(enumerate(declared))
+    for key, child in zip(keys, children, strict=True):
+        yield from _axes(child, declared.get(key), f"{path}[{key!r}]")
+
+
+def _tensor_axes(value: torch.Tensor, declared: Any, path: str) -> Axes:
+    if declared is None:
+        return {}
+    if isinstance(declared, tuple | list):
+        declared = dict(enumerate(declared))
+    if not isinstance(declared, Mapping):
+        raise ImportGraphError(f"dynamic of '{path}' is {{axis: name}}, such as {{0: 'batch'}}, not {declared!r}")
+    found: dict[int, Declared] = {}
+    for axis, size in declared.items():
+        if not isinstance(axis, int) or not -value.ndim <= axis < value.ndim:
+            raise ImportGraphError(f"dynamic of '{path}' names axis {axis!r}; it has axes 0..{value.ndim - 1}")
+        if size is not None and not isinstance(size, int) and size is not torch.export.Dim.STATIC:
+            found[axis % value.ndim] = _declaration(size, f"{path}_{axis % value.ndim}", path)
+    return found
+
+
+def _declaration(size: Any, fallback: str, path: str) -> Declared:
+    if isinstance(size, str):
+        declared = Declared(size)
+    elif isinstance(size, Size):
+        high = None if size.high == UNBOUNDED else size.high
+        declared = Declared(size.name, size.low, high, size.hint if size.hint > 1 else None)
+    elif isinstance(size, tuple | list) and len(size) == 3 and isinstance(size[0], str):
+        declared = Declared(*size)
+    elif type(size).__name__ == "Dim":
+        low, high = int(size.min), size.max
+        declared = Declared(size.__name__, low or None, int(high) if isinstance(high, int) else None)
+    elif type(size).__name__ in ("_DerivedDim", "_DimHint", "_DimHintType"):
+        declared = Declared(re.sub(r"\W", "_", fallback), passed=size)
+    else:
+        raise ImportGraphError(
+            f"dynamic of '{path}' holds {size!r}; a size is a name, (name, low, high), a Size or a torch.export.Dim"
+        )
+    if not declared.name.isidentifier():
+        raise ImportGraphError(f"dynamic of '{path}' names a size {declared.name!r}; use an identifier")
+    return declared
+
+
+def merged(axes: Sequence[Axes], leaves: Sequence[Any], hints: Mapping[str, int]) -> dict[str, Declared]:
+    """One declaration a name, with the example's size as its hint.
+
+    Raises ImportGraphError when examples of one name differ in size or fall outside its range.
+    """
+    found: dict[str, Declared] = {}
+    for leaf, dynamic in zip(leaves, axes, strict=True):
+        for axis, size in dynamic.items():
+            if size.passed is not None:
+                continue
+            actual, known = leaf.shape[axis], found.get(size.name)
+            if known is not None and known.hint != actual:
+                raise ImportGraphError(
+                    f"size '{size.name}' is {known.hint} in one example input and {actual} in another; they share a "
+                    "name and so must be equal"
+                )
+            low, high = (known.low, known.high) if known else (None, None)
+            found[size.name] = Declared(size.name, _tighter(max, low, size.low), _tighter(min, high, size.high), actual)
+    for name, size in found.items():
+        if not (size.low or 0) <= (size.hint or 0) <= (size.high or UNBOUNDED):
+            raise ImportGraphError(
+                f"the example has {name} = {size.hint}, outside its declared range {size.low or 1}..{size.high}"
+            )
+    for name in hints:
+        if name not in found:
+            raise ImportGraphError(f"hints names '{name}', which is no dynamic size{nearest(name, found)}")
+    return found
+
+
+def _tighter(pick: Callable[[int, int], int], first: int | None, second: int | None) -> int | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return pick(first, second)
+
+
+def enlarged(leaves: Sequence[Any], axes: Sequence[Axes], sizes: Mapping[str, Declared]) -> list[Any]:
+    """The example with every dynamic axis of size 1 (which torch.export would fix) repeated to the least it allows."""
+    return [
+        _enlarged(leaf, {a: sizes[s.name] for a, s in dynamic.items() if s.passed is None})
+        for leaf, dynamic in zip(leaves, axes, strict=True)
+    ]
+
+
+def _enlarged(leaf: Any, axes: Axes) -> Any:
+    for axis, size in axes.items():
+        if leaf.shape[axis] == 1 and (size.high is None or size.high > 1):
+            leaf = leaf.repeat_interleave(size.minimum, axis)
+    return leaf
+
+
+def export_dims(axes: Sequence[Axes], sizes: Mapping[str, Declared]) -> list[dict[int, Any] | None]:
+    """What torch.export takes for every leaf."""
+    dims = {name: torch.export.Dim(name, min=size.minimum, max=size.high) for name, size in sizes.items()}
+    return [{a: s.passed or dims[s.name] for a, s in dynamic.items()} or None for dynamic in axes]
+
+
+_FIX = re.compile(r"^\s*(\w+) = (.+)$", re.MULTILINE)
+_BOUND = re.compile(r"(min|max)=(\d+)")
+
+
+def narrowed(message: str, sizes: Mapping[str, Declared]) -> dict[str, Declared] | None:
+    """`sizes` with the ranges that torch suggests, where the user left them open; None where that is no remedy."""
+    suggestions = _FIX.findall(message.partition("Suggested fixes:")[2])
+    changed = dict(sizes)
+    for name, text in suggestions:
+        if name not in sizes or not text.startswith("Dim("):
+            return None
+        bounds = {side: int(value) for side, value in _BOUND.findall(text)}
+        low, high = bounds.get("min"), bounds.get("max")
+        own = sizes[name]
+        if (low is not None and own.low not in (None, low)) or (high is not None and own.high not in (None, high)):
+            return None
+        changed[name] = replace(own, low=own.low if low is None else low, high=own.high if high is None else high)
+    return changed if suggestions and changed != dict(sizes) else None

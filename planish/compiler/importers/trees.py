@@ -1,0 +1,85 @@
+"""The imported model: its program and the form of its arguments and results."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+from planish.compiler.ir import Program
+from planish.errors import InputError, nearest
+from planish.runtime.tree import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The place of a computed result among the leaves of the output: a tensor, or an int held by one."""
+
+    integer: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Imported:
+    """A program with the form of the model's arguments and results.
+
+    `input_tree` describes a dict from argument name to argument, in the order of the graph's inputs; `parameters` are
+    the names that positional arguments take. `output_tree` describes the result: integers that depend on sizes stand
+    in it as scalar tensors. `output_spec` and `output_leaves` rebuild the model's own result type in this process;
+    without a spec (ONNX) the tree does.
+    """
+
+    program: Program
+    input_tree: Tree
+    output_tree: Tree
+    parameters: tuple[str, ...]
+    output_spec: pytree.TreeSpec | None = None
+    output_leaves: tuple[Any, ...] = ()
+
+    def leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The tensors of a call in the order of the graph's inputs.
+
+        Raises InputError naming the argument that is missing, unknown or of another form.
+        """
+        return tuple(self.input_tree.leaves(self._by_name(args, kwargs), "inputs"))
+
+    def rebuild(self, results: Sequence[Any]) -> Any:
+        """The model's result from the graph's outputs."""
+        if self.output_spec is None:
+            return self.output_tree.build(iter(results))
+        rest = iter(results)
+        return pytree.tree_unflatten([_filled(leaf, rest) for leaf in self.output_leaves], self.output_spec)
+
+    def _by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if len(args) > len(self.parameters):
+            raise InputError(f"the model takes {len(self.parameters)} positional arguments, was given {len(args)}")
+        named = dict(zip(self.parameters, args, strict=False))
+        for name, value in kwargs.items():
+            if name in named:
+                raise InputError(f"argument '{name}' was given twice")
+            named[name] = value
+        keys = [str(key) for key in self.input_tree.keys]
+        for name in named:
+            if name not in keys and named[name] is not None:
+                raise InputError(f"argument '{name}' was absent when the model was compiled{nearest(name, keys)}")
+        return {name: value for name, value in named.items() if name in keys}
+
+
+def _filled(leaf: Any, rest: Iterator[Any]) -> Any:
+    if not isinstance(leaf, Computed):
+        return leaf
+    return int(next(rest)) if leaf.integer else next(rest)
+
+
+def named_arguments(
+    parameters: Mapping[str, inspect.Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by parameter name; arguments that `*rest` takes are a tuple under its name."""
+    names = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = [p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL]
+    named: dict[str, Any] = dict(zip(names, args, strict=False))
+    if len(args) > len(names):
+        if not rest:
+            raise InputError(f"the model takes {len(names)} positional arguments ({', '.join(names)}), not {len(args)}")
+        named[rest[0]] = tuple(args[len(names) :])
+    return {**named, **kwargs}

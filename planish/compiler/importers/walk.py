@@ -1,0 +1,244 @@
+"""Walks a graph of torch.fx and builds our nodes through the aten table, op by op."""
+
+import json
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._decomp import get_decompositions
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from planish.compiler import ops
+from planish.compiler.importers.aten import CHECKS, STORAGE_ARGUMENTS, TABLE
+from planish.compiler.importers.builder import Builder, UncoveredError
+from planish.compiler.importers.sizes import dim_from_torch
+from planish.compiler.ir import Value
+from planish.compiler.types import TensorType, evaluate_shape
+from planish.errors import ImportGraphError, TypeRuleError
+
+
+@dataclass(slots=True)
+class Walk:
+    """The state of one import: the builder, torch's symbols as sizes, and the ops that stayed opaque."""
+
+    builder: Builder
+    symbols: Mapping[str, sympy.Expr]
+    opaque: dict[str, None] = field(default_factory=dict)
+
+    def run(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        """The values of the module's output for values of its placeholders."""
+        known: dict[fx.Node, Any] = {}
+        rest = iter(inputs)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                known[node] = next(rest)
+            elif node.op == "get_attr":
+                known[node] = self._attribute(operator.attrgetter(node.target)(module))
+            elif node.op == "call_function":
+                self._enter(node)
+                known[node] = self._call(node, known)
+        return self._arguments(module.graph.output_node().args[0], known)
+
+    def _attribute(self, value: Any) -> Any:
+        return self.builder.constant(value) if isinstance(value, torch.Tensor) else value
+
+    def _enter(self, node: fx.Node) -> None:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            self.builder.scope = scope_of(list(stack.values())[-1][0])
+        self.builder.target = str(node.target)
+
+    def _call(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+        expected = node.meta.get("val")
+        if node.target in CHECKS or isinstance(expected, torch.SymBool):
+            return None
+        if isinstance(expected, torch.SymInt):
+            return dim_from_torch(expected, self.symbols, self.builder.where)
+        args = self._arguments(node.args, known)
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        kwargs = self._arguments(node.kwargs, known)
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            return self._wrapped(args)
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return self._python(node, args)
+        result = self._overload(node, args, kwargs)
+        if node.target._schema.is_mutable and isinstance(node.args[0], fx.Node):
+            known[node.args[0]] = result
+        return result
+
+    def _wrapped(self, args: Sequence[Any]) -> Any:
+        """The body of a region that switches gradients or autocasting off or on."""
+        places = [i for i, arg in enumerate(args) if isinstance(arg, fx.GraphModule)]
+        if len(places) != 1:
+            raise ImportGraphError(
+                f"{self.builder.where} chooses between computations at run time; a program has one: decide it before"
+            )
+        return self.run(args[places[0]], args[places[0] + 1 :])
+
+    def _python(self, node: fx.Node, args: Sequence[Any]) -> Any:
+        if all(isinstance(arg, int | float | sympy.Expr) for arg in args):
+            return self._real(node, args)
+        raise ImportGraphError(f"{self.builder.where} is no op of torch that an export should hold")
+
+    def _real(self, node: fx.Node, args: Sequence[Any]) -> Any:
+        """Arithmetic on sizes that leaves the integers: scalars computed at run time."""
+        raise ImportGraphError(
+            f"{self.builder.where} makes the fraction {node.meta.get('val')} of a size; make the size static or use "
+            "integer arithmetic"
+        )
+
+    def _arguments(self, tree: Any, known: Mapping[fx.Node, Any]) -> Any:
+        if isinstance(tree, fx.Node):
+            return known[tree]
+        if isinstance(tree, torch.SymInt):
+            return dim_from_torch(tree, self.symbols, self.builder.where)
+        if isinstance(tree, tuple | list):
+            return [self._arguments(item, known) for item in tree]
+        if isinstance(tree, Mapping):
+            return {key: self._arguments(item, known) for key, item in tree.items()}
+        return tree
+
+    def _overload(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        target = functional(node.target)
+        types = self._types(node)
+        self.builder.results = types
+        handler = TABLE.get(target)
+        if handler is not None:
+            try:
+                result = handler(self.builder, *ordered(target, args, kwargs))
+            except (UncoveredError, TypeRuleError):
+                pass
+            else:
+                self._check(result, types)
+                return result
+        return self._uncovered(node, target, args, kwargs)
+
+    def _uncovered(self, node: fx.Node, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        where = self.builder.where
+        traced = decomposed(target, node)
+        if traced is not None:
+            tensors = [arg for arg in pytree.tree_leaves((args, kwargs)) if isinstance(arg, Value)]
+            result = self.run(traced, tensors)
+            self._check(result, self.builder.results)
+            return result
+        self.opaque[where] = None
+        return self._opaque(target, args, kwargs, node)
+
+    def _opaque(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], node: fx.Node) -> Any:
+        if target.namespace != "aten":
+            raise ImportGraphError(f"{self.builder.where} is no op of aten; register a decomposition of it with torch")
+        types = self._types(node)
+        inputs: list[Value] = []
+        written = {name: self._json(value, inputs) for name, value in (("args", args), ("kwargs", kwargs))}
+        attrs = {
+            "target": f"aten.{str(target).removeprefix('aten.')}",
+            "arguments": json.dumps(written),
+            "shapes": tuple(t.shape for t in types),
+            "dtypes": tuple(t.dtype for t in types),
+        }
+        values = self.builder.node(ops.opaque, inputs, attrs).values
+        return values if isinstance(node.meta.get("val"), tuple | list) else values[0]
+
+    def _json(self, value: Any, inputs: list[Value]) -> Any:
+        if isinstance(value, sympy.Expr):
+            inputs.append(self.builder.emit(ops.dim_value, value=value))
+            return {"int": len(inputs) - 1}
+        if isinstance(value, Value):
+            inputs.append(value)
+            return {"input": len(inputs) - 1}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(self.builder.dtype(value))}
+        if isinstance(value, tuple | list):
+            return [self._json(item, inputs) for item in value]
+        if isinstance(value, Mapping):
+            kept = {k: v for k, v in value.items() if k not in STORAGE_ARGUMENTS}
+            return {key: self._json(item, inputs) for key, item in kept.items()}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise ImportGraphError(f"{self.builder.where} takes {value!r}, which a program cannot hold")
+
+    def _types(self, node: fx.Node) -> tuple[TensorType, ...]:
+        leaves = pytree.tree_leaves(node.meta.get("val"))
+        return tuple(self.type_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+    def type_of(self, tensor: torch.Tensor) -> TensorType:
+        """Our type of a traced tensor."""
+        where = self.builder.where
+        shape = tuple(dim_from_torch(d, self.symbols, where) for d in tensor.shape)
+        return TensorType(shape, self.builder.dtype(tensor.dtype))
+
+    def _check(self, result: Any, types: tuple[TensorType, ...]) -> None:
+        values = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Value)]
+        hints = {name: size.hint for name, size in self.builder.sizes.items()}
+        for value, wanted in zip(values, types, strict=False):
+            if value.dtype is not wanted.dtype or evaluate_shape(value.shape, hints) != evaluate_shape(
+                wanted.shape, hints
+            ):
+                raise AssertionError(f"{self.builder.where} became {value.type}, but torch computes {wanted}")
+
+
+_SLICE = re.compile(r"slice\([^)]*\)\.?")
+
+
+def scope_of(path: str) -> str:
+    """The module path that torch recorded, without its marks for slices and repeated calls."""
+    if path.startswith("_empty_nn_module_stack"):
+        return ""
+    return re.sub(r"@\d+", "", _SLICE.sub("", path.removeprefix("L__self__.").removeprefix("L__self__"))).strip(".")
+
+
+def functional(target: torch._ops.OpOverload) -> torch._ops.OpOverload:
+    """The op that returns what an in-place op writes."""
+    name = target._schema.name.removeprefix("aten::")
+    if not target._schema.is_mutable or not name.endswith("_"):
+        return target
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    return getattr(packet, target._overloadname, target) if packet is not None else target
+
+
+def ordered(target: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments in the order of the op's schema, without those about storage; trailing defaults stay absent."""
+    result, waiting = [], []
+    for place, argument in enumerate(target._schema.arguments):
+        given = place < len(args) or argument.name in kwargs
+        value = args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
+        if argument.name in STORAGE_ARGUMENTS:
+            continue
+        waiting.append(value)
+        if given:
+            result += waiting
+            waiting = []
+    return result
+
+
+def decomposed(target: torch._ops.OpOverload, node: fx.Node) -> fx.GraphModule | None:
+    """The op traced into simpler ones by torch's own decomposition; None where torch has none."""
+    rule = get_decompositions([target]).get(target)
+    if rule is None and not target._can_decompose():
+        return None
+    leaves, spec = pytree.tree_flatten(
+        fx.node.map_aggregate((node.args, dict(node.kwargs)), lambda a: a.meta["val"] if isinstance(a, fx.Node) else a)
+    )
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+
+    def call(*tensors: torch.Tensor) -> Any:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        args, kwargs = pytree.tree_unflatten(filled, spec)
+        return rule(*args, **kwargs) if rule is not None else target.decompose(*args, **kwargs)
+
+    tensors = [leaves[place] for place in places]
+    modes = [t.fake_mode for t in tensors if isinstance(t, FakeTensor)]
+    if not modes:
+        return make_fx(call)(*tensors)
+    with modes[0]:
+        return make_fx(call)(*tensors)
