@@ -1,8 +1,9 @@
 // Measures what one machine can do; prints one number a run.
-//   measure rate KERNEL THREADS SECONDS   GFLOP/s (Gop/s) of a kernel below, a multiply-add counted as two
-//   measure read BYTES THREADS SECONDS    GB/s of reading BYTES, split over the threads, over and over
-//   measure clock SECONDS                 GHz
-// A run repeats a short piece of work on all threads at once and takes the tenth percentile of its times.
+//   measure rate KERNEL CPUS SECONDS   GFLOP/s (Gop/s) of a kernel below, a multiply-add counted as two
+//   measure read BYTES CPUS SECONDS    GB/s of reading BYTES, split over the threads, over and over
+//   measure clock CPU SECONDS          GHz
+// CPUS are the numbers of the processors to work on, as in 0,2,4, with one thread bound to each. A run repeats a
+// short piece of work on all of them at once and takes the tenth percentile of its times.
 // HAS_* macros name features of the machine; only the kernels that they allow are built.
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -242,7 +243,7 @@ static struct {
   char *memory;
   long slice;  // bytes of one thread
   long iterations;
-  int threads;
+  int threads, cpus[MOST_THREADS];
   double seconds;
   atomic_int waiting, round, done;
   double begin[MOST_THREADS], end[MOST_THREADS];
@@ -296,10 +297,21 @@ static double span(void) {
   return end - begin;
 }
 
+static void stay_on(int cpu) {  // without it a busy machine puts two threads on one processor
+  cpu_set_t *set = CPU_ALLOC((size_t)cpu + 1);
+  size_t size = CPU_ALLOC_SIZE((size_t)cpu + 1);
+  if (!set) exit(4);
+  CPU_ZERO_S(size, set);
+  CPU_SET_S((size_t)cpu, size, set);
+  pthread_setaffinity_np(pthread_self(), size, set);
+  CPU_FREE(set);
+}
+
 static void *thread_main(void *argument) {
   static double times[MOST_TIMES];
   static double tenth;
   int thread = (int)(intptr_t)argument, count = 0;
+  stay_on(job.cpus[thread]);
   if (job.memory) memset(job.memory + thread * job.slice, 1, (size_t)job.slice);
   meet();
   if (thread == 0) calibrate();
@@ -323,45 +335,45 @@ static void *thread_main(void *argument) {
   return &tenth;
 }
 
-static double measure(int threads, double seconds) {  // seconds that one piece of work takes
+static double measure(void) {  // seconds that one piece of work takes
   static pthread_t others[MOST_THREADS];
-  job.threads = threads;
-  job.seconds = seconds;
-  for (intptr_t i = 1; i < threads; i++)
+  for (intptr_t i = 1; i < job.threads; i++)
     if (pthread_create(&others[i], NULL, thread_main, (void *)i)) exit(4);
   double time = *(double *)thread_main((void *)0);
-  for (int i = 1; i < threads; i++) pthread_join(others[i], NULL);
+  for (int i = 1; i < job.threads; i++) pthread_join(others[i], NULL);
   return time;
 }
 
-static int rate(const char *name, int threads, double seconds) {
+static int rate(const char *name) {
   for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
     if (!strcmp(kernels[i].name, name)) job.kernel = &kernels[i];
   if (!job.kernel) return 2;
-  double time = measure(threads, seconds);
-  printf("%.6g\n", job.kernel->operations * (double)job.iterations * threads / time * 1e-9);
+  double time = measure();
+  printf("%.6g\n", job.kernel->operations * (double)job.iterations * job.threads / time * 1e-9);
   return 0;
 }
 
-static int read_memory(long bytes, int threads, double seconds) {
+static int read_memory(long bytes) {
   const size_t huge = 2u << 20;
-  job.slice = bytes / threads / READ_STEP * READ_STEP;
-  if (job.slice == 0) return 2;
-  size_t room = ((size_t)job.slice * (size_t)threads + huge - 1) / huge * huge;
+  job.slice = bytes / job.threads / READ_STEP * READ_STEP;
+  if (job.slice <= 0) return 2;
+  size_t room = ((size_t)job.slice * (size_t)job.threads + huge - 1) / huge * huge;
   job.memory = aligned_alloc(huge, room);
   if (!job.memory) return 4;
   madvise(job.memory, room, MADV_HUGEPAGE);
-  double time = measure(threads, seconds);
-  printf("%.6g\n", (double)job.slice * (double)job.iterations * threads / time * 1e-9);
+  double time = measure();
+  printf("%.6g\n", (double)job.slice * (double)job.iterations * job.threads / time * 1e-9);
   return 0;
 }
 
 int main(int count, char **words) {
-  if (count == 3 && !strcmp(words[1], "clock")) return rate("chain", 1, atof(words[2]));
-  if (count != 5) return 2;
-  int threads = atoi(words[3]);
-  if (threads < 1 || threads > MOST_THREADS) return 2;
-  if (!strcmp(words[1], "rate")) return rate(words[2], threads, atof(words[4]));
-  if (!strcmp(words[1], "read")) return read_memory(atol(words[2]), threads, atof(words[4]));
+  if (count < 4) return 2;
+  job.seconds = atof(words[count - 1]);
+  for (char *cpu = strtok(words[count - 2], ","); cpu && job.threads < MOST_THREADS; cpu = strtok(NULL, ","))
+    job.cpus[job.threads++] = atoi(cpu);
+  if (job.threads == 0) return 2;
+  if (count == 4 && !strcmp(words[1], "clock")) return rate("chain");
+  if (count == 5 && !strcmp(words[1], "rate")) return rate(words[2]);
+  if (count == 5 && !strcmp(words[1], "read")) return read_memory(atol(words[2]));
   return 2;
 }

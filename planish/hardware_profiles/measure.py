@@ -13,7 +13,7 @@ from pathlib import Path
 from planish.errors import BackendMissing, BuildError, InputError
 from planish.hardware_profiles.host import Host, read_host
 from planish.hardware_profiles.processors import compute_features
-from planish.hardware_profiles.topology import dram_bytes, last_level_bytes, physical_cores
+from planish.hardware_profiles.topology import core_cpus, dram_bytes, last_level_bytes
 
 SOURCE = Path(__file__).with_name("measure.c")
 
@@ -51,7 +51,7 @@ def measure_peak(dtype: str, seconds: float = 0.15, *, threads: int | None = Non
     if not kernels:
         raise InputError(f"this machine has no instructions for {dtype}; measure one of {', '.join(measured_dtypes())}")
     for kernel in kernels:
-        rate = _run("rate", kernel, str(threads or physical_cores()), str(seconds))
+        rate = _run("rate", kernel, _cpus(threads), str(seconds))
         if rate is not None:
             return rate
     raise BuildError(f"the system refused the matrix registers that {dtype} needs; ask for another dtype")
@@ -64,12 +64,12 @@ def measure_stream(seconds: float = 0.3, *, threads: int | None = None, read_byt
     and the time to fill the buffer. Raises BackendMissing without a C compiler.
     """
     size = read_bytes or min(max(4 * last_level_bytes(), 2**28), dram_bytes() // 4)
-    return _number("read", str(size), str(threads or physical_cores()), str(seconds))
+    return _number("read", str(size), _cpus(threads), str(seconds))
 
 
 def measure_clock(seconds: float = 0.05) -> float:
     """The clock of one busy core, in GHz, from a chain of dependent one-cycle instructions."""
-    return _number("clock", str(seconds))
+    return _number("clock", _cpus(1), str(seconds))
 
 
 def cache_folder() -> Path:
@@ -81,6 +81,15 @@ def cache_folder() -> Path:
 def _kernels(dtype: str, host: Host) -> tuple[str, ...]:
     choices = _KERNELS.get(host.arch, {}).get(dtype, ())
     return tuple(kernel for feature, kernel in choices if feature in host.features)
+
+
+def _cpus(threads: int | None) -> str:
+    cpus = core_cpus()
+    if threads is not None and not 1 <= threads <= len(cpus):
+        raise InputError(
+            f"cannot measure on {threads} threads; this process has {len(cpus)} cores: give 1 to {len(cpus)}"
+        )
+    return ",".join(map(str, cpus[:threads]))
 
 
 def _number(*words: str) -> float:

@@ -25,9 +25,17 @@ def usable_cpus() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
-def physical_cores(root: Path = _CPUS) -> int:
+def core_cpus(root: Path = _CPUS) -> tuple[int, ...]:
+    """One logical processor of each physical core that this process may run on."""
+    first: dict[str, int] = {}
+    for cpu in usable_cpus():
+        first.setdefault(_text(root / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu), cpu)
+    return tuple(first.values())
+
+
+def physical_cores() -> int:
     """How many physical cores this process may run on: threads of one core count once."""
-    return len({_text(root / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable_cpus()})
+    return len(core_cpus())
 
 
 def caches(root: Path = _CPUS) -> tuple[Cache, ...]:
