@@ -81,11 +81,13 @@ def _opaque(*inputs: "Tensor", target: str, arguments: str, shapes: object, dtyp
 
 
 def _fill(tree: object, inputs: "tuple[Tensor, ...]") -> "object":
-    """`tree` with `{"input": i}` replaced by operand i, `{"dtype": name}` by the torch dtype."""
+    """`tree` with `{"input": i}` replaced by operand i, `{"int": i}` by its number, `{"dtype": name}` by the dtype."""
     if isinstance(tree, list):
         return [_fill(item, inputs) for item in tree]
     if isinstance(tree, dict) and set(tree) == {"input"}:
         return inputs[tree["input"]]
+    if isinstance(tree, dict) and set(tree) == {"int"}:
+        return int(inputs[tree["int"]])
     if isinstance(tree, dict) and set(tree) == {"dtype"}:
         return TORCH_DTYPE[DType(tree["dtype"])]
     if isinstance(tree, dict):
@@ -100,7 +102,8 @@ def opaque(
     """An aten op that planish does not know: it runs as torch and is named in the report.
 
     `target` is `aten.NAME.OVERLOAD`; `arguments` is JSON `{"args": [...], "kwargs": {...}}` in which
-    `{"input": i}` stands for operand i and `{"dtype": "f32"}` for a dtype.
+    `{"input": i}` stands for operand i, `{"int": i}` for the number that operand i holds and `{"dtype": "f32"}` for a
+    dtype.
     """
     if not target.startswith("aten.") or target.count(".") != 2:
         raise TypeRuleError(f"an opaque op is aten.NAME.OVERLOAD, not {target!r}")
