@@ -1,0 +1,85 @@
+"""The end of a matrix product: bias, the elementwise nodes after it, and the store."""
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.call import Call
+from planish.codegen.tvm.expression import Expression, store
+from planish.codegen.tvm.gemm_rows import unravel
+from planish.codegen.tvm.gemm_tile import Tile
+from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
+from planish.compiler.ir import Node, Value
+from planish.compiler.types import same_dim, same_shape
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Writes tiles that lie in `sums` ([rows][width] f32) to the output of the call.
+
+    A row is a position in all axes but the last, of which columns `first` to `first + columns - 1` are these.
+    """
+
+    k: KernelBuilder
+    tile: Tile
+    sums: "tirx.Buffer"
+    columns: int
+    first: "tirx.PrimExpr | int" = 0
+
+    def __call__(self, row: "tirx.PrimExpr", rows: "tirx.PrimExpr", column: "tirx.PrimExpr") -> None:
+        lanes, width = self.tile.lanes, self.tile.width
+        whole: tirx.PrimExpr = tirx.const(self.tile.vectors, "int64")
+        if self.columns % width:
+            whole = bind(tirx.min(whole, T.truncdiv(self.columns - column, tirx.const(lanes, "int64"))))
+        with T.serial(rows) as r:
+            lead = unravel(self.k, bind(row + r), self.k.call.output.shape[:-1])
+            with T.serial(whole) as v:
+                self._write(lead, r, bind(v * lanes), column, lanes)
+            if self.columns % lanes:
+                left = tirx.Select(column + width > self.columns, T.int64(self.columns % lanes), T.int64(0))
+                with T.serial(left) as j:
+                    self._write(lead, r, bind(whole * lanes + j), column, 1)
+
+    def _write(
+        self,
+        lead: "tuple[tirx.PrimExpr, ...]",
+        r: "tirx.PrimExpr",
+        within: "tirx.PrimExpr",
+        column: "tirx.PrimExpr",
+        lanes: int,
+    ) -> None:
+        call = self.k.call
+        (anchor,) = call.anchor.values
+        place = bind(self.first + column + within)
+
+        def total(index: "tuple[tirx.PrimExpr, ...]", count: int) -> "tirx.PrimExpr":
+            sums = self.sums[ramp(r * self.tile.width + within, lanes)]
+            return sums if bias is None else sums + Expression(self.k).at(bias, (place,), lanes)
+
+        bias = call.anchor.inputs[2] if len(call.anchor.inputs) > 2 else None
+        index = (*lead, place)
+        value = Expression(self.k, {anchor: total}).at(call.output, index, lanes)
+        store(self.k, call.view, index, value, lanes)
+
+
+def refuse_finish(call: Call) -> str | None:
+    """Why the nodes of a call around its contraction cannot be computed on the tiles of its result."""
+    (result,) = call.anchor.values
+    reached: set[Value] = {result}
+    for node in call.nodes:
+        if node is call.anchor or reached.isdisjoint(node.operands):
+            continue
+        if not finishes(call.anchor, node):
+            return f"{node.op.name} is not computed element by element on the result of {call.anchor.op.name}"
+        reached.update(node.values)
+    if call.output not in reached:
+        return "the output does not depend on the contraction"
+    if not same_dim(call.view.strides[-1], 1) and not same_dim(call.view.shape[-1], 1):
+        return "the last axis of the output is strided"
+    return None
+
+
+def finishes(anchor: Node, node: Node) -> bool:
+    """Whether `node` is computed element by element on the result of `anchor`."""
+    return "elementwise" in node.op.traits and same_shape(node.types[0].shape, anchor.types[0].shape)

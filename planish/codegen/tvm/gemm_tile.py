@@ -1,0 +1,113 @@
+"""The register tile of matrix products: its shape, its instructions and its loop over the depth."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.tvm.kernel import bind, ramp
+
+# TVM rewrites bfloat16 values before code generation, so the instruction is wrapped in LLVM IR over 32-bit integers.
+_DOT_BF16 = """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+define linkonce_odr <16 x float> @planish_dot_bf16(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) alwaysinline {
+  %x = bitcast <16 x i32> %a to <32 x bfloat>
+  %y = bitcast <16 x i32> %b to <32 x bfloat>
+  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
+  ret <16 x float> %r
+}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """`rows` by `vectors` registers of `lanes` f32 sums; `pairs` multiplies two bf16 values a lane and step."""
+
+    rows: int
+    vectors: int
+    lanes: int
+    pairs: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of one tile."""
+        return self.vectors * self.lanes
+
+    @property
+    def unit(self) -> str:
+        """TVM's name for what one step reads a lane."""
+        return "int32" if self.pairs else "float32"
+
+
+# speed against the best tile when no column is padding, by vectors; measured on Zen 4 and estimated for NEON
+_WIDE = {1: 0.85, 2: 1.0, 3: 0.99, 4: 0.97}
+_NARROW = {1: 0.5, 2: 0.8, 3: 0.95, 4: 1.0}
+
+
+def choose_tile(isa: Isa, columns: int, pairs: bool = False) -> Tile:
+    """The tile that wastes least of the machine on `columns`: few padded columns, all sums in registers."""
+    speed = _NARROW if isa.lanes == 4 else _WIDE
+
+    def worth(vectors: int) -> float:
+        width = vectors * isa.lanes
+        return speed[vectors] * columns / (-(-columns // width) * width)
+
+    vectors = max((v for v in speed if isa.registers > 16 or v < 3), key=worth)
+    sums = 12 if isa.registers <= 16 else 24
+    return Tile(min(sums // vectors, sums // 2), vectors, isa.lanes, pairs)
+
+
+def body_rows(tile: Tile, rows: int | None) -> tuple[int, ...]:
+    """The row counts that a kernel needs loops for, largest first; any count is a sum of them (`rows` None)."""
+    if rows is not None:
+        rest = rows % tile.rows
+        return tuple(r for r in (tile.rows if rows >= tile.rows else 0, rest) if r)
+    return (tile.rows, *(r for r in (8, 4, 3, 2, 1) if r < tile.rows))
+
+
+Load = Callable[[int, "tirx.PrimExpr"], "tirx.PrimExpr"]
+
+
+class TileLoop:
+    """Sums tiles into registers and leaves them in `out`, a buffer of [rows][width] f32."""
+
+    def __init__(self, tile: Tile, out: "tirx.Buffer") -> None:
+        self.tile = tile
+        self.out = out
+        # TVM keeps a local buffer off the heap, and LLVM its parts in registers, up to 1024 bytes: one a row
+        self._sums = [T.alloc_buffer((tile.width,), "float32") for _ in range(tile.rows)]
+
+    def emit(self, rows: int, first: "tirx.PrimExpr", depth: int, load: Load, panel: Load) -> None:
+        """Sum `rows` rows over `depth` steps into the rows of `out` from `first`.
+
+        `load(i, step)` is the unit of row i; `panel(v, step)` is vector v of the weights.
+        """
+        tile = self.tile
+        columns = [ramp(v * tile.lanes, tile.lanes) for v in range(tile.vectors)]
+        for i in range(rows):
+            for column in columns:
+                T.buffer_store(self._sums[i], T.broadcast(T.float32(0), tile.lanes), [column])
+        with T.serial(tirx.const(depth, "int64")) as step:
+            weights = [bind(panel(v, step)) for v in range(tile.vectors)]
+            for i in range(rows):
+                x = bind(T.broadcast(load(i, step), tile.lanes))
+                for column, weight in zip(columns, weights, strict=True):
+                    T.buffer_store(self._sums[i], self._multiply_add(x, weight, self._sums[i][column]), [column])
+        for i in range(rows):
+            for v, column in enumerate(columns):
+                place = (first + i) * tile.width + v * tile.lanes
+                T.buffer_store(self.out, self._sums[i][column], [ramp(place, tile.lanes)])
+
+    def _multiply_add(self, x: "tirx.PrimExpr", weight: "tirx.PrimExpr", total: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        vector = f"float32x{self.tile.lanes}"
+        if self.tile.pairs:
+            return T.call_extern(vector, "planish_dot_bf16", total, x, weight)
+        return T.call_llvm_pure_intrin(vector, "llvm.fma", x, weight, total)
+
+
+def instructions(tile: Tile) -> "AbstractContextManager[object]":
+    """The scope, inside the open prim_func, in which the tile's instructions are known."""
+    return T.attr(T.int32(0), "pragma_import_llvm", _DOT_BF16) if tile.pairs else nullcontext()
