@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -171,5 +170,5 @@ def _place(folder: Path, name: str) -> Path:
 
 
 def _header(declarations: str) -> str:
-    common = files("planish.runtime").joinpath("native", HEADER).read_text()
+    common = Path(__file__).with_name("native").joinpath(HEADER).read_text()
     return common.replace("/* @entries@ */", declarations)

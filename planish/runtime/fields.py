@@ -33,7 +33,8 @@ class Field:
         """The members of an object with any keys."""
         if not isinstance(self.value, dict):
             raise self.error("an object")
-        return {key: Field(value, f"{self.path}.{key}") for key, value in self.value.items()}
+        separator = "." if ": " in self.path else ": "
+        return {key: Field(value, f"{self.path}{separator}{key}") for key, value in self.value.items()}
 
     def items(self) -> Iterator["Field"]:
         """The items of a list."""

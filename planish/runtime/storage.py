@@ -105,18 +105,16 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def publish(staged: Path, path: Path, *, overwrite: bool) -> None:
-    """Move a finished folder or file to `path` in one step, replacing what is there if `check_target` lets it."""
+    """Move a finished folder or file to `path` in one step, replacing what is there if `check_target` lets it.
+
+    What was replaced is then beside `staged` or in its place, for the caller to remove.
+    """
     check_target(path, overwrite=overwrite)
     if not os.path.lexists(path) or (path.is_file() and staged.is_file()):
         staged.replace(path)
-        return
-    old = staged.with_name(staged.name + ".old")
-    if _exchange(staged, path):
-        staged.rename(old)
-    else:
-        path.rename(old)
+    elif not _exchange(staged, path):
+        path.rename(staged.with_name("replaced"))
         staged.rename(path)
-    remove(old)
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
@@ -131,11 +129,9 @@ def staging(path: Path) -> Iterator[Path]:
     folder: Path | None = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-        folder.chmod(0o777 & ~_umask())
         yield folder
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ArtifactError(f"cannot save '{path}': {reason}; nothing was left there, save elsewhere") from error
+        raise ArtifactError(f"cannot save '{path}': {error}; nothing was changed there, save elsewhere") from error
     finally:
         if folder is not None:
             remove(folder)
@@ -257,12 +253,6 @@ def _exchange(left: Path, right: Path) -> bool:
     # A rename cannot replace a folder that has files; Linux can swap the two names at once.
     swap = getattr(ctypes.CDLL(None), "renameat2", None)
     return swap is not None and swap(_HERE, os.fsencode(left), _HERE, os.fsencode(right), _EXCHANGE) == 0
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _damaged(name: str) -> ArtifactError:

@@ -80,6 +80,6 @@ def _check_tagged(field: Field) -> None:
         try:
             Dimension.parse(members[tag].text())
         except ParseError as error:
-            raise field.error(f"a dimension ({error})") from error
+            raise members[tag].error(f"a dimension ({error})") from error
     else:
         members[tag].text(*_WORDS[tag])

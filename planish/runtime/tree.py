@@ -138,7 +138,7 @@ class Tree:
         """The tree that `to_json` wrote; raises ArtifactError with the path of what is wrong."""
         if field.value == "tensor":
             return tensor()
-        members = field.members()
+        members = field.members() if isinstance(field.value, dict) else {}
         kind = next(iter(members), "nothing")
         if kind not in ("constant", "tuple", "list", "dict", "record", "namedtuple"):
             raise field.error("a tree of tensor, constant, tuple, list, dict, record or namedtuple")
