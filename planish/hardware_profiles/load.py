@@ -27,9 +27,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
         return detect()
     known = profile_names()
     if name not in known:
-        raise ProfileError(
-            f"no profile is called '{name}'{nearest(name, [*known, 'cpu'])}; or give a path that ends in .toml"
-        )
+        hint = nearest(name, [*known, "cpu"])
+        raise ProfileError(f"no profile is called '{name}' (one of your own is a path ending in .toml){hint}")
     return _built_in(name)
 
 
