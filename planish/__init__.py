@@ -1,1 +1,30 @@
 """planish compiles a PyTorch or ONNX model for one hardware target."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planish.api import CompiledModel, compile, load
+    from planish.compiler.ir import Workload
+    from planish.compiler.types import Size
+    from planish.hardware_profiles import Profile
+
+__all__ = ["CompiledModel", "Profile", "Size", "Workload", "compile", "load"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CompiledModel": "planish.api",
+    "Profile": "planish.hardware_profiles",
+    "Size": "planish.compiler.types",
+    "Workload": "planish.compiler.ir",
+    "compile": "planish.api",
+    "load": "planish.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used, so that `import planish` itself loads neither torch nor sympy."""
+    from importlib import import_module
+
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'planish' has no attribute '{name}'; it has {', '.join(sorted(__all__))}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from planish.codegen.emit import Entry, KernelUse, program_source, step_inputs, step_outputs
+from planish.codegen.emit import Entry, KernelUse, declarations, program_source, step_inputs, step_outputs
 from planish.codegen.schedule import Kernels, Schedule, Storage, schedule
 from planish.codegen.select import Choice, Selection, TorchCall, select
 from planish.compiler.ir import Graph, Program, Value
@@ -40,12 +40,15 @@ class Interface:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Built:
-    """What `build` made: the plan, the packed weights by entry name, and the selection of each function."""
+    """What `build` made: the plan, the packed weights by entry name, the selection of each function, and the library
+    with its readable sources by file name and the C declarations of its entries."""
 
     plan: Plan
     weights: Mapping[str, numpy.ndarray]
     selections: Mapping[str, Selection]
-    kernels: int
+    library: Path | None
+    sources: Mapping[str, str]
+    declarations: str
 
 
 def build(
@@ -74,12 +77,17 @@ def build(
     progress("packing weights")
     weights = _weights(program, library, schedules.values())
     offsets = weight_offsets(weights)
-    entries = [e for name, plan in schedules.items() for e in _entries(name, plan, selections[name].graph, library, offsets)]
-    progress(f"compiling {len(library.functions)} kernels")
-    library.write(program_source(entries), folder)
+    entries = [
+        entry
+        for name, plan in schedules.items()
+        for entry in _entries(name, plan, selections[name].graph, library, offsets)
+    ]
+    progress(f"compiling {len(library.built)} kernels")
+    sources = library.sources(program_source(entries))
+    compiled = library.compile(sources, folder) if entries else None
     functions = {name: _function(name, selections[name], schedules[name], interfaces[name]) for name in selections}
     plan = Plan(LIBRARY if entries else None, functions, _torch_weights(program, schedules.values()))
-    return Built(plan, weights, selections, len(library.functions))
+    return Built(plan, weights, selections, compiled, sources if entries else {}, declarations(entries))
 
 
 def _templates() -> "Sequence[object]":
@@ -97,47 +105,44 @@ class _Library:
     isa: "Isa"
     symbols: dict[str, str] = field(default_factory=dict)
     built: dict[str, "Kernel"] = field(default_factory=dict)
-    packings: dict[int, Mapping[Value, "Packing"]] = field(default_factory=dict)
-
-    @property
-    def functions(self) -> Mapping[str, object]:
-        return {symbol: kernel.function for symbol, kernel in self.built.items()}
+    first: dict[str, Choice] = field(default_factory=dict)
+    uses: dict[int, str] = field(default_factory=dict)
 
     def add(self, choice: Choice) -> None:
+        """Build the kernel of a call, unless one with the same key is there."""
         key = f"{choice.template.name}\n{choice.call.key()}"
         if key not in self.symbols:
             symbol = f"planish_k{len(self.symbols)}_{choice.template.name}_{choice.call.anchor.op.name}"
             self.symbols[key] = symbol
             self.built[symbol] = choice.template.build(choice.call, self.isa)
-            self._first[symbol] = choice
-        self.packings[id(choice)] = self._translated(choice, self.symbols[key])
+            self.first[symbol] = choice
+        self.uses[id(choice)] = self.symbols[key]
 
-    _first: dict[str, Choice] = field(default_factory=dict)
+    def kernel(self, choice: Choice) -> "Kernel":
+        """The kernel of a call that was added."""
+        return self.built[self.uses[id(choice)]]
 
-    def symbol(self, choice: Choice) -> str:
-        return self.symbols[f"{choice.template.name}\n{choice.call.key()}"]
-
-    def _translated(self, choice: Choice, symbol: str) -> Mapping[Value, "Packing"]:
-        """The packings of the kernel for this call's own weights: its inputs stand in the same order."""
-        first = self._first[symbol].call.inputs
+    def packings(self, choice: Choice) -> Mapping[Value, "Packing"]:
+        """The packings of the kernel for this call's own weights: calls of one key have their inputs in one order."""
+        first = self.first[self.uses[id(choice)]].call.inputs
         own = dict(zip(first, choice.call.inputs, strict=True))
-        return {own[value]: packing for value, packing in self.built[symbol].packings.items()}
+        return {own[value]: packing for value, packing in self.kernel(choice).packings.items()}
 
-    def write(self, source: str, folder: Path) -> None:
-        """Compile and link everything to the library; keep the sources beside it."""
+    def sources(self, program: str) -> Mapping[str, str]:
+        """The readable sources by file name."""
+        shipped = {name: (_NATIVE / name).read_text() for name in ("pool.c", "pool.h")}
+        kernels = {f"{symbol}.py": kernel.function.script() + "\n" for symbol, kernel in self.built.items()}
+        return {"program.c": program, **shipped, **kernels}
+
+    def compile(self, sources: Mapping[str, str], folder: Path) -> Path:
+        """Compile and link everything to one library in `folder`."""
         from planish.codegen.tvm.build import build_object, link
 
-        sources = folder / "kernels" / "sources"
-        sources.mkdir(parents=True)
-        for name in ("pool.c", "pool.h"):
-            (sources / name).write_text((_NATIVE / name).read_text())
-        (sources / "program.c").write_text(source)
-        for symbol, kernel in self.built.items():
-            (sources / f"{symbol}.py").write_text(kernel.function.script() + "\n")
-        compiled = folder / "kernels.o"
-        build_object(self.functions, self.isa, compiled)
-        link([sources / "program.c", sources / "pool.c"], [compiled], self.isa, folder / LIBRARY)
-        compiled.unlink()
+        for name in ("program.c", "pool.c", "pool.h"):
+            (folder / name).write_text(sources[name])
+        build_object({symbol: kernel.function for symbol, kernel in self.built.items()}, self.isa, folder / "kernels.o")
+        link([folder / "program.c", folder / "pool.c"], [folder / "kernels.o"], self.isa, folder / "model.so")
+        return folder / "model.so"
 
 
 def entry_name(weight: str, packing: "Packing | None") -> str:
@@ -154,7 +159,7 @@ def _weight_uses(schedules: Iterable[Schedule], library: _Library) -> Iterable[t
             for choice in step.calls:
                 for value, root in choice.roots.items():
                     if root.node.op.name == "weight":
-                        yield str(root.node.attrs["name"]), library.packings[id(choice)].get(value)
+                        yield str(root.node.attrs["name"]), library.packings(choice).get(value)
 
 
 def _weights(program: Program, library: _Library, schedules: Iterable[Schedule]) -> Mapping[str, numpy.ndarray]:
@@ -201,16 +206,15 @@ def _entries(
         if isinstance(step, Kernels):
             uses = []
             for choice in step.calls:
-                packings = library.packings[id(choice)]
-                scratch = library.built[library.symbol(choice)].scratch_bytes
+                packings = library.packings(choice)
+                scratch = library.kernel(choice).scratch_bytes
                 weights = {
                     value: offsets[entry_name(str(root.node.attrs["name"]), packings.get(value))]
                     for value, root in choice.roots.items()
                     if root.node.op.name == "weight"
                 }
-                by_root = {choice.roots[value]: offset for value, offset in weights.items()}
                 sizes = call_sizes(choice.call, scratch)
-                uses.append(KernelUse(library.symbol(choice), sizes, scratch, {**by_root, **weights}))
+                uses.append(KernelUse(library.uses[id(choice)], sizes, scratch, weights))
             ins, outs = step_inputs(step, plan.storage), step_outputs(step, plan.storage)
             yield Entry(_entry_symbol(name, i), step, tuple(uses), graph.sizes, plan.storage, ins, outs)
 

@@ -7,7 +7,6 @@ import sympy
 
 from planish.codegen.schedule import ALIGNMENT, Kernels, Slot, Storage, read, slot_size
 from planish.codegen.select import Choice
-from planish.codegen.view import View
 from planish.compiler.ir import Value
 from planish.compiler.types import Dim, Size, dim_text
 
@@ -99,7 +98,7 @@ def _arena(entry: Entry) -> str:
     lines.append(f"  offsets[{last + 1}] = aligned({scratch}); /* scratch bytes of one task */")
     lines += ["}", ""]
     lines += [
-        f"PLANISH_EXPORT int64_t {entry.name}_arena_bytes(const int64_t *sizes, int32_t threads) {{",
+        f"PLANISH_EXPORT {_arena_head(entry)} {{",
         f"  int64_t offsets[{last + 2}];",
         f"  {entry.name}_layout(sizes, offsets);",
         f"  return offsets[{last}] + threads * offsets[{last + 1}] + {ALIGNMENT};",
@@ -158,9 +157,22 @@ def _pointer(entry: Entry, root: Value, weight_offset: int | None) -> str:
     return f"f->inputs[{entry.inputs.index(root)}]"
 
 
+def declarations(entries: Sequence[Entry]) -> str:
+    """The C declarations of the entries, for programs that link or load the library."""
+    return "".join(f"{_arena_head(entry)};\n{_entry_head(entry)};\n" for entry in entries)
+
+
+def _arena_head(entry: Entry) -> str:
+    return f"int64_t {entry.name}_arena_bytes(const int64_t *sizes, int32_t threads)"
+
+
+def _entry_head(entry: Entry) -> str:
+    return f"""int32_t {entry.name}(const void *const *inputs, void *const *outputs, const int64_t *sizes,
+    const void *weights, void *arena, int32_t threads, double *times)"""
+
+
 def _entry(entry: Entry) -> str:
-    return f"""PLANISH_EXPORT int32_t {entry.name}(const void *const *inputs, void *const *outputs, const int64_t *sizes,
-    const void *weights, void *arena, int32_t threads, double *times) {{
+    return f"""PLANISH_EXPORT {_entry_head(entry)} {{
   struct frame f = {{inputs, outputs, sizes, weights, arena, times}};
   planish_run({entry.name}_task, &f, threads);
   return 0;
@@ -194,8 +206,3 @@ def _nested(dim: sympy.Expr) -> str:
 
 def _int(expr: sympy.Expr) -> Dim:
     return int(expr) if expr.is_Integer else expr
-
-
-def view_text(view: View) -> str:
-    """A view as the comment that sources carry."""
-    return str(view)

@@ -53,15 +53,15 @@ class _Fusion:
         for value in graph.outputs:
             self.readers[value] = self.readers.get(value, 0) + 1
         self.regions: dict[Value, Region] = {}
+        self.order = {node: i for i, node in enumerate(graph.nodes())}
 
     def run(self) -> tuple[Region, ...]:
-        order = {node: i for i, node in enumerate(self.graph.nodes())}
-        for node in order:
+        for node in self.order:
             if "leaf" not in node.op.traits and node.op not in _LITERALS and not is_free(node, self.places):
                 self._place(node)
         for value in self._stored_literals():
             self.regions[value] = Region(value.node, [value.node])
-        return tuple(sorted(self.regions.values(), key=lambda region: order[region.nodes[-1]]))
+        return tuple(sorted(self.regions.values(), key=lambda region: self.order[region.nodes[-1]]))
 
     def _stored_literals(self) -> tuple[Value, ...]:
         """Literals that are read from memory: through a view, as an output, or by a kernel that computes nothing."""
@@ -81,11 +81,14 @@ class _Fusion:
         self.regions[region.output] = region
 
     def _host(self, node: Node) -> Region | None:
-        """The region whose epilogue the node may join: the latest that computes one of its operands alone for it."""
+        """The region whose epilogue the node may join: a contraction if there is one, else the latest."""
         if "elementwise" not in node.op.traits:
             return None
         found = [self.regions[v] for v in node.operands if v in self.regions and self._joins(v, node)]
-        return found[-1] if found else None
+        return max(found, key=self._worth, default=None)
+
+    def _worth(self, region: Region) -> tuple[bool, int]:
+        return "contraction" in region.anchor.op.traits, self.order[region.nodes[-1]]
 
     def _joins(self, value: Value, node: Node) -> bool:
         region = self.regions[value]

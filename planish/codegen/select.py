@@ -65,7 +65,8 @@ def select(graph: Graph, templates: Sequence[Template], isa: Isa) -> Selection:
     selector = _Selector(resolve(graph), templates, isa)
     for region in fuse(graph, selector.places, templates):
         selector.add(region)
-    return Selection(graph, tuple(selector.work), selector.outputs(graph))
+    outputs = selector.outputs(graph)
+    return Selection(graph, tuple(selector.work), outputs)
 
 
 class _Selector:

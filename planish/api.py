@@ -1,0 +1,133 @@
+"""The public calls: `compile` a model for a target, `load` an artifact."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planish.errors import InputError
+from planish.runtime.artifact import copy
+from planish.runtime.artifact import load as load_artifact
+from planish.runtime.executor import Executable
+from planish.runtime.profile import CallProfile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from planish.compile_report import CompileReport
+    from planish.compiler.importers import Imported
+    from planish.compiler.ir import Workload
+    from planish.compiler.pass_ import Pass
+    from planish.hardware_profiles import Profile
+
+Progress = Callable[[str], None]
+
+
+def compile(  # noqa: A001 - the name that users of torch and TVM know
+    model: "nn.Module | str | Path",
+    target: "str | Path | Profile" = "cpu",
+    *,
+    inputs: Any = None,
+    dynamic: Any = None,
+    workload: "Workload | Mapping[str, int] | None" = None,
+    passes: "Sequence[Pass | str] | None" = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> "CompiledModel":
+    """Compile a model for one target; the result computes the same numbers, faster.
+
+    model: an `nn.Module` in eval mode, or the path of an `.onnx` file.
+    target: `"cpu"` for the machine at hand, a profile's name (`planish profiles`), a TOML's path, or a `Profile`.
+    inputs: example inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments. An ONNX file
+        whose inputs all have static shapes or defaults needs none.
+    dynamic: axes whose size may differ from call to call, `{input: {axis: name}}`; a name alone takes any size from 1,
+        `(name, low, high)` or a `Size` takes that range. Everything else is fixed to the example's size.
+    workload: the sizes that calls will mostly have, by name; they steer memory planning and estimates.
+    passes: objects or one-line texts such as `"fold-constants"`, in order; by default all exact passes.
+    threads: how many threads a call uses; all cores of the process by default.
+    progress: called with the name of each stage as it starts.
+
+    Raises InputError (wrong example inputs), ImportGraphError (a model that cannot be captured), ProfileError (an
+    unknown target), PassError (an unknown pass or option), TemplateError (an op without a kernel), BackendMissing (an
+    extra that is not installed, with the pip command).
+    """
+    from planish.compilation import run
+
+    say = progress or (lambda stage: None)
+    folder = tempfile.TemporaryDirectory(prefix="planish-")
+    done = run(model, target, inputs, dynamic, workload, passes, Path(folder.name), say)
+    say("checking against the model")
+    return CompiledModel(done.artifact, done.report, done.imported, threads=threads, keep=folder)
+
+
+def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> "CompiledModel":
+    """Load an artifact, a folder or its zip, and check it.
+
+    `verify` also checks the hash of every file and repeats the recorded call. Raises ArtifactError with what is wrong:
+    damaged, made for another instruction set, or newer than this planish.
+    """
+    return CompiledModel(Path(path), threads=threads, verify=verify)
+
+
+class CompiledModel:
+    """A compiled model: called like the model that it was made from.
+
+    Right after `compile` it returns the model's own types; loaded from an artifact, records such as `ModelOutput`
+    become `planish.runtime.Output`, which reads the same. Calls take torch tensors or numpy arrays and may come from
+    several threads at once.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        report: "CompileReport | None" = None,
+        imported: "Imported | None" = None,
+        *,
+        threads: int | None = None,
+        verify: bool = True,
+        keep: object = None,
+    ) -> None:
+        self._path, self._imported, self._keep = path, imported, keep
+        self._executable = load_artifact(path, threads=threads, verify=verify)
+        self._report = report
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's result. Raises InputError naming the input, what it takes and what was given."""
+        main = self._executable.main
+        if self._imported is None:
+            return main(*args, **kwargs)
+        leaves = main.plan.signature.leaves(args, kwargs)
+        return self._imported.rebuild(main.run(leaves))
+
+    @property
+    def executable(self) -> Executable:
+        """The runtime's object, with every entry function."""
+        return self._executable
+
+    @property
+    def report(self) -> "CompileReport | str":
+        """What each pass did and refused and which kernel computes what; the stored text for a loaded artifact."""
+        if self._report is None:
+            from planish.runtime.artifact import inspect
+
+            return inspect(self._path).report_text
+        return self._report
+
+    def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
+        """The time of each kernel by module scope: medians over `repeat` calls with these inputs."""
+        return self._executable.profile(*args, repeat=repeat, **kwargs)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the artifact to a folder, or a zip where `path` ends in .zip, all at once or not at all.
+
+        Raises ArtifactError when something else is in the way or the disk cannot be written.
+        """
+        copy(self._path, path, overwrite=overwrite)
+
+    def __repr__(self) -> str:
+        return f"CompiledModel({self._executable!r})"

@@ -1,0 +1,182 @@
+"""The whole compilation of one model: import, passes, code, recorded result, artifact."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import planish
+from planish.codegen.build import Built, Interface, as_array, build
+from planish.compile_report import CompileReport, kernel_rows
+from planish.compiler.evaluate import evaluate
+from planish.compiler.importers import Imported, import_onnx, import_torch
+from planish.compiler.importers.trees import Computed
+from planish.compiler.ir import Graph, Program, Workload
+from planish.compiler.pass_ import Context, Pass
+from planish.compiler.pipeline import Pipeline
+from planish.compiler.recipe import parse_pass, pass_text
+from planish.errors import InputError, nearest
+from planish.passes import EXACT
+from planish.runtime.artifact import Contents, write
+from planish.runtime.golden import Golden
+from planish.runtime.manifest import Target, Tolerance
+from planish.runtime.signature import Parameter, Signature
+from planish.targets import isa_of_profile, profile_of
+
+if TYPE_CHECKING:
+    from planish.hardware_profiles import Profile
+
+GOLDEN_TOLERANCE = 1e-4  # of the largest output: the promise for f32 results on a CPU
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compiled:
+    """An artifact that was written, with what only this process knows of it."""
+
+    artifact: Path
+    report: CompileReport
+    imported: Imported
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds by stage, and the caller's progress callback."""
+
+    say: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.say(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def run(
+    model: nn.Module | str | Path,
+    target: "str | Path | Profile",
+    inputs: Any,
+    dynamic: Any,
+    workload: Workload | Mapping[str, int] | None,
+    passes: Sequence[Pass | str] | None,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Compiled:
+    """Compile into `folder`; see `planish.compile` for the arguments and errors."""
+    clock = _Clock(say)
+    pipeline = Pipeline(tuple(parse_pass(p) if isinstance(p, str) else p for p in (EXACT if passes is None else passes)))
+    profile = profile_of(target)
+    isa = isa_of_profile(profile)
+    args, kwargs = arguments(inputs)
+    with clock.stage("importing the model"):
+        imported = _import(model, args, kwargs, dynamic)
+        program = with_workload(imported.program, workload)
+    with clock.stage("running passes"):
+        program, passed = pipeline.run(program, Context(profile, dict(program.main.hints())))
+    with clock.stage("generating code"):
+        (folder / "build").mkdir()
+        interface = Interface(_signature(imported), imported.output_tree)
+        built = build(program, {"main": interface}, isa, folder / "build", progress=say)
+    with clock.stage("recording a result"):
+        golden = _golden(model, imported, args, kwargs)
+    report = CompileReport(passed, kernel_rows(built.selections), dict(clock.seconds), program.notes)
+    with clock.stage("writing the artifact"):
+        write(folder / "artifact", _contents(program, built, profile, golden, report, pipeline))
+    return Compiled(folder / "artifact", report, imported)
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments."""
+    if inputs is None:
+        return (), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def _import(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> Imported:
+    if isinstance(model, nn.Module):
+        if not args and not kwargs:
+            raise InputError("compile needs example inputs: inputs=(tensor, ...) or inputs={'name': tensor}")
+        return import_torch(model, args, kwargs, dynamic=dynamic)
+    if isinstance(model, str | Path) and str(model).endswith(".onnx"):
+        return import_onnx(model, kwargs or args or None, dynamic=dynamic)
+    given = repr(str(model)) if isinstance(model, str | Path) else f"a {type(model).__name__}"
+    raise InputError(f"compile takes an nn.Module or the path of an .onnx file, not {given}")
+
+
+def with_workload(program: Program, workload: Workload | Mapping[str, int] | None) -> Program:
+    """The program with the workload's sizes as hints; raises InputError on an unknown or impossible size."""
+    wanted = workload.sizes if isinstance(workload, Workload) else workload or {}
+    graph = program.main
+    known = {size.name: size for size in graph.sizes}
+    for name, value in wanted.items():
+        if name not in known:
+            raise InputError(f"workload: the model has no size '{name}'{nearest(name, known)}")
+        if not known[name].low <= value <= known[name].high:
+            size = known[name]
+            raise InputError(f"workload: {name} = {value} is outside the declared {size.low}..{size.high}")
+    sizes = tuple(s if s.name not in wanted else type(s)(s.name, s.low, s.high, wanted[s.name]) for s in graph.sizes)
+    return program.with_function(Graph(graph.name, graph.inputs, graph.outputs, sizes))
+
+
+def _signature(imported: Imported) -> Signature:
+    tree = imported.input_tree
+    named = [Parameter(str(name), item) for name, item in zip(tree.keys, tree.items, strict=True)]
+    order = {name: i for i, name in enumerate(imported.parameters)}
+    positional = 0
+    while positional < len(named) and order.get(named[positional].name) == positional:
+        positional += 1
+    return Signature(tuple(named), positional)
+
+
+@torch.no_grad()
+def _golden(model: Any, imported: Imported, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Golden:
+    """The example inputs and what the model itself, or for ONNX the imported program's reference, gives for them."""
+    leaves = [torch.as_tensor(leaf) for leaf in imported.leaves(args, kwargs)]
+    if isinstance(model, nn.Module):
+        results = _results(imported, model(*args, **kwargs))
+    else:
+        results = evaluate(imported.program.main, leaves, imported.program.weights)
+    scale = max((float(r.abs().max()) for r in results if r.is_floating_point() and r.numel()), default=1.0)
+    inputs, outputs = (tuple(numpy.array(as_array(t)) for t in group) for group in (leaves, results))
+    return Golden(inputs, outputs, Tolerance(rtol=GOLDEN_TOLERANCE, atol=GOLDEN_TOLERANCE * max(scale, 1.0)))
+
+
+def _results(imported: Imported, result: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors of the model's own result that the program computes."""
+    leaves = pytree.tree_leaves(result)
+    pairs = zip(leaves, imported.output_leaves, strict=True)
+    return tuple(torch.as_tensor(leaf) for leaf, place in pairs if isinstance(place, Computed))
+
+
+def _contents(
+    program: Program, built: Built, profile: "Profile", golden: Golden, report: CompileReport, pipeline: Pipeline
+) -> Contents:
+    cpu = profile.cpu
+    return Contents(
+        plan=built.plan,
+        target=Target(profile.name, cpu.triple, tuple(cpu.features), profile.fingerprint),
+        weights=built.weights,
+        library=built.library,
+        planish=planish.__version__,
+        program=str(program),
+        sources=built.sources,
+        declarations=built.declarations,
+        recipe=tuple(pass_text(p) for p in pipeline.passes),
+        created_with={"torch": torch.__version__, "python": platform.python_version()},
+        golden={"main": golden},
+        report=report.to_json(),
+        report_text=str(report),
+    )

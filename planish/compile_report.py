@@ -1,0 +1,67 @@
+"""What a compilation did: passes, kernels with the reasons against the others, and where the time went."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from planish.codegen.select import Choice, Selection
+from planish.compiler.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """The kernel for one call: its module scope, its ops in order, the template, and why others were not taken."""
+
+    function: str
+    scope: str
+    ops: tuple[str, ...]
+    template: str
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CompileReport:
+    """The report of `planish.compile`: prints as text, `to_json` gives the same facts.
+
+    `stages` are seconds; `notes` are facts about the import, such as ops that run as torch.
+    """
+
+    passes: Report
+    kernels: tuple[KernelRow, ...]
+    stages: Mapping[str, float]
+    notes: Mapping[str, tuple[str, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "passes": self.passes.to_json(),
+            "kernels": [asdict(row) for row in self.kernels],
+            "stages_s": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+            "notes": {topic: list(lines) for topic, lines in self.notes.items()},
+        }
+
+    def __str__(self) -> str:
+        lines = [str(self.passes), ""]
+        counts: dict[str, int] = {}
+        for row in self.kernels:
+            counts[row.template] = counts.get(row.template, 0) + 1
+        lines.append(f"{len(self.kernels)} kernel calls: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+        for row in self.kernels:
+            lines += [f"  {row.scope or row.function}: {row.template} not {t}: {why}" for t, why in row.refused]
+        for topic, notes in self.notes.items():
+            lines += [f"{topic}: {note}" for note in notes]
+        lines.append("seconds: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.stages.items()))
+        return "\n".join(lines)
+
+
+def kernel_rows(selections: Mapping[str, Selection]) -> tuple[KernelRow, ...]:
+    """One row for each kernel call and each op that runs as torch, in running order."""
+    rows = []
+    for function, selection in selections.items():
+        for work in selection.work:
+            if isinstance(work, Choice):
+                ops = tuple(node.op.name for node in work.call.nodes)
+                refused = tuple((miss.template, miss.reason) for miss in work.misses)
+                rows.append(KernelRow(function, work.call.scope, ops, work.template.name, refused))
+            else:
+                rows.append(KernelRow(function, work.scope, (str(work.node.attrs["target"]),), "torch"))
+    return tuple(rows)
