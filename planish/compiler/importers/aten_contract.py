@@ -21,6 +21,8 @@ def _linear(b: Builder, x: Value, w: Value, bias: Value | None = None) -> Value:
 
 def _matmul(b: Builder, x: Value, y: Value) -> Value:
     left, right = x.type.rank == 1, y.type.rank == 1
+    if not left and y.node.op is ops.weight and y.type.rank == 2:
+        return b.emit(ops.linear, x, b.transpose(y, (1, 0)))
     x = b.reshape(x, (1, *x.shape)) if left else x
     y = b.reshape(y, (*y.shape, 1)) if right else y
     result = b.emit(ops.matmul, x, y)
@@ -29,6 +31,8 @@ def _matmul(b: Builder, x: Value, y: Value) -> Value:
 
 
 def _addmm(b: Builder, bias: Value, x: Value, y: Value, beta: Any = 1, alpha: Any = 1) -> Value:
+    if beta == alpha == 1 and bias.type.rank == 1 and y.node.op is ops.weight:
+        return b.emit(ops.linear, x, b.transpose(y, (1, 0)), bias)
     product_, bias = _scaled(b, b.emit(ops.matmul, x, y), alpha), _scaled(b, bias, beta)
     return b.emit(ops.add, product_, bias)
 
@@ -65,6 +69,47 @@ def _conv_string(
     return _conv(b, x, w, bias, stride, [t // 2 for t in totals], dilation, groups)
 
 
+def _conv_transposed(
+    b: Builder,
+    x: Value,
+    w: Value,
+    bias: Value | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Value:
+    """A convolution of the input with zeros between its elements by the flipped weight; w [I, O / groups, *kernel]."""
+    spatial = w.type.rank - 2
+    steps, dilations = wide(stride, spatial), wide(dilation, spatial)
+    if spatial > 2 or x.type.rank != w.type.rank:
+        raise UncoveredError
+    for axis, step in enumerate(steps, start=2):
+        x = _spread(b, x, axis, step)
+    edges = [d * (k - 1) - p for d, k, p in zip(dilations, w.shape[2:], wide(padding, spatial), strict=True)]
+    after = [e + o for e, o in zip(edges, wide(output_padding, spatial), strict=True)]
+    if min(*edges, *after) < 0:
+        raise UncoveredError
+    x = b.emit(ops.pad, x, before=(0, 0, *edges), after=(0, 0, *after))
+    flipped = b.emit(ops.flip, w, axes=tuple(range(2, w.type.rank)))
+    inputs, outputs, kernel = w.shape[0] // groups, w.shape[1], w.shape[2:]
+    grouped = b.transpose(b.reshape(flipped, (groups, inputs, *w.shape[1:])), (0, 2, 1, *range(3, spatial + 3)))
+    turned = b.reshape(grouped, (groups * outputs, inputs, *kernel))
+    return _conv(b, x, turned, bias, 1, 0, dilations, groups)
+
+
+def _spread(b: Builder, x: Value, axis: int, step: int) -> Value:
+    """`step - 1` zeros between the elements of an axis."""
+    if step == 1:
+        return x
+    before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    opened = b.reshape(x, (*before, size, 1, *after))
+    zeros = tuple(step - 1 if i == axis + 1 else 0 for i in range(opened.type.rank))
+    padded = b.emit(ops.pad, opened, before=(0,) * opened.type.rank, after=zeros)
+    return b.slice(b.reshape(padded, (*before, size * step, *after)), axis, 0, size * step - step + 1)
+
+
 def _convolution(
     b: Builder,
     x: Value,
@@ -74,12 +119,12 @@ def _convolution(
     padding: Any,
     dilation: Any,
     transposed: bool,
-    _output_padding: Any,
+    output_padding: Any,
     groups: int,
     *_: Any,
 ) -> Value:
     if transposed:
-        raise UncoveredError
+        return _conv_transposed(b, x, w, bias, stride, padding, output_padding, groups, dilation)
     return _conv(b, x, w, bias, stride, padding, dilation, groups)
 
 
@@ -168,6 +213,8 @@ TABLE: Table = {
     aten.conv2d.default: lambda b, x, w, bias=None, s=1, p=0, d=1, g=1: _conv(b, x, w, bias, s, p, d, g),
     aten.conv1d.padding: lambda b, x, w, bias=None, s=1, p="valid", d=1, g=1: _conv_string(b, x, w, bias, s, p, d, g),
     aten.conv2d.padding: lambda b, x, w, bias=None, s=1, p="valid", d=1, g=1: _conv_string(b, x, w, bias, s, p, d, g),
+    aten.conv_transpose1d.default: _conv_transposed,
+    aten.conv_transpose2d.input: _conv_transposed,
     aten.convolution.default: _convolution,
     aten._convolution.default: _convolution,
     aten.scaled_dot_product_attention.default: _attention,

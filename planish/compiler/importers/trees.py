@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils import _pytree as pytree
 
 from planish.compiler.ir import Program
@@ -49,6 +50,14 @@ class Imported:
             return self.output_tree.build(iter(results))
         rest = iter(results)
         return pytree.tree_unflatten([_filled(leaf, rest) for leaf in self.output_leaves], self.output_spec)
+
+    def result_leaves(self, result: Any) -> tuple[Any, ...]:
+        """The computed parts of the model's own result, in the order of the graph's outputs."""
+        if self.output_spec is None:
+            return tuple(self.output_tree.leaves(result, "output"))
+        leaves = self.output_spec.flatten_up_to(result)
+        pairs = zip(leaves, self.output_leaves, strict=True)
+        return tuple(torch.as_tensor(leaf) for leaf, place in pairs if isinstance(place, Computed))
 
     def _by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if len(args) > len(self.parameters):
