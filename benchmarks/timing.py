@@ -1,0 +1,98 @@
+"""Times callables in turns, so that whatever else the machine does meets all of them alike."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+_STAT = Path("/proc/stat")
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of every timed call, in the order they were made."""
+
+    calls_ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        return median(self.calls_ms)
+
+    @property
+    def p10_ms(self) -> float:
+        """The tenth percentile by the nearest rank: what the callable does when little disturbs it."""
+        return sorted(self.calls_ms)[(len(self.calls_ms) - 1) // 10]
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """The timings of one run, with the cores that other processes used meanwhile (None where it is unknown)."""
+
+    timings: Mapping[str, Timing]
+    other_cores: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to measure: at least `least` rounds, then until `seconds` have passed, at most `most` rounds.
+
+    A round calls each callable once. Before each call the process rests for `rest_ms`, so that threads that wait
+    for work by spinning have gone to sleep.
+    """
+
+    seconds: float = 20.0
+    warm: int = 2
+    least: int = 5
+    most: int = 300
+    rest_ms: float = 2.0
+
+
+def take_turns(calls: Mapping[str, Callable[[], object]], effort: Effort) -> Turns:
+    """Calls each of `calls` in turns, starting each round with the next one, and times every call."""
+    names = list(calls)
+    for _ in range(effort.warm):
+        for name in names:
+            calls[name]()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    busy, own, start = _busy_seconds(), _own_seconds(), time.perf_counter()
+    for index in range(effort.most):
+        if index >= effort.least and time.perf_counter() - start > effort.seconds:
+            break
+        for name in _rotated(names, index):
+            time.sleep(effort.rest_ms / 1e3)
+            times[name].append(_timed_ms(calls[name]))
+    wall = time.perf_counter() - start
+    return Turns({name: Timing(tuple(values)) for name, values in times.items()}, _others(busy, own, wall))
+
+
+def _rotated(names: list[str], index: int) -> list[str]:
+    start = index % len(names) if names else 0
+    return names[start:] + names[:start]
+
+
+def _timed_ms(call: Callable[[], object]) -> float:
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def _others(busy: float | None, own: float, wall: float) -> float | None:
+    now = _busy_seconds()
+    if busy is None or now is None:
+        return None
+    return max(0.0, (now - busy) - (_own_seconds() - own)) / wall
+
+
+def _busy_seconds() -> float | None:
+    """Seconds that all cores together have worked since boot, from Linux; None on other systems."""
+    if not _STAT.exists():
+        return None
+    user, nice, system, _idle, _waiting, *rest = map(int, _STAT.read_text().splitlines()[0].split()[1:9])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
