@@ -1,29 +1,24 @@
 """The public calls: `compile` a model for a target, `load` an artifact."""
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planish.errors import InputError
 from planish.runtime.artifact import copy
 from planish.runtime.artifact import load as load_artifact
 from planish.runtime.executor import Executable
+from planish.runtime.inspection import inspect
 from planish.runtime.profile import CallProfile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import nn
 
     from planish.compile_report import CompileReport
     from planish.compiler.importers import Imported
     from planish.compiler.ir import Workload
     from planish.compiler.pass_ import Pass
-    from planish.hardware_profiles import Profile
+    from planish.hardware_profiles import Profile, Roofline
 
 Progress = Callable[[str], None]
 
@@ -112,11 +107,20 @@ class CompiledModel:
     @property
     def report(self) -> "CompileReport | str":
         """What each pass did and refused and which kernel computes what; the stored text for a loaded artifact."""
-        if self._report is None:
-            from planish.runtime.artifact import inspect
+        return inspect(self._path).report if self._report is None else self._report
 
-            return inspect(self._path).report_text
-        return self._report
+    def roofline(self, **sizes: int) -> "Roofline":
+        """The least time that this machine's measured rates allow for one call at the given sizes, else the usual ones.
+
+        Counted are the operations of the compiled graph and one pass over weights, inputs and results.
+        """
+        from planish.compiler.analysis import least_costs
+        from planish.compiler.text import parse_program
+        from planish.hardware_profiles import detect, limit
+
+        graph = parse_program(inspect(self._path).program)["main"]
+        flops, moved = least_costs(graph, {**graph.hints(), **sizes})
+        return limit(detect(), flops, moved, cores=self._executable.threads)
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
         """The time of each kernel by module scope: medians over `repeat` calls with these inputs."""

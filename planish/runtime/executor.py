@@ -46,9 +46,12 @@ class CompiledFunction:
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
         """The time of each kernel: medians over `repeat` calls after one that is not counted."""
+        return self.profile_leaves(self.plan.signature.leaves(args, kwargs, self._types), repeat=repeat)
+
+    def profile_leaves(self, leaves: Sequence[Any], *, repeat: int = 10) -> CallProfile:
+        """`profile` for input tensors as `run` takes them."""
         if repeat < 1:
             raise InputError(f"repeat is {repeat}; a profile needs at least one call")
-        leaves = self.plan.signature.leaves(args, kwargs, self._types)
         self._run(leaves, None)
         walls: list[float] = []
         samples: list[list[float]] = []

@@ -37,7 +37,7 @@ class ArtifactInfo:
     created_with: Mapping[str, str]
     files: Mapping[str, int]
     weights_bytes: int
-    report: str
+    report_text: str
 
     @property
     def total_bytes(self) -> int:
@@ -86,7 +86,7 @@ def inspect(path: str | Path) -> ArtifactInfo:
         created_with=manifest.created_with,
         files=sizes,
         weights_bytes=sizes.get(WEIGHTS, 0),
-        report=_read(place, manifest, REPORT_TEXT).decode(errors="replace"),
+        report_text=_read(place, manifest, REPORT_TEXT).decode(errors="replace"),
     )
 
 
@@ -95,7 +95,7 @@ def _function(plan: FunctionPlan) -> FunctionInfo:
         inputs=tuple(f"{spec.name}: {spec.type}" for spec in plan.inputs),
         outputs=tuple(str(spec) for spec in plan.outputs),
         sizes=tuple(f"{size.name} in {size.low}..{size.high}" for size in plan.sizes),
-        kernels=Counter(call.template for call in plan.calls),
+        kernels=dict(Counter(call.template for call in plan.calls)),
         torch_ops=tuple(f"{s.target} in '{s.scope}'" for s in plan.steps if isinstance(s, TorchStep)),
     )
 
