@@ -24,7 +24,7 @@ from planish.compiler.pass_ import Context, Pass
 from planish.compiler.pipeline import Pipeline
 from planish.compiler.recipe import parse_pass, pass_text
 from planish.errors import InputError, nearest
-from planish.passes import EXACT
+from planish.passes import ALL, EXACT
 from planish.runtime.artifact import Contents, write
 from planish.runtime.golden import Golden
 from planish.runtime.manifest import Target, Tolerance
@@ -73,7 +73,7 @@ def run(
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
-    pipeline = Pipeline(tuple(parse_pass(p) if isinstance(p, str) else p for p in (EXACT if passes is None else passes)))
+    pipeline = Pipeline(tuple(parse_pass(p, ALL) if isinstance(p, str) else p for p in (EXACT if passes is None else passes)))
     profile = profile_of(target)
     isa = isa_of_profile(profile)
     args, kwargs = arguments(inputs)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from planish.codegen.tvm import TEMPLATES
+from planish.codegen.tvm.templates import TEMPLATES
 from planish.compiler.ir import Op
 from planish.compiler.ops import OPS
 from planish.passes import ALL

@@ -11,10 +11,12 @@ import numpy
 from planish.codegen.emit import Entry, KernelUse, declarations, program_source, step_inputs, step_outputs
 from planish.codegen.schedule import Kernels, Schedule, Storage, schedule
 from planish.codegen.select import Choice, Selection, TorchCall, select
+from planish.codegen.template import Template
 from planish.compiler.ir import Graph, Program, Value
 from planish.compiler.types import Shape, dim_text
 from planish.errors import BackendMissing
 from planish.runtime.dims import SizeRange
+from planish.runtime.fields import Json
 from planish.runtime.plan import CallSpec, FunctionPlan, InputSpec, NativeStep, Plan, Step, TensorSpec, TorchStep, ValueId
 from planish.runtime.signature import Signature
 from planish.runtime.tensors import weight_offsets
@@ -69,18 +71,15 @@ def build(
     schedules = {name: schedule(selection) for name, selection in selections.items()}
     library = _Library(isa)
     progress("building kernels")
-    for plan in schedules.values():
-        for step in plan.steps:
-            if isinstance(step, Kernels):
-                for choice in step.calls:
-                    library.add(choice)
+    for choice in (c for s in schedules.values() for step in s.steps if isinstance(step, Kernels) for c in step.calls):
+        library.add(choice)
     progress("packing weights")
     weights = _weights(program, library, schedules.values())
     offsets = weight_offsets(weights)
     entries = [
         entry
-        for name, plan in schedules.items()
-        for entry in _entries(name, plan, selections[name].graph, library, offsets)
+        for name, scheduled in schedules.items()
+        for entry in _entries(name, scheduled, selections[name].graph, library, offsets)
     ]
     progress(f"compiling {len(library.built)} kernels")
     sources = library.sources(program_source(entries))
@@ -90,12 +89,13 @@ def build(
     return Built(plan, weights, selections, compiled, sources if entries else {}, declarations(entries))
 
 
-def _templates() -> "Sequence[object]":
+def _templates() -> Sequence[Template]:
     try:
-        from planish.codegen.tvm import TEMPLATES
+        from planish.codegen.tvm.templates import TEMPLATES
     except ImportError as error:
         raise BackendMissing("the CPU target needs TVM: pip install 'planish[cpu]'") from error
-    return TEMPLATES
+    templates: Sequence[Template] = TEMPLATES
+    return templates
 
 
 @dataclass(slots=True)
@@ -267,12 +267,12 @@ def _step(name: str, i: int, step: Kernels | TorchCall, storage: Mapping[Value, 
     )
 
 
-def _tagged(tree: object, ids: list[object]) -> object:
+def _tagged(tree: Json, ids: Sequence[Json]) -> Json:
     """The JSON of an opaque op's arguments with operands named as the plan names values."""
     if isinstance(tree, list):
         return [_tagged(item, ids) for item in tree]
     if isinstance(tree, dict) and "input" in tree:
-        return {"value": ids[tree["input"]]}
+        return {"value": ids[int(str(tree["input"]))]}
     return tree
 
 

@@ -11,6 +11,7 @@ from planish.errors import TypeRuleError
 
 if TYPE_CHECKING:
     import networkx
+    import sympy
     import torch
 
 Attr: TypeAlias = "None | bool | int | float | str | DType | sympy.Expr | tuple[Attr, ...]"

@@ -1,5 +1,6 @@
 """Tensor types: a dtype and a shape whose dimensions are integers or expressions over named sizes."""
 
+import builtins
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,11 +38,11 @@ class DType(enum.Enum):
         return _ITEMSIZE[self]
 
     @property
-    def is_float(self) -> bool:
+    def is_float(self) -> builtins.bool:
         return self in (DType.f64, DType.f32, DType.f16, DType.bf16)
 
     @property
-    def is_integer(self) -> bool:
+    def is_integer(self) -> builtins.bool:
         return not self.is_float and self is not DType.bool
 
 

@@ -166,5 +166,16 @@ def test_buffers_share_the_arena_once_they_are_dead_and_barriers_stand_only_at_h
     }"""
     (step,) = schedule(chosen(text)).steps
     assert isinstance(step, Kernels)
-    assert step.barriers == (False, False, True, True, True)
-    assert [len(slot.members) for slot in step.slots] == [2, 1, 1]
+    assert step.barriers == (False, True, True, True, True)
+    assert [len(slot.members) for slot in step.slots] == [2, 2]
+
+
+def test_independent_kernels_need_no_barrier_between_them() -> None:
+    text = """graph main(%x: f32[8], %y: f32[8]) {
+      %0 = softmax(%x) {axis=0}: f32[8]
+      %1 = softmax(%y) {axis=0}: f32[8]
+      return %0, %1
+    }"""
+    (step,) = schedule(chosen(text)).steps
+    assert isinstance(step, Kernels)
+    assert step.barriers == (False, False)

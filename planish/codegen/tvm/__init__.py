@@ -1,1 +1,1 @@
-"""tvm"""
+"""CPU kernels as TIR, compiled by TVM."""
