@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,24 @@ import numpy as np
 _ALIGNMENT = 64
 
 
+@dataclass(frozen=True, slots=True)
+class _Arena:
+    memory: np.ndarray[Any, Any]
+    address: int
+    size: int
+
+    @classmethod
+    def of(cls, size: int) -> "_Arena":
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        return cls(memory, -(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT, size)
+
+
 class ArenaPool:
     """Arenas for calls that may run at the same time; there are as many as calls ever overlapped."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: list[np.ndarray[Any, Any]] = []
+        self._free: list[_Arena] = []
 
     @contextmanager
     def borrow(self, size: int) -> Iterator[int]:
@@ -24,11 +37,11 @@ class ArenaPool:
             yield 0
             return
         with self._lock:
-            memory = self._free.pop() if self._free else None
-        if memory is None or memory.nbytes < size + _ALIGNMENT:
-            memory = np.empty(size + _ALIGNMENT, np.uint8)
+            arena = self._free.pop() if self._free else None
+        if arena is None or arena.size < size:
+            arena = _Arena.of(size)
         try:
-            yield -(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT
+            yield arena.address
         finally:
             with self._lock:
-                self._free.append(memory)
+                self._free.append(arena)

@@ -96,8 +96,8 @@ class CompiledFunction:
 
     def _run_native(self, step: NativeStep, frame: Frame, arena: int, times: np.ndarray[Any, Any] | None) -> None:
         code = self._entries[step.entry].run(
-            _pointers(frame.address(value) for value in step.inputs),
-            _pointers(frame.address(value) for value in step.outputs),
+            _pointers([frame.get(value).address for value in step.inputs]),
+            _pointers([frame.get(value).address for value in step.outputs]),
             frame.sized.array,
             self._memory.weights_address,
             arena,
@@ -192,6 +192,5 @@ def _shapes(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> tuple[tupl
     return tuple(tuple(dimension.evaluate(sizes) for dimension in spec.shape) for spec in specs)
 
 
-def _pointers(addresses: Iterator[int]) -> "ctypes.Array[ctypes.c_void_p]":
-    found = list(addresses)
-    return (ctypes.c_void_p * max(1, len(found)))(*found)
+def _pointers(addresses: list[int]) -> "ctypes.Array[ctypes.c_void_p]":
+    return (ctypes.c_void_p * max(1, len(addresses)))(*addresses)

@@ -58,9 +58,6 @@ class Frame:
             self._values[value] = operands.empty(self._spec(value).dtype, self._shape(value), self._torch)
         return self._values[value]
 
-    def address(self, value: ValueId) -> int:
-        return self.get(value).address
-
     def run_torch(self, step: TorchStep) -> None:
         torch = import_torch(step)
         results = run_torch_step(step, lambda identity: self._tensor(identity, torch), self.sized.sizes, torch)

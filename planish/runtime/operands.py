@@ -12,6 +12,7 @@ from planish.errors import InputError
 from planish.runtime.dtypes import ITEMSIZE, NUMPY, TORCH, DTypeName
 from planish.runtime.plan import InputSpec
 
+_NUMPY_TYPES = {name: np.dtype(word) for name, word in NUMPY.items()}
 _NAME_OF_NUMPY = {word: name for name, word in NUMPY.items() if name != "bf16"} | {"bfloat16": "bf16"}
 
 
@@ -49,14 +50,15 @@ def take(spec: InputSpec, given: Any) -> Operand:
         )
     array = np.asarray(given)
     dtype = spec.type.dtype
-    fits = array.dtype.name in (NUMPY[dtype], "bfloat16" if dtype == "bf16" else NUMPY[dtype]) and array.dtype.isnative
-    if not fits:
+    if array.dtype != _NUMPY_TYPES[dtype] and not (dtype == "bf16" and array.dtype.name == "bfloat16"):
         raise _wrong_dtype(spec, _numpy_name(array), array.shape, f".astype('{NUMPY[dtype]}')")
+    if array.flags.c_contiguous and array.flags.aligned:
+        return of_array(array)
     return of_array(np.require(array, requirements=["C", "A"]))
 
 
 def of_array(array: np.ndarray[Any, Any]) -> Operand:
-    return Operand(array.ctypes.data, array.shape, array)
+    return Operand(array.__array_interface__["data"][0], array.shape, array)
 
 
 def empty(dtype: DTypeName, shape: tuple[int, ...], torch: Any | None) -> Operand:

@@ -309,7 +309,7 @@ class TestWriting:
         with pytest.raises(
             ArtifactError, match=r"the plan names the library kernels/model\.so, the contents give None"
         ):
-            write(tmp_path / "a", affine_contents(None))  # type: ignore[arg-type]
+            write(tmp_path / "a", affine_contents(None))
         with pytest.raises(ArtifactError, match=r"'kernels/sources/\.\./\.\./\.\./x' would be written outside"):
             write(tmp_path / "a", affine_contents(library, sources={"../../../x": "text"}))
         with pytest.raises(ArtifactError, match="a plan needs at least one function"):

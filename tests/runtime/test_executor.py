@@ -15,7 +15,7 @@ from planish.errors import ArtifactError, InputError
 from planish.runtime.artifact import load, write
 from planish.runtime.executor import Executable
 from planish.runtime.library import NativeLibrary
-from planish.runtime.plan import NativeStep, Plan, TensorSpec, TorchStep, ValueId
+from planish.runtime.plan import InputSpec, NativeStep, Plan, TensorSpec, TorchStep, ValueId
 from planish.runtime.tensors import TensorFile
 from tests.runtime.small import affine_contents, affine_plan, build_library, expected, topk_plan, torch_plan
 
@@ -98,7 +98,7 @@ def test_eight_threads_at_once_get_their_own_results(run: Executable) -> None:
 
     def work(i: int) -> bool:
         wanted = expected(inputs[i])
-        return all(np.array_equal(run(inputs[i]).y, wanted) for _ in range(200))
+        return all(np.array_equal(run(inputs[i]).y, wanted) for _ in range(30))
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(8)))
@@ -171,7 +171,7 @@ class TestTorchSteps:
     def run_step(self, step: TorchStep, output: TensorSpec, tmp_path: Path, **weights: np.ndarray) -> Executable:
         types = {name: TensorSpec.of("f32", array.shape) for name, array in weights.items()}
         plan = torch_plan(step, output, types)
-        write(tmp_path / "step", affine_contents(None, plan=plan, golden={}, weights=weights))  # type: ignore[arg-type]
+        write(tmp_path / "step", affine_contents(None, plan=plan, golden={}, weights=weights))
         return load(tmp_path / "step")
 
     def test_arguments_may_be_weights_sizes_and_dtypes(self, tmp_path: Path) -> None:
@@ -202,6 +202,21 @@ class TestTorchSteps:
         wanted = torch.from_numpy(rows(3)).to(torch.bfloat16)
         assert torch.equal(run(torch.from_numpy(rows(3))), wanted)
         np.testing.assert_array_equal(run(rows(3)), wanted.float().numpy())
+
+    def test_a_bf16_input_is_a_torch_tensor_or_its_bits(self, tmp_path: Path) -> None:
+        step = TorchStep(
+            "aten._to_copy.default", ({"value": ["input", 0]},), (ValueId("output", 0),), {"dtype": {"dtype": "f32"}}
+        )
+        plan = torch_plan(step, TensorSpec.of("f32", ["B", 4]))
+        inputs = (InputSpec("x", TensorSpec.of("bf16", ["B", 4])),)
+        plan = replace(plan, functions={"main": replace(plan.functions["main"], inputs=inputs)})
+        write(tmp_path / "step", affine_contents(None, plan=plan, golden={}, weights={}))
+        run = load(tmp_path / "step")
+        x = torch.from_numpy(rows(3)).to(torch.bfloat16)
+        assert torch.equal(run(x), x.float())
+        np.testing.assert_array_equal(run(x.view(torch.int16).numpy().view(np.uint16)), x.float().numpy())
+        with pytest.raises(InputError, match=r"'x' takes bf16\[B, 4\], was given f32\[3, 4\]"):
+            run(rows(3))
 
     @pytest.mark.parametrize(
         ("target", "arguments", "words"),
