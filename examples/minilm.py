@@ -15,7 +15,6 @@ from rich.table import Table
 from transformers import AutoModel, AutoTokenizer
 
 import planish
-from planish.compiler.analysis import graph_flops
 from planish.hardware_profiles import detect, limit
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -73,12 +72,16 @@ def main() -> None:
 
     compiled = torch.compile(model, dynamic=False)
     profile = detect()
-    table = Table("batch x length", "PyTorch eager ms", "torch.compile ms", "planish ms", "roofline ms", "max difference")
+    table = Table(
+        "batch x length", "PyTorch eager ms", "torch.compile ms", "planish ms", "roofline ms", "max difference"
+    )
     for batch in (1, 8):
         given = tuple(t.repeat(batch, 1) for t in inputs)
         with console.status(f"timing batch {batch} (torch.compile first compiles for it)"):
             difference = float((fast(*given) - model(*given)).abs().max())
-            found = median_ms({"eager": lambda: model(*given), "compiled": lambda: compiled(*given), "ours": lambda: fast(*given)}, 4)
+            found = median_ms(
+                {"eager": lambda: model(*given), "compiled": lambda: compiled(*given), "ours": lambda: fast(*given)}, 4
+            )
         flops, moved = fast.cost(batch=batch, length=128)
         least = limit(profile, flops, moved, cores=fast.executable.threads).ms
         cells = [f"{found[name]:.2f}" for name in ("eager", "compiled", "ours")]
@@ -87,7 +90,9 @@ def main() -> None:
 
     fast.save(ARTIFACT)
     console.print(f"saved {ARTIFACT}; ranking in a fresh process without torch:")
-    subprocess.run([sys.executable, str(Path(__file__).with_name("rank.py")), str(ARTIFACT), str(weights_folder())], check=True)
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("rank.py")), str(ARTIFACT), str(weights_folder())], check=True
+    )
 
 
 if __name__ == "__main__":

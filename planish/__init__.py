@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planish.api import CompiledModel, compile, load
+    from planish.api import CompiledModel, compile, load  # noqa: A004 - the name that users of torch and TVM know
     from planish.compiler.ir import Workload
     from planish.compiler.types import Size
     from planish.hardware_profiles import Profile

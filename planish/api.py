@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planish.runtime.artifact import copy
+from planish.runtime.artifact import PROGRAM, copy
 from planish.runtime.artifact import load as load_artifact
 from planish.runtime.executor import Executable
 from planish.runtime.inspection import inspect
 from planish.runtime.profile import CallProfile
+from planish.runtime.storage import read_manifest, read_member
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,7 +108,7 @@ class CompiledModel:
     @property
     def report(self) -> "CompileReport | str":
         """What each pass did and refused and which kernel computes what; the stored text for a loaded artifact."""
-        return inspect(self._path).report if self._report is None else self._report
+        return inspect(self._path).report_text if self._report is None else self._report
 
     def roofline(self, **sizes: int) -> "Roofline":
         """The least time that this machine's measured rates allow for one call at the given sizes, else the usual ones.
@@ -118,8 +119,8 @@ class CompiledModel:
         from planish.compiler.text import parse_program
         from planish.hardware_profiles import detect, limit
 
-        graph = parse_program(inspect(self._path).program)["main"]
-        flops, moved = least_costs(graph, {**graph.hints(), **sizes})
+        text = read_member(self._path, PROGRAM, read_manifest(self._path).files[PROGRAM]).decode()
+        flops, moved = least_costs(parse_program(text)["main"], sizes)
         return limit(detect(), flops, moved, cores=self._executable.threads)
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:

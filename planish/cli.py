@@ -21,7 +21,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-profiles_app = typer.Typer(help="Hardware profiles: list them, show one, or detect this machine's.", no_args_is_help=True)
+profiles_app = typer.Typer(
+    help="Hardware profiles: list them, show one, or detect this machine's.", no_args_is_help=True
+)
 app.add_typer(profiles_app, name="profiles")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -39,10 +41,14 @@ def main() -> None:
 
 @app.command("compile")
 def compile_command(
-    model: Annotated[str, typer.Argument(help="package.module:function that returns (model, inputs[, dynamic]), or a .onnx file.")],
+    model: Annotated[
+        str, typer.Argument(help="package.module:function that returns (model, inputs[, dynamic]), or a .onnx file.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write: a folder, or a .zip.")],
     target: Annotated[str, typer.Option(help="'cpu', a profile's name, or the path of a profile's TOML.")] = "cpu",
-    passes: Annotated[list[str] | None, typer.Option("--pass", help="A pass as text; repeat in order. All exact passes by default.")] = None,
+    passes: Annotated[
+        list[str] | None, typer.Option("--pass", help="A pass as text; repeat in order. All exact passes by default.")
+    ] = None,
     workload: Annotated[list[str] | None, typer.Option(help="An expected size, such as B=8; repeat.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a call; all cores by default.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace whatever is at the output.")] = False,
@@ -67,7 +73,9 @@ def compile_command(
         compiled.save(output, overwrite=overwrite)
     report = compiled.report
     if as_json:
-        typer.echo(json.dumps({"artifact": str(output), "report": report if isinstance(report, str) else report.to_json()}))
+        typer.echo(
+            json.dumps({"artifact": str(output), "report": report if isinstance(report, str) else report.to_json()})
+        )
     else:
         typer.echo(str(report))
         typer.echo(f"wrote {output}")
@@ -76,7 +84,9 @@ def compile_command(
 @app.command()
 def run(
     artifact: Annotated[Path, typer.Argument(help="An artifact: folder or .zip.")],
-    inputs: Annotated[Path | None, typer.Option(help="A .npz or .safetensors with the inputs by name; random ones by default.")] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="A .npz or .safetensors with the inputs by name; random ones by default.")
+    ] = None,
     size: Annotated[list[str] | None, typer.Option(help="A size for random inputs, such as S=64; repeat.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the results as .npz.")] = None,
     as_json: Json = False,
@@ -93,7 +103,10 @@ def run(
     results = main_function.run(given)
     if output:
         numpy.savez(output, **{f"output_{i}": result for i, result in enumerate(results)})
-    rows = [{"output": i, "dtype": str(r.dtype), "shape": list(r.shape), "first": r.ravel()[:4].tolist()} for i, r in enumerate(results)]
+    rows = [
+        {"output": i, "dtype": str(r.dtype), "shape": list(r.shape), "first": r.ravel()[:4].tolist()}
+        for i, r in enumerate(results)
+    ]
     if as_json:
         typer.echo(json.dumps(rows))
     else:
@@ -121,13 +134,19 @@ def bench(
     if as_json:
         typer.echo(json.dumps({**row, "threads": executable.threads}))
         return
-    typer.echo(", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()))
+    typer.echo(
+        ", ".join(
+            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+        )
+    )
     if by_scope:
         typer.echo(str(executable.main.profile_leaves(given)))
 
 
 @app.command()
-def inspect(artifact: Annotated[Path, typer.Argument(help="An artifact: folder or .zip.")], as_json: Json = False) -> None:
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="An artifact: folder or .zip.")], as_json: Json = False
+) -> None:
     """Show what an artifact is, without running any of it."""
     from planish.runtime.inspection import inspect as read
 
@@ -155,7 +174,10 @@ def profiles_list(as_json: Json = False) -> None:
     """List the built-in profiles."""
     from planish.hardware_profiles import load_profile, profile_names
 
-    rows = [{"name": name, "backend": (p := load_profile(name)).backend, "description": p.description} for name in profile_names()]
+    rows = [
+        {"name": name, "backend": (p := load_profile(name)).backend, "description": p.description}
+        for name in profile_names()
+    ]
     if as_json:
         typer.echo(json.dumps(rows))
     else:
@@ -163,7 +185,9 @@ def profiles_list(as_json: Json = False) -> None:
 
 
 @profiles_app.command("show")
-def profiles_show(name: Annotated[str, typer.Argument(help="A profile's name, or the path of a TOML.")], as_json: Json = False) -> None:
+def profiles_show(
+    name: Annotated[str, typer.Argument(help="A profile's name, or the path of a TOML.")], as_json: Json = False
+) -> None:
     """Print a profile as TOML."""
     from planish.hardware_profiles import load_profile
 

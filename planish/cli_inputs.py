@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from planish.errors import InputError, nearest
-from planish.runtime.dtypes import NUMPY
+from planish.runtime.dtypes import NUMPY, DTypeName
 from planish.runtime.plan import FunctionPlan
 
 
@@ -43,12 +43,10 @@ def example_inputs(plan: FunctionPlan, sizes: Mapping[str, int]) -> list[Any]:
             raise InputError(f"size {name} = {value} is outside {known[name].low}..{known[name].high}")
     actual = {size.name: sizes.get(size.name, size.hint) for size in plan.sizes}
     random = np.random.default_rng(0)
-    return [
-        _array(random, spec.type.dtype, tuple(d.evaluate(actual) for d in spec.type.shape)) for spec in plan.inputs
-    ]
+    return [_array(random, spec.type.dtype, tuple(d.evaluate(actual) for d in spec.type.shape)) for spec in plan.inputs]
 
 
-def _array(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Any:
+def _array(random: np.random.Generator, dtype: DTypeName, shape: tuple[int, ...]) -> Any:
     if dtype == "bf16":
         return random.standard_normal(shape).astype(np.float32)
     if dtype in ("f64", "f32", "f16"):

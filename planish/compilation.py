@@ -73,7 +73,9 @@ def run(
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
-    pipeline = Pipeline(tuple(parse_pass(p, ALL) if isinstance(p, str) else p for p in (EXACT if passes is None else passes)))
+    pipeline = Pipeline(
+        tuple(parse_pass(p, ALL) if isinstance(p, str) else p for p in (EXACT if passes is None else passes))
+    )
     profile = profile_of(target)
     isa = isa_of_profile(profile)
     args, kwargs = arguments(inputs)

@@ -35,7 +35,9 @@ def _imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from ([f"planish.{alias.name}" for alias in node.names] if node.module == "planish" else [node.module])
+            yield from (
+                [f"planish.{alias.name}" for alias in node.names] if node.module == "planish" else [node.module]
+            )
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -80,7 +82,9 @@ def test_every_template_is_tested() -> None:
 
 
 def test_no_source_file_is_longer_than_400_lines() -> None:
-    long = {p.relative_to(ROOT): n for p in (ROOT / "planish").rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    long = {
+        p.relative_to(ROOT): n for p in (ROOT / "planish").rglob("*.py") if (n := len(p.read_text().splitlines())) > 400
+    }
     assert not long
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy
 
@@ -12,12 +12,22 @@ from planish.codegen.emit import Entry, KernelUse, declarations, program_source,
 from planish.codegen.schedule import Kernels, Schedule, Storage, schedule
 from planish.codegen.select import Choice, Selection, TorchCall, select
 from planish.codegen.template import Template
-from planish.compiler.ir import Graph, Program, Value
-from planish.compiler.types import Shape, dim_text
+from planish.compiler.ir import Graph, Node, Program, Value
+from planish.compiler.types import Dim, Shape, dim_text
 from planish.errors import BackendMissing
 from planish.runtime.dims import SizeRange
 from planish.runtime.fields import Json
-from planish.runtime.plan import CallSpec, FunctionPlan, InputSpec, NativeStep, Plan, Step, TensorSpec, TorchStep, ValueId
+from planish.runtime.plan import (
+    CallSpec,
+    FunctionPlan,
+    InputSpec,
+    NativeStep,
+    Plan,
+    Step,
+    TensorSpec,
+    TorchStep,
+    ValueId,
+)
 from planish.runtime.signature import Signature
 from planish.runtime.tensors import weight_offsets
 from planish.runtime.tree import Tree
@@ -154,7 +164,9 @@ def _weight_uses(schedules: Iterable[Schedule], library: _Library) -> Iterable[t
     for plan in schedules:
         for step in plan.steps:
             if isinstance(step, TorchCall):
-                yield from ((str(v.node.attrs["name"]), None) for v in step.roots.values() if v.node.op.name == "weight")
+                yield from (
+                    (str(v.node.attrs["name"]), None) for v in step.roots.values() if v.node.op.name == "weight"
+                )
                 continue
             for choice in step.calls:
                 for value, root in choice.roots.items():
@@ -197,9 +209,7 @@ def _torch_weights(program: Program, schedules: Iterable[Schedule]) -> Mapping[s
     return found
 
 
-def _entries(
-    name: str, plan: Schedule, graph: Graph, library: _Library, offsets: Mapping[str, int]
-) -> Iterable[Entry]:
+def _entries(name: str, plan: Schedule, graph: Graph, library: _Library, offsets: Mapping[str, int]) -> Iterable[Entry]:
     from planish.codegen.tvm.kernel import call_sizes
 
     for i, step in enumerate(plan.steps):
@@ -260,19 +270,22 @@ def _step(name: str, i: int, step: Kernels | TorchCall, storage: Mapping[Value, 
     ids = [_id(step.roots[v], storage).to_json() for v in node.operands]
     return TorchStep(
         target=str(node.attrs["target"]),
-        arguments=tuple(_tagged(a, ids) for a in arguments["args"]),
+        arguments=tuple(_tagged(a, ids, node) for a in arguments["args"]),
         outputs=tuple(_id(v, storage) if v in storage else None for v in node.values),
-        keywords={k: _tagged(a, ids) for k, a in arguments["kwargs"].items()},
+        keywords={k: _tagged(a, ids, node) for k, a in arguments["kwargs"].items()},
         scope=node.scope,
     )
 
 
-def _tagged(tree: Json, ids: Sequence[Json]) -> Json:
+def _tagged(tree: Json, ids: Sequence[Json], node: Node) -> Json:
     """The JSON of an opaque op's arguments with operands named as the plan names values."""
     if isinstance(tree, list):
-        return [_tagged(item, ids) for item in tree]
+        return [_tagged(item, ids, node) for item in tree]
     if isinstance(tree, dict) and "input" in tree:
         return {"value": ids[int(str(tree["input"]))]}
+    if isinstance(tree, dict) and "int" in tree:
+        number = node.operands[int(str(tree["int"]))].node.attrs["value"]
+        return number if isinstance(number, int) else {"dim": dim_text(cast(Dim, number))}
     return tree
 
 

@@ -13,7 +13,7 @@ from planish.compiler.types import Dim, Size, dim_text
 
 @dataclass(frozen=True, slots=True)
 class KernelUse:
-    """A compiled kernel as a call uses it: its C symbol, its sizes in order, scratch bytes, and each weight's offset."""
+    """A compiled kernel as a call uses it: C symbol, sizes in order, scratch bytes, and the offset of each weight."""
 
     symbol: str
     sizes: tuple[str, ...]
@@ -134,7 +134,8 @@ def _tasks(entry: Entry) -> str:
 
 def _call(entry: Entry, i: int, choice: Choice) -> Iterator[str]:
     call, use = choice.call, entry.uses[i]
-    yield f"  /* {i}: {choice.template.name}: {' '.join(n.op.name for n in call.nodes)} {call.output.type} # {call.scope} */"
+    ops = " ".join(node.op.name for node in call.nodes)
+    yield f"  /* {i}: {choice.template.name}: {ops} {call.output.type} # {call.scope} */"
     if entry.step.barriers[i]:
         yield "  if (!f->times) planish_barrier(task, tasks);"
     pointers = [_pointer(entry, choice.roots[v], use.weight_offsets.get(v)) for v in call.inputs]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 from planish.codegen.view import View
 from planish.compiler.ir import Graph, Node, Value
 from planish.compiler.ops import attention, expand, reshape, slice_, transpose
-from planish.compiler.types import Dim, Shape
+from planish.compiler.types import Dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,14 @@ def _stored(value: Value, users: Mapping[Value, tuple[Node, ...]]) -> View:
     """Row-major, or in the order of the one transpose that reads an attention, so that it becomes free."""
     readers = users.get(value, ())
     if value.node.op is attention and len(readers) == 1 and readers[0].op is transpose:
-        order: tuple[int, ...] = readers[0].attrs["order"]  # type: ignore[assignment]
+        order = _order(readers[0])
         back = tuple(order.index(axis) for axis in range(len(order)))
         return View.contiguous(readers[0].types[0]).transpose(back)
     return View.contiguous(value.type)
+
+
+def _order(node: Node) -> tuple[int, ...]:
+    return cast("tuple[int, ...]", node.attrs["order"])
 
 
 def _reshape(view: View, node: Node) -> View | None:
@@ -51,19 +56,16 @@ def _reshape(view: View, node: Node) -> View | None:
 
 
 def _transpose(view: View, node: Node) -> View | None:
-    order: tuple[int, ...] = node.attrs["order"]  # type: ignore[assignment]
-    return view.transpose(order)
+    return view.transpose(_order(node))
 
 
 def _expand(view: View, node: Node) -> View | None:
-    shape: Shape = node.attrs["shape"]  # type: ignore[assignment]
-    return view.expand(shape)
+    return view.expand(node.types[0].shape)
 
 
 def _slice(view: View, node: Node) -> View | None:
-    axis: int = node.attrs["axis"]  # type: ignore[assignment]
-    start: Dim = node.attrs["start"]  # type: ignore[assignment]
-    step: int = node.attrs["step"]  # type: ignore[assignment]
+    axis = cast(int, node.attrs["axis"])
+    start, step = cast("Dim", node.attrs["start"]), cast(int, node.attrs["step"])
     return view.slice(axis, start, step, node.types[0].shape[axis])
 
 

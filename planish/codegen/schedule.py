@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import sympy
 
@@ -52,7 +51,7 @@ class Schedule:
 
 def schedule(selection: Selection) -> Schedule:
     """Split the work into steps at torch calls and give every buffer a place."""
-    runs = [list(run) for _, run in groupby(selection.work, key=_run_key(selection.work))]
+    runs = _runs(selection.work)
     storage = dict(_fixed(selection))
     crossing = tuple(v for v in _crossing(runs) if v not in storage)
     storage.update({v: Storage("value", i) for i, v in enumerate(crossing)})
@@ -65,9 +64,15 @@ def schedule(selection: Selection) -> Schedule:
     return Schedule(tuple(steps), storage, crossing)
 
 
-def _run_key(work: Sequence[Work]) -> "object":
-    index = {id(w): i for i, w in enumerate(work)}
-    return lambda w: index[id(w)] if isinstance(w, TorchCall) else -1
+def _runs(work: Sequence[Work]) -> list[list[Work]]:
+    """Maximal runs of kernels; a torch call is a run of its own."""
+    runs: list[list[Work]] = []
+    for each in work:
+        if runs and isinstance(each, Choice) and isinstance(runs[-1][0], Choice):
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+    return runs
 
 
 def buffer_bytes(value: Value) -> Dim:
@@ -136,7 +141,7 @@ def _take(slots: list[Slot], free: list[int], size: Dim, hints: Mapping[str, int
 
 
 def _barriers(calls: Sequence[Choice], storage: Mapping[Value, Storage]) -> tuple[bool, ...]:
-    """A barrier stands before a call that touches what calls since the last barrier wrote, or overwrites what they read."""
+    """A barrier stands before a call that reads what calls since the last one wrote, or overwrites what they used."""
     needed, reads, writes = [], set[Storage](), set[Storage]()
     for choice in calls:
         mine, out = {storage[v] for v in read(choice)}, storage[choice.call.output]

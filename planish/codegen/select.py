@@ -25,7 +25,7 @@ class Miss:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """A call and the template that computes it. `roots` names, per input of the call, the value whose buffer it reads."""
+    """A call and the template that computes it; `roots` names the value whose buffer each input of the call lies in."""
 
     call: Call
     template: Template
@@ -93,7 +93,9 @@ class _Selector:
         else:
             reasons = "; ".join(f"{m.template}: {m.reason}" for m in choice) or "no template serves this op"
             node = region.anchor
-            raise TemplateError(f"{node.op.name} in '{node.scope}' {node.types[0]} has no kernel for this CPU: {reasons}")
+            raise TemplateError(
+                f"{node.op.name} in '{node.scope}' {node.types[0]} has no kernel for this CPU: {reasons}"
+            )
 
     def _choose(self, region: Region, inputs: Mapping[Value, Place]) -> Choice | tuple[Miss, ...]:
         views = {v: place.view for v, place in inputs.items()}

@@ -27,9 +27,7 @@ class View:
         )
 
     def transpose(self, order: tuple[int, ...]) -> "View":
-        return replace(
-            self, shape=tuple(self.shape[i] for i in order), strides=tuple(self.strides[i] for i in order)
-        )
+        return replace(self, shape=tuple(self.shape[i] for i in order), strides=tuple(self.strides[i] for i in order))
 
     def slice(self, axis: int, start: Dim, step: int, count: Dim) -> "View":
         """`count` elements of `axis` from `start`, `step` apart."""

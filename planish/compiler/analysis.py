@@ -111,6 +111,13 @@ def costs(program: Program, sizes: Sizes) -> Costs:
     return Costs(ops, held, sum(work.values()), moved, {d: f for d, f in work.items() if f})
 
 
+def least_costs(graph: Graph, sizes: Sizes) -> tuple[int, int]:
+    """Operations of one call, and the bytes of its weights, inputs and results, each counted once."""
+    known, nodes = {**graph.hints(), **sizes}, graph.nodes()
+    ends = [Value(n) for n in nodes if n.op is weight] + [*graph.inputs, *graph.outputs]
+    return sum(flops(n, known) for n in nodes), sum(_bytes(v.type, known) for v in ends)
+
+
 def weight_names(program: Program) -> tuple[str, ...]:
     """The weights that the program's functions read, in order of first use."""
     nodes = (n for graph in program.functions.values() for n in graph.nodes() if n.op is weight)

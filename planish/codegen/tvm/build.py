@@ -19,7 +19,7 @@ _PIPELINE = "planish_c"
 
 @tvm.transform.module_pass(opt_level=0, name="planish.Expose")
 def _expose(module: "tvm.IRModule", _: "tvm.transform.PassContext") -> "tvm.IRModule":
-    """Give private functions external C symbols after TVM's packed-call wrapping has passed them by."""
+    """Give private functions external C symbols."""
     for symbol, function in list(module.functions.items()):
         if "global_symbol" in function.attrs:
             continue
@@ -34,8 +34,21 @@ def _expose(module: "tvm.IRModule", _: "tvm.transform.PassContext") -> "tvm.IRMo
 
 
 def _pipeline() -> tuple[object, object, object]:
-    passes, host, device = s_tir.pipeline.default_s_tir_pipeline()
-    return tvm.transform.Sequential([passes, _expose]), host, device
+    """What kernels over flat buffers need of TVM's default pipeline, whose other passes take most of its time."""
+    passes = [
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        _expose,
+    ]
+    _, host, device = s_tir.pipeline.default_s_tir_pipeline()
+    return tvm.transform.Sequential(passes), host, device
 
 
 def build_object(functions: Mapping[str, "tirx.PrimFunc"], isa: Isa, path: Path) -> None:

@@ -33,3 +33,17 @@ AVX512 = Isa("x86_64-linux-gnu", "x86-64-v4", lanes=16, registers=32)
 ZEN4 = Isa("x86_64-linux-gnu", "znver4", lanes=16, registers=32, bf16_dot=True, int8_dot=True)
 AVX2 = Isa("x86_64-linux-gnu", "x86-64-v3", lanes=8, registers=16)
 NEON = Isa("aarch64-linux-gnu", "neoverse-v2", lanes=4, registers=32)
+
+
+def isa_of(triple: str, cpu: str, features: tuple[str, ...], vector_bits: int) -> Isa:
+    """The instruction set of a CPU profile: LLVM's triple and cpu name, its features, and the widest vector."""
+    arm = triple.startswith("aarch64")
+    return Isa(
+        triple=triple,
+        cpu=cpu,
+        lanes=vector_bits // 32,
+        registers=32 if arm or vector_bits == 512 else 16,
+        bf16_dot="avx512bf16" in features,
+        int8_dot="avx512vnni" in features,
+        features=tuple(f"+{name}" for name in features),
+    )

@@ -39,6 +39,8 @@ TVM_DTYPE = {
     DType.bool: "uint8",
 }
 
+_INDEX = tvm.ir.PrimType("int64")
+
 
 @dataclass(frozen=True, slots=True)
 class Packing:
@@ -136,16 +138,21 @@ def kernel(call: Call, isa: Isa, scratch: Dim = 0) -> Iterator[tuple[KernelBuild
     """Open a kernel: `with kernel(call, isa) as (k, done): ...`; afterwards `done[0]` is the PrimFunc."""
     builder = KernelBuilder(call, isa, scratch)
     done: list[tirx.PrimFunc] = []
-    with IRBuilder() as ir:
-        with T.prim_func(private=True, s_tir=True):
-            T.func_name("kernel")
-            builder.declare()
-            yield builder, done
+    with IRBuilder() as ir, T.prim_func(private=True, s_tir=True):
+        T.func_name("kernel")
+        builder.declare()
+        yield builder, done
     done.append(ir.get())
 
 
 def bind(expr: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """The expression as a variable, computed once."""
+    """The expression as a variable, computed once.
+
+    TVM's simplifiers put the definitions of variables back into every expression, which takes seconds where indices
+    build on each other. They do not look into a call with effects, and LLVM removes this one.
+    """
+    if getattr(expr, "ty", None) == _INDEX:  # a comparison has no type before it is bound
+        expr = T.call_llvm_intrin("int64", "llvm.expect", expr, tirx.const(0, "int64"))
     return T.bind(expr)
 
 

@@ -1,7 +1,7 @@
 """Ops that hold a graph together: inputs, weights, literals and ops that only torch can run."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -76,11 +76,12 @@ def dim_value(*, value: Dim, dtype: DType = DType.i64) -> TensorType:
 def _opaque(*inputs: "Tensor", target: str, arguments: str, shapes: object, dtypes: object) -> "tuple[Tensor, ...]":
     packet, overload = target.removeprefix("aten.").split(".")
     function = getattr(getattr(torch.ops.aten, packet), overload)
-    results = function(*_fill(json.loads(arguments)["args"], inputs), **_fill(json.loads(arguments)["kwargs"], inputs))
+    filled = _fill(json.loads(arguments), inputs)
+    results = function(*filled["args"], **filled["kwargs"])
     return tuple(results) if isinstance(results, tuple | list) else (results,)
 
 
-def _fill(tree: object, inputs: "tuple[Tensor, ...]") -> "object":
+def _fill(tree: Any, inputs: "tuple[Tensor, ...]") -> Any:
     """`tree` with `{"input": i}` replaced by operand i, `{"int": i}` by its number, `{"dtype": name}` by the dtype."""
     if isinstance(tree, list):
         return [_fill(item, inputs) for item in tree]
