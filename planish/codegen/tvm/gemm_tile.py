@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
@@ -77,8 +78,6 @@ class TileLoop:
     def __init__(self, tile: Tile, out: "tirx.Buffer") -> None:
         self.tile = tile
         self.out = out
-        # TVM keeps a local buffer off the heap, and LLVM its parts in registers, up to 1024 bytes: one a row
-        self._sums = [T.alloc_buffer((tile.width,), "float32") for _ in range(tile.rows)]
 
     def emit(self, rows: int, first: "tirx.PrimExpr", depth: int, load: Load, panel: Load) -> None:
         """Sum `rows` rows over `depth` steps into the rows of `out` from `first`.
@@ -86,20 +85,21 @@ class TileLoop:
         `load(i, step)` is the unit of row i; `panel(v, step)` is vector v of the weights.
         """
         tile = self.tile
-        columns = [ramp(v * tile.lanes, tile.lanes) for v in range(tile.vectors)]
-        for i in range(rows):
-            for column in columns:
-                T.buffer_store(self._sums[i], T.broadcast(T.float32(0), tile.lanes), [column])
+        # TVM keeps a local buffer off the heap, and LLVM its parts in registers, up to 1024 bytes: one a vector
+        sums = [[T.alloc_buffer((tile.lanes,), "float32") for _ in range(tile.vectors)] for _ in range(rows)]
+        lanes = ramp(tirx.const(0,"int64"), tile.lanes)
+        for total in chain(*sums):
+            T.buffer_store(total, T.broadcast(T.float32(0), tile.lanes), [lanes])
         with T.serial(tirx.const(depth, "int64")) as step:
             weights = [bind(panel(v, step)) for v in range(tile.vectors)]
-            for i in range(rows):
+            for i, row in enumerate(sums):
                 x = bind(T.broadcast(load(i, step), tile.lanes))
-                for column, weight in zip(columns, weights, strict=True):
-                    T.buffer_store(self._sums[i], self._multiply_add(x, weight, self._sums[i][column]), [column])
-        for i in range(rows):
-            for v, column in enumerate(columns):
+                for total, weight in zip(row, weights, strict=True):
+                    T.buffer_store(total, self._multiply_add(x, weight, total[lanes]), [lanes])
+        for i, row in enumerate(sums):
+            for v, total in enumerate(row):
                 place = (first + i) * tile.width + v * tile.lanes
-                T.buffer_store(self.out, self._sums[i][column], [ramp(place, tile.lanes)])
+                T.buffer_store(self.out, total[lanes], [ramp(place, tile.lanes)])
 
     def _multiply_add(self, x: "tirx.PrimExpr", weight: "tirx.PrimExpr", total: "tirx.PrimExpr") -> "tirx.PrimExpr":
         vector = f"float32x{self.tile.lanes}"
