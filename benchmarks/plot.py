@@ -26,7 +26,7 @@ def plot(suite: Suite, path: Path) -> None:
     axes.set_ylabel("latency / eager")
     axes.set_title(f"{suite.machine.processor}, {suite.machine.threads} threads", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(ncols=3, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(suite.peers) + 1, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, format="png")
 

@@ -82,9 +82,9 @@ def _measure(
         expected = module(**inputs)
     work = flops(module, inputs), moved_bytes(module, inputs, expected)
     ready, failed = _prepare(choice, model, module, inputs, expected, say)
-    before = measure_rates(choice.threads)
+    before = measure_rates(choice.threads, work[1])
     turns = take_turns({entry.peer.name: _bound(entry.call, inputs) for entry in ready}, choice.effort)
-    bound = limit(work, (before, measure_rates(choice.threads)))
+    bound = limit(work, (before, measure_rates(choice.threads, work[1])))
     results = tuple(_result(entry, turns) for entry in ready) + failed
     case = Case(model.name, batch, model.length, bound, turns.other_cores, results)
     first = choice.quality and batch == choice.batches[0]

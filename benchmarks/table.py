@@ -13,12 +13,25 @@ _BASE = "eager"
 
 
 def markdown(suite: Suite) -> str:
-    """The machine in one line, a row for each case and peer, geometric means, quality, and what could not run."""
+    """The machine in one line, a row for each case and peer, geometric means, quality, and what could not run.
+
+    "others" is how many cores other processes kept busy meanwhile: times with much over 0.1 prove little.
+    """
     machine = suite.machine
     parts = [
         f"{suite.name}: {machine.processor}, {machine.threads} threads, {suite.created}",
         _rows(
-            ("model", "batch", "peer", "median ms", "p10 ms", "speed / eager", "share of limit", "max abs error"),
+            (
+                "model",
+                "batch",
+                "peer",
+                "median ms",
+                "p10 ms",
+                "speed / eager",
+                "share of limit",
+                "max abs error",
+                "others",
+            ),
             [_row(case, result) for case in suite.cases for result in case.results if result.median_ms],
         ),
         _rows(("peer", "geometric mean of speed / eager", "cases"), _means(suite)),
@@ -51,6 +64,7 @@ def _row(case: Case, result: Result) -> tuple[str, ...]:
         "" if faster is None else f"{faster:.2f}",
         f"{case.limit.ms / median:.2f}",
         f"{result.max_abs_error:.1e}",
+        "" if case.other_cores is None else f"{case.other_cores:.2f}",
     )
 
 
@@ -71,10 +85,22 @@ def _rows(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def kernel_markdown(suite: "KernelSuite") -> str:
     """A row for each kernel: time, rate, the machine's limit around it, and the share that was reached."""
-    header = ("kernel", "dtype", "rows", "median ms", "eager ms", "G/s", "limit G/s", "share", "bound", "max abs error")
+    header = (
+        "kernel",
+        "dtype",
+        "rows",
+        "kernel ms",
+        "call ms",
+        "eager ms",
+        "G/s",
+        "limit G/s",
+        "share",
+        "bound",
+        "max abs error",
+    )
     rows = [
         (
-            result.name, result.dtype, str(result.rows), f"{result.median_ms:.4f}", f"{result.eager_median_ms:.4f}",
+            result.name, result.dtype, str(result.rows), f"{result.kernels_ms:.4f}", f"{result.call_ms:.4f}", f"{result.eager_ms:.4f}",
             f"{result.rate:.0f}", f"{result.limit:.0f}", f"{result.share:.2f}", result.bound,
             f"{result.max_abs_error:.1e}",
         )

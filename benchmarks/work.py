@@ -11,18 +11,21 @@ from benchmarks.results import Limit
 from benchmarks.zoo import Inputs, tensors
 from planish.hardware_profiles import measure_peak, measure_stream
 
+_SMALLEST_READ = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the machine does right now: GFLOP/s in f32 and 10^9 B/s from main memory."""
+    """What the machine does right now: GFLOP/s in f32 and 10^9 B/s of reading."""
 
     peak_gflops: float
     bandwidth_gbs: float
 
 
-def measure_rates(threads: int) -> Rates:
-    """The machine's peak and bandwidth on `threads` threads, measured in about half a second."""
-    return Rates(measure_peak("f32", 0.15, threads=threads), measure_stream(0.3, threads=threads))
+def measure_rates(threads: int, footprint_bytes: float) -> Rates:
+    """The peak, and the bandwidth of reading that many bytes again and again, from whichever cache holds them."""
+    size = max(int(footprint_bytes), _SMALLEST_READ)
+    return Rates(measure_peak("f32", 0.15, threads=threads), measure_stream(0.15, threads=threads, read_bytes=size))
 
 
 def flops(module: nn.Module, inputs: Inputs) -> float:

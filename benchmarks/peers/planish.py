@@ -5,13 +5,22 @@ from torch import nn
 from benchmarks.peers.peer import Peer
 from benchmarks.zoo import Call, Inputs, ZooModel
 
+_EXPORT_BATCH = 2
+
 
 def build(model: ZooModel, module: nn.Module, inputs: Inputs, threads: int) -> Call:
-    """The module compiled exactly, for every size in the model's ranges."""
+    """The module compiled exactly, for every size in the model's ranges; `inputs` are the declared workload."""
     import planish
 
-    compiled: Call = planish.compile(module, "cpu", inputs=tuple(inputs.values()), dynamic=model.dynamic)
-    return compiled
+    # torch.export takes a size of 1 for a constant, so the example has two rows or more.
+    example = model.inputs(max(_EXPORT_BATCH, len(next(iter(inputs.values())))), model.length)
+    dynamic = {
+        name: {axis: (size, *model.sizes[size]) for axis, size in axes.items()} for name, axes in model.dynamic.items()
+    }
+    sizes = {size: inputs[name].shape[axis] for name, axes in model.dynamic.items() for axis, size in axes.items()}
+    return planish.compile(
+        module, "cpu", inputs=tuple(example.values()), dynamic=dynamic, workload=sizes, threads=threads
+    )
 
 
 PLANISH = Peer("planish", "planish", "dynamic", build)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.kernels import KERNELS, KernelCase, KernelResult, KernelSuite
 from benchmarks.plot import plot, relative
 from benchmarks.results import Case, Limit, Machine, Result, Score, Suite, load, save
 from benchmarks.run import max_abs_error
-from benchmarks.table import markdown, speed
+from benchmarks.table import kernel_markdown, markdown, speed
 from benchmarks.work import Rates, flops, limit, moved_bytes
 from planish.errors import InputError
 
@@ -64,7 +65,7 @@ def test_refuses_what_is_not_a_result_file(tmp_path: Path) -> None:
 
 def test_the_table_shows_speed_limit_error_means_and_failures() -> None:
     text = markdown(SUITE)
-    assert "| minilm | 1 | planish | 25.00 | 20.00 | 4.00 | 0.80 | 2.0e-06 |" in text
+    assert "| minilm | 1 | planish | 25.00 | 20.00 | 4.00 | 0.80 | 2.0e-06 | 0.05 |" in text
     assert "| planish | 2.00 | 2 |" in text
     assert "- minilm, batch 1: openvino is not installed; run 'pip install openvino'" in text
     assert "| minilm | planish | top-1 | 0.3125 | 400 |" in text
@@ -119,3 +120,23 @@ def test_the_error_is_the_largest_over_all_outputs_and_refuses_other_shapes() ->
     assert max_abs_error((zeros, zeros - 3), {"a": zeros, "b": zeros}) == 3
     with pytest.raises(PeerError, match="outputs have shapes"):
         max_abs_error(zeros, zeros[0])
+
+
+def test_the_work_of_a_product_is_its_operations_and_of_an_addition_its_bytes() -> None:
+    cases = {(case.name, case.rows, case.dtype): case for case in KERNELS}
+    assert cases["linear-gelu-384x1536", 16, "bf16"].work == 2 * 16 * 384 * 1536
+    assert cases["add", 128, "f32"].work == 3 * 128 * 768 * 4
+    assert cases["softmax", 128, "f32"].work == 2 * 128 * 768 * 4
+
+
+@pytest.mark.parametrize("case", KERNELS[:1] + KERNELS[-3:], ids=lambda case: case.name)
+def test_every_kernel_module_takes_the_inputs_of_its_case(case: KernelCase) -> None:
+    inputs = case.inputs(5)
+    assert case.module()(*inputs).shape == (5, case.out or case.width)
+
+
+def test_the_kernel_table_shows_rates_shares_and_failures() -> None:
+    result = KernelResult("add", "f32", 8, 768, None, "bandwidth", 0.5, 0.6, 1.0, 40.0, 50.0, 0.8, 0.0, 0.1)
+    text = kernel_markdown(KernelSuite("k", SUITE.created, SUITE.machine, (result,), ("softmax: no template",)))
+    assert "| add | f32 | 8 | 0.5000 | 0.6000 | 1.0000 | 40 | 50 | 0.80 | bandwidth | 0.0e+00 |" in text
+    assert "- softmax: no template" in text
