@@ -1,6 +1,7 @@
 """The only place that builds graphs from graphs: rules, and substitution of nodes."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -59,6 +60,7 @@ class Rule:
     `pattern(ops, *holes)` is traced once; a hole binds by its parameter's name, and a hole that stands twice must
     match equal values. `replacement(match, **holes)` returns the new value of the pattern's root. Inner nodes of a
     match may have no other users unless `shared` is true. Operands of commutative ops match in both orders.
+    Where `fits` is false the pattern does not match, and nothing is reported.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Rule:
     replacement: Callable[..., Value]
     refuse: Callable[..., str | None] = lambda match, **_: None
     shared: bool = False
+    fits: Callable[..., bool] = lambda match, **_: True
     traced: Pattern = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,29 +78,29 @@ class Rule:
 
 def apply_rules(graph: Graph, rules: tuple[Rule, ...]) -> tuple[Graph, tuple[Hit, ...]]:
     """Rewrite with the rules, first match first, until none fires; refusals are reported once a place."""
-    hits: dict[Hit, None] = {}
+    hits: list[Hit] = []
     while True:
-        graph, fired = _sweep(graph, rules, hits)
+        refused: dict[Hit, None] = {}
+        graph, fired = _sweep(graph, rules, refused)
+        hits += fired
         if not fired:
-            return graph, tuple(hits)
+            return graph, (*hits, *refused)
 
 
-def _sweep(graph: Graph, rules: tuple[Rule, ...], hits: dict[Hit, None]) -> tuple[Graph, bool]:
-    users = _use_counts(graph)
-    fired = False
+def _sweep(graph: Graph, rules: tuple[Rule, ...], refused: dict[Hit, None]) -> tuple[Graph, list[Hit]]:
+    users, fired = _use_counts(graph), list[Hit]()
 
     def visit(node: Node) -> tuple[Value, ...] | None:
-        nonlocal fired
         for rule in rules:
             for found in find(rule, node):
-                if not rule.shared and any(users.get(n, 1) > 1 for n in found.nodes[1:]):
-                    hits[Hit(rule.name, node.scope, "an inner value has another user")] = None
+                if not rule.shared and _read_elsewhere(found, users):
+                    refused[Hit(rule.name, node.scope, "an inner value has another user")] = None
                     continue
-                why = rule.refuse(found, **found.holes)
-                hits[Hit(rule.name, node.scope, why)] = None
-                if why is None:
-                    fired = True
-                    return (rule.replacement(found, **found.holes),)
+                if (why := rule.refuse(found, **found.holes)) is not None:
+                    refused[Hit(rule.name, node.scope, why)] = None
+                    continue
+                fired.append(Hit(rule.name, node.scope))
+                return (rule.replacement(found, **found.holes),)
         return None
 
     return substitute(graph, visit, users), fired
@@ -133,10 +136,77 @@ def substitute(
     return Graph(graph.name, graph.inputs, tuple(new[v] for v in graph.outputs), graph.sizes)
 
 
+def _read_elsewhere(match: Match, users: Mapping[Node, int]) -> bool:
+    """Whether an inner node of the match has a user outside it."""
+    nodes = dict.fromkeys(match.nodes)
+    inside = Counter(v.node for n in nodes for v in n.operands)
+    return any(users.get(n, 0) > inside[n] for n in nodes if n is not match.root)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A rewrite of one node of `ops` that a pattern cannot say.
+
+    `rewrite(node, uses)` returns the value that replaces the node's, the reason against it, or None where it does not
+    apply; `uses` counts how often each node's results are read.
+    """
+
+    name: str
+    ops: tuple[Op, ...]
+    rewrite: "Callable[[Node, Mapping[Node, int]], Value | str | None]"
+
+
+def apply_steps(graph: Graph, steps: tuple[Step, ...]) -> tuple[Graph, tuple[Hit, ...]]:
+    """Rewrite with the steps, first match first, until none applies; refusals are reported once a place."""
+    hits: list[Hit] = []
+    by_op: dict[Op, list[Step]] = {}
+    for step in steps:
+        for op in step.ops:
+            by_op.setdefault(op, []).append(step)
+    while True:
+        refused: dict[Hit, None] = {}
+        graph, fired = _sweep_steps(graph, by_op, refused)
+        hits += fired
+        if not fired:
+            return graph, (*hits, *refused)
+
+
+def _sweep_steps(graph: Graph, by_op: Mapping[Op, list[Step]], refused: dict[Hit, None]) -> tuple[Graph, list[Hit]]:
+    users, fired = _use_counts(graph), list[Hit]()
+
+    def visit(node: Node) -> tuple[Value, ...] | None:
+        value: Value | None = None
+        while got := _first(node, by_op, users, refused):
+            name, value = got
+            fired.append(Hit(name, node.scope))
+            known = value.node in users
+            users[value.node] = users.get(value.node, 0) + users.get(node, 1)
+            if known or len(value.node.types) > 1:
+                break
+            node = value.node
+        return None if value is None else (value,)
+
+    return substitute(graph, visit, users), fired
+
+
+def _first(
+    node: Node, by_op: Mapping[Op, list[Step]], users: Mapping[Node, int], refused: dict[Hit, None]
+) -> tuple[str, Value] | None:
+    for step in by_op.get(node.op, ()):
+        result = step.rewrite(node, users)
+        if isinstance(result, str):
+            refused[Hit(step.name, node.scope, result)] = None
+        elif result is not None:
+            return step.name, result
+    return None
+
+
 def find(rule: Rule, node: Node) -> Iterator[Match]:
     """Every way in which the rule's pattern fits with `node` as its root."""
     for holes, nodes in _match_node(rule.traced, node, {}):
-        yield Match(node, holes, nodes)
+        match = Match(node, holes, nodes)
+        if rule.fits(match, **holes):
+            yield match
 
 
 _Bound = tuple[dict[str, "Value | Attr"], tuple[Node, ...]]

@@ -1,1 +1,34 @@
-"""passes"""
+"""Passes, one a file: `ALL` of them, and the default order `EXACT`."""
+
+from planish.compiler.pass_ import Pass
+from planish.compiler.recipe import parse_pass as _parse_pass
+from planish.passes.cancel_movements import CancelMovements
+from planish.passes.fold_constants import FoldConstants
+from planish.passes.merge_common_subexpressions import MergeCommonSubexpressions
+from planish.passes.simplify_arithmetic import SimplifyArithmetic
+from planish.passes.simplify_indices import SimplifyIndices
+
+ALL: tuple[type[Pass], ...] = (
+    MergeCommonSubexpressions,
+    SimplifyArithmetic,
+    SimplifyIndices,
+    FoldConstants,
+    CancelMovements,
+)
+
+EXACT: tuple[Pass, ...] = (
+    MergeCommonSubexpressions(),
+    SimplifyIndices(),
+    SimplifyArithmetic(),
+    CancelMovements(),
+    FoldConstants(),
+    MergeCommonSubexpressions(),
+)
+
+
+def parse_pass(text: str) -> Pass:
+    """The pass of a line such as `fold-constants{limit=3}`; raises PassError naming what is unknown."""
+    return _parse_pass(text, ALL)
+
+
+__all__ = ["ALL", "EXACT", "parse_pass", *(kind.__name__ for kind in ALL)]
