@@ -84,9 +84,14 @@ def _operand(call: Call, place: int) -> Value:
 
 
 def _row_stride(view: View) -> int | None:
-    """The constant distance of the rows of `view`, or None where they lie at none."""
+    """The constant distance of the rows of `view` where they can be read in place, else None.
+
+    They cannot where every row of a tile starts in the same set of an L1 cache, which holds 8 to 12 lines.
+    """
     rows = view.collapse(len(view.shape) - 1)
-    return rows.strides[0] if rows is not None and isinstance(rows.strides[0], int) else None
+    if rows is None or not isinstance(stride := rows.strides[0], int):
+        return None
+    return None if stride and stride * view.dtype.itemsize % 4096 == 0 else stride
 
 
 def _left(k: KernelBuilder, view: View, grid: Grid, depth: int, stride: int | None) -> Rows:

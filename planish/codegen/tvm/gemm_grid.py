@@ -37,7 +37,7 @@ class Grid:
     @property
     def block_tiles(self) -> int:
         """Tiles of one column of a block."""
-        tiles = max(2, min(20, _BLOCK_BYTES // (4 * self.depth * self.tile.rows)))
+        tiles = max(10, min(20, _BLOCK_BYTES // (4 * self.depth * self.tile.rows)))
         return tiles if self.known_rows is None else min(tiles, -(-self.known_rows // self.tile.rows))
 
     @property
@@ -128,10 +128,9 @@ class _Task:
             self._body(bodies[0], row, tirx.const(0, "int64"), weights)
             return
         for body in bodies:
-            wide = body >= 4
-            done = bind(count - count % (body * 2)) if wide else bind(count - count % 4)
-            with T.If(count % (body * 2) >= body if wide else count % 4 == body), T.Then():
-                self._body(body, row, done, weights)
+            rest = T.truncmod(count, tirx.const(body * 2 if body >= 4 else 4, "int64"))
+            with T.If(rest >= body if body >= 4 else rest == body), T.Then():
+                self._body(body, row, bind(count - rest), weights)
 
     def _body(self, rows: int, row: "tirx.PrimExpr", done: "tirx.PrimExpr", weights: "tirx.PrimExpr") -> None:
         tile = self.grid.tile
