@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planish.hardware_profiles.host import host_supports
 from planish.runtime.artifact import PROGRAM, copy
 from planish.runtime.artifact import load as load_artifact
 from planish.runtime.executor import Executable
@@ -88,13 +89,15 @@ class CompiledModel:
         verify: bool = True,
         keep: object = None,
     ) -> None:
-        self._path, self._imported, self._keep = path, imported, keep
-        self._executable = load_artifact(path, threads=threads, verify=verify)
-        self._report = report
+        self._path, self._imported, self._keep, self._report = path, imported, keep, report
+        self._threads = threads
+        self._loaded: Executable | None = None
+        if imported is None or runs_here(path):
+            self._loaded = load_artifact(path, threads=threads, verify=verify)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result. Raises InputError naming the input, what it takes and what was given."""
-        main = self._executable.main
+        main = self.executable.main
         if self._imported is None:
             return main(*args, **kwargs)
         leaves = main.plan.signature.leaves(args, kwargs)
@@ -102,8 +105,11 @@ class CompiledModel:
 
     @property
     def executable(self) -> Executable:
-        """The runtime's object, with every entry function."""
-        return self._executable
+        """The runtime's object, with every entry function.
+
+        Raises ArtifactError when the model was compiled for another instruction set than this machine's.
+        """
+        return self._loaded or load_artifact(self._path, threads=self._threads)
 
     @property
     def report(self) -> "CompileReport | str":
@@ -121,11 +127,11 @@ class CompiledModel:
 
         text = read_member(self._path, PROGRAM, read_manifest(self._path).files[PROGRAM]).decode()
         flops, moved = least_costs(parse_program(text)["main"], sizes)
-        return limit(detect(), flops, moved, cores=self._executable.threads)
+        return limit(detect(), flops, moved, cores=self.executable.threads)
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
         """The time of each kernel by module scope: medians over `repeat` calls with these inputs."""
-        return self._executable.profile(*args, repeat=repeat, **kwargs)
+        return self.executable.profile(*args, repeat=repeat, **kwargs)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the artifact to a folder, or a zip where `path` ends in .zip, all at once or not at all.
@@ -135,4 +141,10 @@ class CompiledModel:
         copy(self._path, path, overwrite=overwrite)
 
     def __repr__(self) -> str:
-        return f"CompiledModel({self._executable!r})"
+        return f"CompiledModel({self._loaded!r})" if self._loaded else f"CompiledModel({inspect(self._path)})"
+
+
+def runs_here(path: Path) -> bool:
+    """Whether this machine has the instruction set that the artifact is for."""
+    target = read_manifest(path).target
+    return host_supports(target.triple, target.features) is None
