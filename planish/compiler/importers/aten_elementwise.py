@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from planish.compiler import ops
-from planish.compiler.importers.builder import Builder, Handler, Table, UncoveredError
+from planish.compiler.importers.builder import Builder, Handler, Table, UncoveredError, never_negative
 from planish.compiler.ir import Op, Value
 from planish.compiler.types import DType
 
@@ -65,11 +65,21 @@ def _div(b: Builder, x: Any, y: Any, rounding_mode: str | None = None) -> Value:
     if rounding_mode == "floor":
         return _floor_divide(b, x, y)
     if rounding_mode == "trunc":
-        dtype = b.promoted(x, y)
-        if dtype.is_integer:
-            raise UncoveredError
-        return _trunc(b, b.emit(ops.div, *b.promote(x, y)))
+        left, right = b.promote(x, y)
+        if left.dtype.is_integer:
+            return _truncated(b, left, right)
+        return _trunc(b, b.emit(ops.div, left, right))
     return b.emit(ops.div, *b.promote(x, y, floating=True))
+
+
+def _truncated(b: Builder, x: Value, y: Value) -> Value:
+    """Integer division towards zero."""
+    if never_negative(x) and never_negative(y):
+        return b.emit(ops.floor_divide, x, y)
+    size = b.emit(ops.floor_divide, b.emit(ops.abs_, x), b.emit(ops.abs_, y))
+    zero = b.scalar(0, x.dtype)
+    differ = b.emit(ops.ne, b.emit(ops.lt, x, zero), b.emit(ops.lt, y, zero))
+    return b.emit(ops.where, differ, b.emit(ops.neg, size), size)
 
 
 def _floor_divide(b: Builder, x: Any, y: Any) -> Value:

@@ -1,18 +1,17 @@
 """aten's lookups: embedding, gather and indexing by tensors."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 
 from planish.compiler import ops
-from planish.compiler.importers.builder import Builder, Table, UncoveredError, axis_of
+from planish.compiler.importers.builder import Builder, Table, UncoveredError, axis_of, never_negative
 from planish.compiler.importers.sizes import product
 from planish.compiler.ir import Value
 from planish.compiler.types import Dim, DType, Shape, same_dim, simplify
 
 aten = torch.ops.aten
-_KEEPS_VALUES = (ops.reshape, ops.expand, ops.transpose, ops.slice_, ops.index_select, ops.gather)
 
 
 def _embedding(b: Builder, table: Value, index: Value, *_: Any) -> Value:
@@ -93,26 +92,10 @@ def _index_flat(b: Builder, x: Value, first: int, tensors: Sequence[Value]) -> V
 
 def _wrapped(b: Builder, index: Value, size: Dim) -> Value:
     """The index with negative entries counted from the end."""
-    if _never_negative(index):
+    if never_negative(index):
         return index
     negative = b.emit(ops.lt, index, b.scalar(0, index.dtype))
     return b.emit(ops.where, negative, b.emit(ops.add, index, b.scalar(size, index.dtype)), index)
-
-
-def _never_negative(index: Value) -> bool:
-    node = index.node
-    if node.op is ops.arange:
-        return isinstance(node.attrs["start"], int) and node.attrs["start"] >= 0 and node.attrs["step"] > 0  # type: ignore[operator]
-    if node.op is ops.full:
-        return node.attrs["value"] >= 0  # type: ignore[operator]
-    if node.op is ops.clamp and node.attrs["low"] is not None:
-        return node.attrs["low"] >= 0  # type: ignore[operator]
-    if node.op is ops.argmax:
-        return True
-    if node.op in _KEEPS_VALUES or node.op in (ops.add, ops.mul, ops.floor_divide):
-        parts = node.inputs[:1] if node.op in _KEEPS_VALUES else node.inputs
-        return all(v is not None and _never_negative(v) for v in parts)
-    return node.op is ops.cast and node.inputs[0] is not None and _never_negative(node.inputs[0])
 
 
 def _counts_all(index: Value, size: Dim) -> bool:
@@ -120,8 +103,8 @@ def _counts_all(index: Value, size: Dim) -> bool:
     node = index.node
     while node.op is ops.reshape and node.inputs[0] is not None:
         node = node.inputs[0].node
-    whole = node.op is ops.arange and node.attrs["start"] == 0 and node.attrs["step"] == 1
-    return whole and same_dim(node.attrs["length"], size)  # type: ignore[arg-type]
+    attrs = cast(Mapping[str, Any], node.attrs)
+    return node.op is ops.arange and attrs["start"] == 0 and attrs["step"] == 1 and same_dim(attrs["length"], size)
 
 
 def _index_put(b: Builder, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False) -> Value:

@@ -50,7 +50,8 @@ def _one_axis(
     """x with its last `count` axes as one, and the parameters as vectors."""
     size = product(x.shape[-count:])
     flat = b.reshape(x, (*x.shape[:-count], size))
-    return flat, *(p if p is None else b.reshape(p, (size,)) for p in (w, bias))
+    vectors = [p if p is None else b.reshape(p, (size,)) for p in (w, bias)]
+    return flat, vectors[0], vectors[1]
 
 
 def _native_layer_norm(

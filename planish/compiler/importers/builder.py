@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import sympy
 import torch
@@ -15,7 +15,7 @@ from planish.compiler.importers.sizes import at_most, larger, smaller
 from planish.compiler.ir import Attr, Node, Op, Value
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.ops.structure import FROM_TORCH, TORCH_DTYPE
-from planish.compiler.types import Dim, DType, Shape, Size, TensorType, same_dim, same_shape
+from planish.compiler.types import Dim, DType, Shape, Size, same_dim, same_shape
 from planish.errors import ImportGraphError
 
 Handler: TypeAlias = Callable[..., Any]
@@ -26,6 +26,10 @@ class UncoveredError(Exception):
     """A handler meets a use of its op that our ops do not cover: it is decomposed or becomes opaque."""
 
 
+_KEEPS_VALUES = (ops.reshape, ops.expand, ops.transpose, ops.slice_, ops.index_select, ops.gather, ops.cast)
+_KEEPS_SIGN = (ops.add, ops.mul, ops.floor_divide)
+
+
 @dataclass(slots=True)
 class Builder:
     """Builds nodes in the scope of the op that is being imported."""
@@ -33,7 +37,6 @@ class Builder:
     sizes: Mapping[str, Size]
     scope: str = ""
     target: str = ""
-    results: tuple[TensorType, ...] = ()
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     constants: int = 0
 
@@ -143,6 +146,23 @@ def axes_of(axes: Sequence[int] | int | None, rank: int) -> tuple[int, ...]:
 def is_static(*dims: Dim) -> bool:
     """Whether all dimensions are plain integers."""
     return all(isinstance(d, int) for d in dims)
+
+
+def never_negative(index: Value) -> bool:
+    """Whether the elements are known to be zero or more."""
+    node, attrs = index.node, cast(Mapping[str, Any], index.node.attrs)
+    if node.op is ops.arange:
+        return isinstance(attrs["start"], int) and attrs["start"] >= 0 and attrs["step"] > 0
+    if node.op is ops.full:
+        return bool(attrs["value"] >= 0)
+    if node.op is ops.dim_value:
+        return isinstance(attrs["value"], sympy.Symbol)
+    if node.op is ops.clamp:
+        return attrs["low"] is not None and bool(attrs["low"] >= 0)
+    if node.op in _KEEPS_SIGN:
+        return all(v is not None and never_negative(v) for v in node.inputs)
+    parts = node.inputs[:1] if node.op in _KEEPS_VALUES else ()
+    return node.op is ops.argmax or any(v is not None and never_negative(v) for v in parts)
 
 
 def _number(arg: Any) -> Any:

@@ -75,11 +75,15 @@ def _tensor_axes(value: torch.Tensor, declared: Any, path: str) -> Axes:
         if not isinstance(axis, int) or not -value.ndim <= axis < value.ndim:
             raise ImportGraphError(f"dynamic of '{path}' names axis {axis!r}; it has axes 0..{value.ndim - 1}")
         if size is not None and not isinstance(size, int) and size is not torch.export.Dim.STATIC:
-            found[axis % value.ndim] = _declaration(size, f"{path}_{axis % value.ndim}", path)
+            found[axis % value.ndim] = declared_size(size, f"{path}_{axis % value.ndim}", path)
     return found
 
 
-def _declaration(size: Any, fallback: str, path: str) -> Declared:
+def declared_size(size: Any, fallback: str, path: str) -> Declared:
+    """One axis as declared for the input `path`; `fallback` names an axis that is dynamic without a name.
+
+    Raises ImportGraphError on what is no size.
+    """
     if isinstance(size, str):
         declared = Declared(size)
     elif isinstance(size, Size):

@@ -10,15 +10,13 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._decomp import get_decompositions
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from planish.compiler import ops
 from planish.compiler.importers.aten import CHECKS, STORAGE_ARGUMENTS, TABLE
 from planish.compiler.importers.builder import Builder, UncoveredError
 from planish.compiler.importers.sizes import dim_from_torch
+from planish.compiler.importers.trace import decomposed
 from planish.compiler.ir import Value
 from planish.compiler.types import TensorType, evaluate_shape
 from planish.errors import ImportGraphError, TypeRuleError
@@ -69,7 +67,7 @@ class Walk:
             return self._wrapped(args)
         if not isinstance(node.target, torch._ops.OpOverload):
             return self._python(node, args)
-        result = self._overload(node, args, kwargs)
+        result = self._overload(node, node.target, args, kwargs)
         if node.target._schema.is_mutable and isinstance(node.args[0], fx.Node):
             known[node.args[0]] = result
         return result
@@ -106,36 +104,46 @@ class Walk:
             return {key: self._arguments(item, known) for key, item in tree.items()}
         return tree
 
-    def _overload(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        target = functional(node.target)
-        types = self._types(node)
-        self.builder.results = types
+    def _overload(
+        self, node: fx.Node, called: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        target = functional(called)
+        types = self._types(node.meta.get("val"))
+        result = self.by_table(target, args, kwargs)
+        if result is None:
+            arguments = fx.node.map_aggregate((node.args, dict(node.kwargs)), _traced_value)
+            result = self.by_decomposition(decomposed(target, arguments), args, kwargs)
+        if result is None:
+            result = self.by_torch(target, args, kwargs, node.meta.get("val"))
+        self._check(result, types)
+        return result
+
+    def by_table(self, target: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the table makes of the op; None where it does not cover this use."""
         handler = TABLE.get(target)
-        if handler is not None:
-            try:
-                result = handler(self.builder, *ordered(target, args, kwargs))
-            except (UncoveredError, TypeRuleError):
-                pass
-            else:
-                self._check(result, types)
-                return result
-        return self._uncovered(node, target, args, kwargs)
+        if handler is None:
+            return None
+        try:
+            return handler(self.builder, *ordered(target, args, kwargs))
+        except (UncoveredError, TypeRuleError):
+            return None
 
-    def _uncovered(self, node: fx.Node, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        where = self.builder.where
-        traced = decomposed(target, node)
-        if traced is not None:
-            tensors = [arg for arg in pytree.tree_leaves((args, kwargs)) if isinstance(arg, Value)]
-            result = self.run(traced, tensors)
-            self._check(result, self.builder.results)
-            return result
-        self.opaque[where] = None
-        return self._opaque(target, args, kwargs, node)
+    def by_decomposition(self, traced: fx.GraphModule | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the table makes of torch's decomposition of the op; None where torch has none."""
+        if traced is None:
+            return None
+        target = self.builder.target
+        tensors = [arg for arg in pytree.tree_leaves((args, dict(kwargs))) if isinstance(arg, Value)]
+        result = self.run(traced, tensors)
+        self.builder.target = target
+        return result
 
-    def _opaque(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], node: fx.Node) -> Any:
+    def by_torch(self, target: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], like: Any) -> Any:
+        """The op as an opaque node with results `like` traced tensors; it is noted by name."""
         if target.namespace != "aten":
             raise ImportGraphError(f"{self.builder.where} is no op of aten; register a decomposition of it with torch")
-        types = self._types(node)
+        types = self._types(like)
+        self.opaque[self.builder.where] = None
         inputs: list[Value] = []
         written = {name: self._json(value, inputs) for name, value in (("args", args), ("kwargs", kwargs))}
         attrs = {
@@ -145,7 +153,7 @@ class Walk:
             "dtypes": tuple(t.dtype for t in types),
         }
         values = self.builder.node(ops.opaque, inputs, attrs).values
-        return values if isinstance(node.meta.get("val"), tuple | list) else values[0]
+        return values if isinstance(like, tuple | list) else values[0]
 
     def _json(self, value: Any, inputs: list[Value]) -> Any:
         if isinstance(value, sympy.Expr):
@@ -165,8 +173,8 @@ class Walk:
             return value
         raise ImportGraphError(f"{self.builder.where} takes {value!r}, which a program cannot hold")
 
-    def _types(self, node: fx.Node) -> tuple[TensorType, ...]:
-        leaves = pytree.tree_leaves(node.meta.get("val"))
+    def _types(self, traced: Any) -> tuple[TensorType, ...]:
+        leaves = pytree.tree_leaves(traced)
         return tuple(self.type_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def type_of(self, tensor: torch.Tensor) -> TensorType:
@@ -183,6 +191,10 @@ class Walk:
                 wanted.shape, hints
             ):
                 raise AssertionError(f"{self.builder.where} became {value.type}, but torch computes {wanted}")
+
+
+def _traced_value(argument: Any) -> Any:
+    return argument.meta["val"] if isinstance(argument, fx.Node) else argument
 
 
 _SLICE = re.compile(r"slice\([^)]*\)\.?")
@@ -217,28 +229,3 @@ def ordered(target: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[
             result += waiting
             waiting = []
     return result
-
-
-def decomposed(target: torch._ops.OpOverload, node: fx.Node) -> fx.GraphModule | None:
-    """The op traced into simpler ones by torch's own decomposition; None where torch has none."""
-    rule = get_decompositions([target]).get(target)
-    if rule is None and not target._can_decompose():
-        return None
-    leaves, spec = pytree.tree_flatten(
-        fx.node.map_aggregate((node.args, dict(node.kwargs)), lambda a: a.meta["val"] if isinstance(a, fx.Node) else a)
-    )
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-
-    def call(*tensors: torch.Tensor) -> Any:
-        filled = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
-            filled[place] = tensor
-        args, kwargs = pytree.tree_unflatten(filled, spec)
-        return rule(*args, **kwargs) if rule is not None else target.decompose(*args, **kwargs)
-
-    tensors = [leaves[place] for place in places]
-    modes = [t.fake_mode for t in tensors if isinstance(t, FakeTensor)]
-    if not modes:
-        return make_fx(call)(*tensors)
-    with modes[0]:
-        return make_fx(call)(*tensors)

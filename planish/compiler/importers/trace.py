@@ -1,0 +1,82 @@
+"""Ops that the table lacks, traced by torch into simpler ones or run on tensors without data for their types."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._decomp import get_decompositions
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils import _pytree as pytree
+
+from planish.compiler.ir import Value
+from planish.compiler.ops.structure import TORCH_DTYPE
+from planish.compiler.types import Dim, Shape, Size, evaluate_dim
+
+
+def decomposed(target: torch._ops.OpOverload, arguments: Any) -> fx.GraphModule | None:
+    """The op traced into simpler ones by torch's own decomposition; None where torch has none.
+
+    `arguments` is `(args, kwargs)` with fake tensors; the placeholders of the result are those tensors in order.
+    """
+    rule = get_decompositions([target]).get(target)
+    if rule is not None:
+        return traced(rule, arguments)
+    return traced(target.decompose, arguments) if target._can_decompose() else None
+
+
+def traced(function: Callable[..., Any], arguments: Any) -> fx.GraphModule:
+    """The ops that `function` calls on fake arguments."""
+    leaves, spec = pytree.tree_flatten(arguments)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+
+    def call(*tensors: torch.Tensor) -> Any:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        args, kwargs = pytree.tree_unflatten(filled, spec)
+        return function(*args, **kwargs)
+
+    tensors = [leaves[place] for place in places]
+    modes = [t.fake_mode for t in tensors if isinstance(t, FakeTensor)]
+    if not modes:
+        return make_fx(call)(*tensors)
+    with modes[0]:
+        return make_fx(call)(*tensors)
+
+
+class Fakes:
+    """Makes tensors without data from our types; `symbols` says which dimension each of their symbols stands for."""
+
+    def __init__(self, sizes: Mapping[str, Size]) -> None:
+        self.symbols: dict[str, sympy.Expr] = {}
+        self._mode = FakeTensorMode(shape_env=ShapeEnv())
+        # Distinct primes keep torch from taking sizes of equal hints for one.
+        primes = (sympy.prime(200 + i) for i in range(len(sizes)))
+        self._hints = dict(zip(sizes, primes, strict=True))
+
+    def of(self, value: Any) -> Any:
+        """The stand-in of one argument: a value, a dimension or anything else as it is."""
+        if isinstance(value, Value):
+            return self._tensor(value.shape, TORCH_DTYPE[value.dtype])
+        if isinstance(value, sympy.Expr):
+            return self._tensor((value,), torch.float32).shape[0]
+        return value
+
+    def _tensor(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+        example = torch.empty([self._hint(d) for d in shape], dtype=dtype, device="meta")
+        dynamic = [DimDynamic.STATIC if isinstance(d, int) else DimDynamic.DUCK for d in shape]
+        context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic, constraint_sizes=[None] * len(shape))
+        source = ConstantSource(f"value{len(self.symbols)}")
+        fake: torch.Tensor = self._mode.from_tensor(example, source=source, symbolic_context=context)
+        for ours, theirs in zip(shape, fake.shape, strict=True):
+            if isinstance(theirs, torch.SymInt):
+                self.symbols[theirs.node.expr.name] = sympy.sympify(ours)
+        return fake
+
+    def _hint(self, dim: Dim) -> int:
+        return evaluate_dim(dim, self._hints)
