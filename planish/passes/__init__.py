@@ -3,25 +3,51 @@
 from planish.compiler.pass_ import Pass
 from planish.compiler.recipe import parse_pass as _parse_pass
 from planish.passes.cancel_movements import CancelMovements
+from planish.passes.fold_batch_norm import FoldBatchNorm
 from planish.passes.fold_constants import FoldConstants
+from planish.passes.fuse_activations import FuseActivations
+from planish.passes.fuse_attention import FuseAttention
+from planish.passes.fuse_bias import FuseBias
+from planish.passes.fuse_norms import FuseNorms
+from planish.passes.fuse_rope import FuseRope
 from planish.passes.merge_common_subexpressions import MergeCommonSubexpressions
+from planish.passes.merge_parallel_linears import MergeParallelLinears
 from planish.passes.simplify_arithmetic import SimplifyArithmetic
 from planish.passes.simplify_indices import SimplifyIndices
 
 ALL: tuple[type[Pass], ...] = (
     MergeCommonSubexpressions,
-    SimplifyArithmetic,
     SimplifyIndices,
+    SimplifyArithmetic,
     FoldConstants,
     CancelMovements,
+    FuseNorms,
+    FuseActivations,
+    FuseRope,
+    FuseAttention,
+    FuseBias,
+    FoldBatchNorm,
+    MergeParallelLinears,
 )
 
 EXACT: tuple[Pass, ...] = (
     MergeCommonSubexpressions(),
     SimplifyIndices(),
     SimplifyArithmetic(),
+    CancelMovements(sink=False),
+    MergeCommonSubexpressions(),
+    FuseNorms(),
+    FuseActivations(),
+    FuseRope(),
+    FuseAttention(),
     CancelMovements(),
+    FuseBias(),
+    FoldBatchNorm(),
     FoldConstants(),
+    MergeParallelLinears(),
+    FoldConstants(),
+    SimplifyArithmetic(),
+    CancelMovements(),
     MergeCommonSubexpressions(),
 )
 
@@ -31,4 +57,4 @@ def parse_pass(text: str) -> Pass:
     return _parse_pass(text, ALL)
 
 
-__all__ = ["ALL", "EXACT", "parse_pass", *(kind.__name__ for kind in ALL)]
+__all__ = ["ALL", "EXACT", "Pass", "parse_pass", *(kind.__name__ for kind in ALL)]

@@ -34,7 +34,7 @@ from planish.compiler.ops import (
     weight,
 )
 from planish.compiler.types import Dim, DType, Shape, Size, same_dim, simplify
-from planish.passes.matching import axes
+from planish.passes.matching import axes, literal
 
 COMPARISONS = (eq, ne, lt, le, gt, ge)
 
@@ -148,7 +148,7 @@ class Indices:
     def _form_of_cast(self, node: Node) -> Affine | None:
         x = node.operands[0]
         if x.dtype is DType.bool:
-            known = self.decided(x.node) if x.node.op in COMPARISONS else None
+            known = self.decided(x.node) if x.node.op in COMPARISONS else literal(x)
             return None if known is None else Affine((0,) * x.type.rank, int(known))
         wide = node.types[0].dtype in (DType.i64, DType.i32)
         return self.affine(x) if wide else None
