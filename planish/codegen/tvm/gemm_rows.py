@@ -103,7 +103,9 @@ class Run:
             self._store(place + v * self.lanes, self.source[ramp(start + v * self.elements, self.elements)])
         with T.serial(tirx.const(-(-count // self.elements) - whole, "int64")) as v:
             skipped = bind((v + whole) * self.elements)
-            self._store(place + (v + whole) * self.lanes, self._masked(start, skipped, low, count if high is None else high))
+            self._store(
+                place + (v + whole) * self.lanes, self._masked(start, skipped, low, count if high is None else high)
+            )
 
     def _masked(
         self, start: "tirx.PrimExpr", skipped: "tirx.PrimExpr", low: "tirx.PrimExpr | int", high: "tirx.PrimExpr | int"
@@ -140,9 +142,7 @@ def unravel(k: KernelBuilder, row: "tirx.PrimExpr", shape: Shape) -> "tuple[tirx
     return (*((row,) if shape else ()), *reversed(index))
 
 
-def row_fill(
-    k: KernelBuilder, view: View, run: Run, depth: int
-) -> "Callable[[tirx.PrimExpr, tirx.PrimExpr], None]":
+def row_fill(k: KernelBuilder, view: View, run: Run, depth: int) -> "Callable[[tirx.PrimExpr, tirx.PrimExpr], None]":
     """What copies one row of `view`, whose last axis holds `depth` consecutive elements."""
 
     def fill(row: "tirx.PrimExpr", place: "tirx.PrimExpr") -> None:

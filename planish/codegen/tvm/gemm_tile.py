@@ -87,7 +87,7 @@ class TileLoop:
         tile = self.tile
         # TVM keeps a local buffer off the heap, and LLVM its parts in registers, up to 1024 bytes: one a vector
         sums = [[T.alloc_buffer((tile.lanes,), "float32") for _ in range(tile.vectors)] for _ in range(rows)]
-        lanes = ramp(tirx.const(0,"int64"), tile.lanes)
+        lanes = ramp(tirx.const(0, "int64"), tile.lanes)
         for total in chain(*sums):
             T.buffer_store(total, T.broadcast(T.float32(0), tile.lanes), [lanes])
         with T.serial(tirx.const(depth, "int64")) as step:

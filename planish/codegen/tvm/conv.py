@@ -1,0 +1,170 @@
+"""Convolutions on CPUs: patches are copied row by row to scratch memory and multiplied like a linear layer's rows."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.call import Call
+from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
+from planish.codegen.tvm.gemm_product import Fill, Product, product_of_rows, refuse_operands
+from planish.codegen.tvm.gemm_rows import Run, unravel
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind
+from planish.codegen.view import View
+from planish.compiler import ops
+from planish.compiler.ir import Node, Op
+from planish.compiler.types import Dim, DType, Shape, elements, same_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """A convolution over one or two axes, channels last, plus bias and elementwise nodes; f32 and bf16."""
+
+    name: ClassVar[str] = "conv"
+    ops: ClassVar[tuple[Op, ...]] = (ops.conv,)
+
+    def refuse(self, call: Call, isa: Isa) -> str | None:
+        if len(call.anchor.operands[0].shape) > 4:
+            return "it has more than two spatial axes"
+        return refuse_operands(call) or refuse_finish(call)
+
+    def build(self, call: Call, isa: Isa) -> Kernel:
+        patches = Patches.of(call)
+        if patches.pointwise:
+            return product_of_rows(call, isa, patches.sampled)
+        pairs = patches.x.dtype is DType.bf16 and isa.bf16_dot and patches.run % 2 == 0
+        product = Product(call, isa, elements(patches.out[:-1]), patches.groups, pairs)
+        return product.copied(patches.fill)
+
+    def fuses_after(self, anchor: Node, node: Node) -> bool:
+        return finishes(anchor, node)
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """What a convolution reads for each output position: x [N, H, W, C], kernel (rows, columns) and its geometry."""
+
+    x: View
+    out: Shape
+    kernel: tuple[int, int]
+    channels: int
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @classmethod
+    def of(cls, call: Call) -> "Patches":
+        x, w = call.anchor.operands[:2]
+        view, out, kernel = call.inputs[x], call.anchor.types[0].shape, w.shape[1:-1]
+        flat = len(view.shape) == 3  # a convolution over one axis is one over two with a single row
+        if flat:
+            view = View(
+                (view.shape[0], 1, *view.shape[1:]), (view.strides[0], 0, *view.strides[1:]), view.offset, view.dtype
+            )
+
+        def pair(values: object, missing: int) -> tuple[int, int]:
+            assert isinstance(values, tuple)
+            return (missing, int(values[0])) if flat else (int(values[0]), int(values[1]))
+
+        attrs = call.anchor.attrs
+        shape = (out[0], 1, *out[1:]) if flat else out
+        stride, padding = pair(attrs["stride"], 1), pair(attrs["padding"], 0)
+        groups = attrs["groups"]
+        assert isinstance(groups, int)
+        return cls(view, shape, pair(kernel, 1), int(w.shape[-1]), stride, padding, pair(attrs["dilation"], 1), groups)
+
+    @property
+    def pointwise(self) -> bool:
+        return self.kernel == (1, 1) and self.padding == (0, 0) and self.groups == 1
+
+    @property
+    def sampled(self) -> View:
+        """The input positions that a pointwise convolution reads."""
+        return self.x.slice(1, 0, self.stride[0], self.out[1]).slice(2, 0, self.stride[1], self.out[2])
+
+    @property
+    def merged(self) -> bool:
+        """Whether a kernel row reads consecutive elements."""
+        return self.groups == 1 and self.dilation[1] == 1 and same_dim(self.x.strides[2], self.channels)
+
+    @property
+    def run(self) -> int:
+        """Elements that are read from consecutive places."""
+        return self.channels * (self.kernel[1] if self.merged else 1)
+
+    def fill(self, k: KernelBuilder, run: Run, group: "tirx.PrimExpr") -> Fill:
+        """What copies the patch of one output position."""
+        return lambda row, place: _Patch(self, k, run, group, unravel(k, row, self.out[:-1]), place).copy()
+
+
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """The patch of the output position `index` (n, row, column), copied to unit `place`."""
+
+    patches: Patches
+    k: KernelBuilder
+    run: Run
+    group: "tirx.PrimExpr"
+    index: "tuple[tirx.PrimExpr, ...]"
+    place: "tirx.PrimExpr"
+
+    def copy(self) -> None:
+        p = self.patches
+        n, row, column = self.index
+        top = bind(row * p.stride[0] - p.padding[0])
+        left = bind(column * p.stride[1] - p.padding[1])
+        per_unit = 2 if self.run.pairs else 1
+        with T.serial(tirx.const(p.kernel[0], "int64")) as i:
+            y = bind(top + i * p.dilation[0])
+            inside = self._inside(y, p.x.shape[1], p.padding[0])
+            place = bind(self.place + i * (p.kernel[1] * p.channels // per_unit))
+            if p.merged:
+                self._copy_row((n, y, left), inside, place)
+                return
+            with T.serial(tirx.const(p.kernel[1], "int64")) as j:
+                x = bind(left + j * p.dilation[1])
+                both = tirx.And(inside, self._inside(x, p.x.shape[2], p.padding[1]))
+                self._copy((n, y, x), both, bind(place + j * (p.channels // per_unit)), 0, p.channels)
+
+    def _inside(self, at: "tirx.PrimExpr", size: Dim, padding: int) -> "tirx.PrimExpr":
+        if padding == 0:
+            return tirx.const(True, "bool")
+        return tirx.And(at >= 0, at < self.k.dim(size))
+
+    def _copy_row(self, index: "tuple[tirx.PrimExpr, ...]", inside: "tirx.PrimExpr", place: "tirx.PrimExpr") -> None:
+        p = self.patches
+        if p.padding[1] == 0:
+            self._copy(index, inside, place, 0, p.run)
+            return
+        columns = tirx.const(p.kernel[1], "int64")
+        low = bind(tirx.max(-index[2], tirx.const(0, "int64")) * p.channels)
+        high = bind(tirx.min(self.k.dim(p.x.shape[2]) - index[2], columns) * p.channels)
+        self._copy(index, inside, place, low, high)
+
+    def _copy(
+        self,
+        index: "tuple[tirx.PrimExpr, ...]",
+        inside: "tirx.PrimExpr",
+        place: "tirx.PrimExpr",
+        low: "tirx.PrimExpr | int",
+        high: "tirx.PrimExpr | int",
+    ) -> None:
+        """Copy a run of which elements `low` to `high - 1` are there; none are where it is not `inside`."""
+        p = self.patches
+        start = bind(self.k.address(p.x, (*index, self.group * p.channels)))
+        if p.padding == (0, 0):
+            self.run.copy(start, place, p.run)
+            return
+        last = bind(tirx.Select(inside, self.k.dim(high) if isinstance(high, int) else high, tirx.const(0, "int64")))
+        whole = last == p.run if isinstance(low, int) else tirx.And(low == 0, last == p.run)
+        with T.If(whole):
+            with T.Then():
+                self.run.copy(start, place, p.run)
+            with T.Else():
+                self.run.copy(start, place, p.run, low, last)
