@@ -274,6 +274,12 @@ _IDENTITIES = (
     *(aten.positive.default, aten.resolve_conj.default, aten.resolve_neg.default, aten.dropout_.default),
 )
 
+
+def _tan(b: Builder, x: Value) -> Value:
+    x = b.promote(x, floating=True)[0]
+    return b.emit(ops.div, b.emit(ops.sin, x), b.emit(ops.cos, x))
+
+
 TABLE: Table = {
     **dict.fromkeys(_IDENTITIES, _identity),
     **{
@@ -291,6 +297,7 @@ TABLE: Table = {
     aten.isinf.default: _isinf,
     aten.nan_to_num.default: _nan_to_num,
     aten.sign.default: _sign,
+    aten.tan.default: _tan,
     aten.square.default: _square,
     aten.log2.default: _log_base(2),
     aten.log10.default: _log_base(10),

@@ -92,6 +92,16 @@ def _with_mean(b: Builder, x: Value, axes: Axes = None, correction: Any = None, 
     return _variance(b, x, axes, correction, keep), _mean(b, x, axes, keep)
 
 
+def _both_extremes(b: Builder, x: Value, dim: int | None = None, keep: bool = False) -> tuple[Value, Value]:
+    return _reduce(b, ops.amin, x, dim, keep), _reduce(b, ops.amax, x, dim, keep)
+
+
+def _adaptive_max(b: Builder, x: Value, size: Any) -> tuple[Value, None]:
+    if any(s != 1 for s in wide(size, 2)):
+        raise UncoveredError
+    return b.emit(ops.amax, x, axes=(x.type.rank - 2, x.type.rank - 1), keep=True), None
+
+
 def _norm(b: Builder, x: Value, order: Any = 2, axes: Axes = None, keep: bool = False, dtype: Any = None) -> Value:
     x = b.cast(x, dtype)
     if order == 2:
@@ -141,12 +151,28 @@ def _max_pool(spatial: int) -> Handler:
     def build(
         b: Builder, x: Value, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
     ) -> Value:
-        if ceil or any(d != 1 for d in wide(dilation, spatial)):
+        if any(d != 1 for d in wide(dilation, spatial)) or not x.dtype.is_float:
             raise UncoveredError
         attrs = {"kernel": wide(kernel, spatial), "padding": wide(padding, spatial)}
-        return _pooled(b, ops.max_pool, x, spatial, stride=wide(stride or kernel, spatial), **attrs)
+        attrs["stride"] = wide(stride or kernel, spatial)
+        return _pooled(b, ops.max_pool, _filled_up(b, x, **attrs) if ceil else x, spatial, **attrs)
 
     return build
+
+
+def _filled_up(b: Builder, x: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Value:
+    """x with minus infinity after its end where a last window is only partly inside (`ceil_mode`)."""
+    after = [0] * x.type.rank
+    for i, (k, s, p) in enumerate(zip(kernel, stride, padding, strict=True)):
+        size = x.shape[x.type.rank - len(kernel) + i]
+        if not isinstance(size, int):
+            raise UncoveredError
+        windows = -(-(size + 2 * p - k) // s) + 1
+        windows -= (windows - 1) * s >= size + p
+        after[x.type.rank - len(kernel) + i] = max(0, (windows - 1) * s + k - size - 2 * p)
+    if not any(after):
+        return x
+    return b.emit(ops.pad, x, before=(0,) * x.type.rank, after=tuple(after), value=float("-inf"))
 
 
 def _avg_pool(spatial: int) -> Handler:
@@ -235,6 +261,9 @@ TABLE: Table = {
     aten.std.dim: _root(_var_flag),
     aten.std.default: lambda b, x, unbiased=True: _root(_var_flag)(b, x, None, unbiased),
     aten.var_mean.correction: _with_mean,
+    aten.var_mean.dim: lambda b, x, axes=None, unbiased=True, keep=False: _with_mean(b, x, axes, int(unbiased), keep),
+    aten.aminmax.default: _both_extremes,
+    aten.adaptive_max_pool2d.default: _adaptive_max,
     aten.linalg_vector_norm.default: _norm,
     aten.norm.ScalarOpt_dim: _norm,
     aten.norm.Scalar: _norm,

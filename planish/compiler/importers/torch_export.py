@@ -1,6 +1,5 @@
 """PyTorch modules become programs through torch.export, before its decompositions."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from planish.compiler.importers.dynamic import (
     merged,
     narrowed,
 )
-from planish.compiler.importers.trees import Computed, Imported, named_arguments
+from planish.compiler.importers.trees import Computed, Imported, positional, positional_names
 from planish.compiler.importers.walk import Walk
 from planish.compiler.ir import Graph, Program, Value
 from planish.compiler.types import Size, symbol
@@ -50,7 +49,8 @@ def import_torch(
     Weights are the model's own tensors, not copies. Raises ImportGraphError with the reason and what to try.
     """
     _check_model(model)
-    arguments = named_arguments(inspect.signature(model.forward).parameters, tuple(args), dict(kwargs or {}))
+    names, rest = positional_names(model.forward)
+    arguments = {**positional(names, rest, args), **(kwargs or {})}
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs or {})))
     _check_leaves(leaves)
     axes = declared_axes(arguments, dynamic)
@@ -64,7 +64,8 @@ def import_torch(
         program=Program({"main": graph}, weights, program_notes),
         input_tree=describe(arguments, _is_tensor, "inputs"),
         output_tree=describe(output, lambda leaf: isinstance(leaf, Computed), "output"),
-        parameters=tuple(_positional(model)),
+        parameters=names,
+        rest=rest,
         output_spec=output_spec,
         output_leaves=tuple(output_leaves),
     )
@@ -89,11 +90,6 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
 
 def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor)
-
-
-def _positional(model: nn.Module) -> list[str]:
-    parameters = inspect.signature(model.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _export(
@@ -126,7 +122,7 @@ def _named_dims(
     if not any(dims):
         return None
     args, kwargs = pytree.tree_unflatten(dims, spec)
-    named = named_arguments(inspect.signature(model.forward).parameters, args, kwargs)
+    named = {**positional(*positional_names(model.forward), args), **kwargs}
     return {name: named[name] for name in names}
 
 

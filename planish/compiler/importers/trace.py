@@ -1,6 +1,7 @@
 """Ops that the table lacks, traced by torch into simpler ones or run on tensors without data for their types."""
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -24,9 +25,19 @@ def decomposed(target: torch._ops.OpOverload, arguments: Any) -> fx.GraphModule 
     `arguments` is `(args, kwargs)` with fake tensors; the placeholders of the result are those tensors in order.
     """
     rule = get_decompositions([target]).get(target)
-    if rule is not None:
-        return traced(rule, arguments)
-    return traced(target.decompose, arguments) if target._can_decompose() else None
+    if rule is None and not target._can_decompose():
+        return None
+    module = traced(target.decompose if rule is None else rule, arguments)
+    return module if all(_is_importable(node) for node in module.graph.nodes) else None
+
+
+def _is_importable(node: fx.Node) -> bool:
+    """Whether a traced node is an op of aten (some decompositions end in torch's prims) or access to a result."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target.namespace == "aten"
+    return (
+        node.op != "call_function" or node.target is operator.getitem or isinstance(node.meta.get("val"), torch.SymInt)
+    )
 
 
 def traced(function: Callable[..., Any], arguments: Any) -> fx.GraphModule:
@@ -42,6 +53,12 @@ def traced(function: Callable[..., Any], arguments: Any) -> fx.GraphModule:
         return function(*args, **kwargs)
 
     tensors = [leaves[place] for place in places]
+    # With oneDNN on, torch decomposes recurrent layers into an op of oneDNN instead of into matrix products.
+    with torch.backends.mkldnn.flags(enabled=False):
+        return _graph_of(call, tensors)
+
+
+def _graph_of(call: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> fx.GraphModule:
     modes = [t.fake_mode for t in tensors if isinstance(t, FakeTensor)]
     if not modes:
         return make_fx(call)(*tensors)

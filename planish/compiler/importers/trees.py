@@ -1,7 +1,7 @@
 """The imported model: its program and the form of its arguments and results."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +25,16 @@ class Imported:
     """A program with the form of the model's arguments and results.
 
     `input_tree` describes a dict from argument name to argument, in the order of the graph's inputs; `parameters` are
-    the names that positional arguments take. `output_tree` describes the result: integers that depend on sizes stand
-    in it as scalar tensors. `output_spec` and `output_leaves` rebuild the model's own result type in this process;
-    without a spec (ONNX) the tree does.
+    the names that positional arguments take, and `rest` is that of `*rest`. `output_tree` describes the result: integers
+    that depend on sizes stand in it as scalar tensors. `output_spec` and `output_leaves` rebuild the model's own result
+    type in this process; without a spec (ONNX) the tree does.
     """
 
     program: Program
     input_tree: Tree
     output_tree: Tree
     parameters: tuple[str, ...]
+    rest: str = ""
     output_spec: pytree.TreeSpec | None = None
     output_leaves: tuple[Any, ...] = ()
 
@@ -60,9 +61,7 @@ class Imported:
         return tuple(torch.as_tensor(leaf) for leaf, place in pairs if isinstance(place, Computed))
 
     def _by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        if len(args) > len(self.parameters):
-            raise InputError(f"the model takes {len(self.parameters)} positional arguments, was given {len(args)}")
-        named = dict(zip(self.parameters, args, strict=False))
+        named = positional(self.parameters, self.rest, args)
         for name, value in kwargs.items():
             if name in named:
                 raise InputError(f"argument '{name}' was given twice")
@@ -80,15 +79,18 @@ def _filled(leaf: Any, rest: Iterator[Any]) -> Any:
     return int(next(rest)) if leaf.integer else next(rest)
 
 
-def named_arguments(
-    parameters: Mapping[str, inspect.Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The arguments of a call by parameter name; arguments that `*rest` takes are a tuple under its name."""
-    names = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    rest = [p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL]
+def positional(names: Sequence[str], rest: str, args: Sequence[Any]) -> dict[str, Any]:
+    """Positional arguments by name; those beyond `names` are a tuple under the name `rest`, where there is one."""
     named: dict[str, Any] = dict(zip(names, args, strict=False))
     if len(args) > len(names):
         if not rest:
             raise InputError(f"the model takes {len(names)} positional arguments ({', '.join(names)}), not {len(args)}")
-        named[rest[0]] = tuple(args[len(names) :])
-    return {**named, **kwargs}
+        named[rest] = tuple(args[len(names) :])
+    return named
+
+
+def positional_names(function: Callable[..., Any]) -> tuple[tuple[str, ...], str]:
+    """The names of the positional parameters, and that of `*rest` or ""."""
+    parameters = inspect.signature(function).parameters.values()
+    names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return names, next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")

@@ -76,6 +76,7 @@ def dim_value(*, value: Dim, dtype: DType = DType.i64) -> TensorType:
 def _opaque(*inputs: "Tensor", target: str, arguments: str, shapes: object, dtypes: object) -> "tuple[Tensor, ...]":
     packet, overload = target.removeprefix("aten.").split(".")
     function = getattr(getattr(torch.ops.aten, packet), overload)
+    inputs = tuple(x.contiguous() for x in inputs)
     filled = _fill(json.loads(arguments), inputs)
     results = function(*filled["args"], **filled["kwargs"])
     return tuple(results) if isinstance(results, tuple | list) else (results,)
