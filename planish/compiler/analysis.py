@@ -10,7 +10,7 @@ import networkx
 from planish.compiler.ir import Graph, Node, Program, Value
 from planish.compiler.ops import attention, conv, embedding, gather, index_select, linear, matmul, reshape, weight
 from planish.compiler.text import attr_text
-from planish.compiler.types import TensorType, elements, evaluate_dim
+from planish.compiler.types import TensorType, evaluate_dim
 
 Sizes = Mapping[str, int]
 
@@ -70,7 +70,7 @@ def bytes_moved(node: Node, sizes: Sizes) -> int:
 
 
 def _count(of: TensorType, sizes: Sizes) -> int:
-    return evaluate_dim(elements(of.shape), sizes)
+    return math.prod(evaluate_dim(d, sizes) for d in of.shape)
 
 
 def _bytes(of: TensorType, sizes: Sizes) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import sympy
     import torch
 
-Attr: TypeAlias = "None | bool | int | float | str | DType | sympy.Expr | tuple[Attr, ...]"
+Attr: TypeAlias = "bool | int | float | str | DType | sympy.Expr | tuple[Attr, ...] | None"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

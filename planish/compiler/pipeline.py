@@ -12,7 +12,7 @@ from planish.compiler.analysis import Costs, costs
 from planish.compiler.dump import dump_from_environment
 from planish.compiler.evaluate import evaluate
 from planish.compiler.ir import Program
-from planish.compiler.pass_ import Change, Close, Context, Contract, Exact, Pass
+from planish.compiler.pass_ import Close, Context, Contract, Exact, Pass
 from planish.compiler.recipe import pass_text
 from planish.compiler.report import Refused, Report, Row, Totals
 from planish.compiler.verify import verify
@@ -50,12 +50,12 @@ class Pipeline:
         program.
         """
         verify(program)
-        dump, rows = dump_from_environment(), list[Row]()
+        dump, rows, before = dump_from_environment(), list[Row](), totals(program, context)
         if dump:
             dump.stage("import", program)
         for i, of in enumerate(self.passes, 1):
-            program, row = _step(of, program, context, check)
-            rows.append(row)
+            program, row = _step(of, program, context, before, check)
+            rows, before = [*rows, row], row.after
             if dump:
                 dump.stage(row.name, program)
             if watch:
@@ -66,7 +66,9 @@ class Pipeline:
         return program, report
 
 
-def _step(of: Pass, program: Program, context: Context, check: Sequence[Tensor] | None) -> tuple[Program, Row]:
+def _step(
+    of: Pass, program: Program, context: Context, before: Totals, check: Sequence[Tensor] | None
+) -> tuple[Program, Row]:
     start = time.perf_counter()
     change = of.apply(program, context)
     elapsed = 1e3 * (time.perf_counter() - start)
@@ -74,21 +76,17 @@ def _step(of: Pass, program: Program, context: Context, check: Sequence[Tensor] 
         verify(change.program)
     except VerifyError as error:
         raise VerifyError(f"after {of.name}: {error}") from error
-    gap = None if check is None else relative_error(program, change.program, check)
-    return change.program, _row(of, elapsed, program, change, context, gap)
-
-
-def _row(of: Pass, elapsed: float, before: Program, change: Change, context: Context, error: float | None) -> Row:
-    return Row(
+    row = Row(
         name=pass_text(of),
         contract=contract_text(of.contract),
         time_ms=elapsed,
         applied=dict(Counter(h.rule for h in change.hits if h.refused is None)),
         refused=tuple(Refused(h.rule, h.scope, h.refused) for h in change.hits if h.refused is not None),
-        before=totals(before, context),
+        before=before,
         after=totals(change.program, context),
-        error=error,
+        error=None if check is None else relative_error(program, change.program, check),
     )
+    return change.program, row
 
 
 def totals(program: Program, context: Context) -> Totals:

@@ -188,7 +188,7 @@ def split(text: str) -> list[str]:
     for i, c in enumerate(text):
         if quote:
             quote = "" if c == quote and text[i - 1] != "\\" else quote
-        elif c in "\"`":
+        elif c in '"`':
             quote = c
         depth += 0 if quote else (c in "([{") - (c in ")]}")
         if c == "," and depth == 0 and not quote:

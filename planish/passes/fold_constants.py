@@ -140,9 +140,13 @@ def _takes_literal(user: Node) -> bool:
 
 
 def _fresh_name(node: Node, inside: tuple[Node, ...], taken: Mapping[str, Tensor]) -> str:
-    """The name of the largest weight inside with the op's name; the scope where no weight is inside."""
+    """The name of the largest float weight inside with the op's name; the scope where no weight is inside."""
     held = [n for n in inside if n.op is weight]
-    base = str(max(held, key=_bytes).attrs["name"]) if held else (node.scope or "constant")
+    base = (
+        str(max(held, key=lambda n: (n.types[0].dtype.is_float, _bytes(n))).attrs["name"])
+        if held
+        else (node.scope or "constant")
+    )
     name = f"{base}.{node.op.name}"
     numbered = (f"{name}.{i}" for i in range(2, 1 << 30))
     return name if name not in taken else next(n for n in numbered if n not in taken)

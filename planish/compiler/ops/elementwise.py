@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.ir import Op, op
+from planish.compiler.ops.checks import check_float, check_number, check_same_dtype
 from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.compiler.types import Dim, DType, Shape, TensorType, same_dim
 from planish.errors import TypeRuleError
@@ -25,49 +26,59 @@ def _broadcast_dim(dims: list[Dim]) -> Dim:
     return wide[0] if wide else 1
 
 
-def _unary(name: str, reference: Callable[..., Tensor], *traits: str, result: DType | None = None) -> Op:
+def _any(*_: TensorType) -> None:
+    """Operands of every dtype fit."""
+
+
+Check = Callable[..., None]
+
+
+def _unary(name: str, reference: Callable[..., Tensor], check: Check, *, result: DType | None = None) -> Op:
     def infer(x: TensorType) -> TensorType:
+        check(x)
         return x if result is None else x.with_dtype(result)
 
-    return Op(name, infer, reference, frozenset({"elementwise", *traits}))
+    return Op(name, infer, reference, frozenset({"elementwise"}))
 
 
-def _binary(name: str, reference: Callable[..., Tensor], *traits: str, result: DType | None = None) -> Op:
+def _binary(
+    name: str, reference: Callable[..., Tensor], *traits: str, check: Check = _any, result: DType | None = None
+) -> Op:
     def infer(x: TensorType, y: TensorType) -> TensorType:
-        if x.dtype is not y.dtype:
-            raise TypeRuleError(f"operands are {x.dtype} and {y.dtype}; cast one")
+        check_same_dtype(x, y)
+        check(x)
         return TensorType(broadcast(x.shape, y.shape), result or x.dtype)
 
     return Op(name, infer, reference, frozenset({"elementwise", *traits}))
 
 
-neg = _unary("neg", torch.neg)
-abs_ = _unary("abs", torch.abs)
-exp = _unary("exp", torch.exp)
-log = _unary("log", torch.log)
-sqrt = _unary("sqrt", torch.sqrt)
-rsqrt = _unary("rsqrt", torch.rsqrt)
-reciprocal = _unary("reciprocal", torch.reciprocal)
-sin = _unary("sin", torch.sin)
-cos = _unary("cos", torch.cos)
-tanh = _unary("tanh", torch.tanh)
-sigmoid = _unary("sigmoid", torch.sigmoid)
-erf = _unary("erf", torch.erf)
-relu = _unary("relu", torch.relu)
-silu = _unary("silu", functional.silu)
-floor = _unary("floor", torch.floor)
-ceil = _unary("ceil", torch.ceil)
-round_ = _unary("round", torch.round)
-logical_not = _unary("logical_not", torch.logical_not, result=DType.bool)
-isnan = _unary("isnan", torch.isnan, result=DType.bool)
+neg = _unary("neg", torch.neg, check_number)
+abs_ = _unary("abs", torch.abs, check_number)
+exp = _unary("exp", torch.exp, check_float)
+log = _unary("log", torch.log, check_float)
+sqrt = _unary("sqrt", torch.sqrt, check_float)
+rsqrt = _unary("rsqrt", torch.rsqrt, check_float)
+reciprocal = _unary("reciprocal", torch.reciprocal, check_float)
+sin = _unary("sin", torch.sin, check_float)
+cos = _unary("cos", torch.cos, check_float)
+tanh = _unary("tanh", torch.tanh, check_float)
+sigmoid = _unary("sigmoid", torch.sigmoid, check_float)
+erf = _unary("erf", torch.erf, check_float)
+relu = _unary("relu", torch.relu, check_number)
+silu = _unary("silu", functional.silu, check_float)
+floor = _unary("floor", torch.floor, check_number)
+ceil = _unary("ceil", torch.ceil, check_number)
+round_ = _unary("round", torch.round, check_number)
+logical_not = _unary("logical_not", torch.logical_not, _any, result=DType.bool)
+isnan = _unary("isnan", torch.isnan, _any, result=DType.bool)
 
 add = _binary("add", torch.add, "commutative")
-sub = _binary("sub", torch.sub)
+sub = _binary("sub", torch.sub, check=check_number)
 mul = _binary("mul", torch.mul, "commutative")
-div = _binary("div", torch.div)
-floor_divide = _binary("floor_divide", torch.floor_divide)
-remainder = _binary("remainder", torch.remainder)
-pow_ = _binary("pow", torch.pow)
+div = _binary("div", torch.div, check=check_float)
+floor_divide = _binary("floor_divide", torch.floor_divide, check=check_number)
+remainder = _binary("remainder", torch.remainder, check=check_number)
+pow_ = _binary("pow", torch.pow, check=check_number)
 maximum = _binary("maximum", torch.maximum, "commutative")
 minimum = _binary("minimum", torch.minimum, "commutative")
 eq = _binary("eq", torch.eq, "commutative", result=DType.bool)
@@ -87,18 +98,22 @@ def _gelu(x: Tensor, *, approximate: str) -> Tensor:
 @op(_gelu, "elementwise")
 def gelu(x: TensorType, *, approximate: str = "none") -> TensorType:
     """Gaussian error linear unit, exact (`none`) or with tanh (`tanh`)."""
+    check_float(x)
     if approximate not in ("none", "tanh"):
         raise TypeRuleError(f"approximate is 'none' or 'tanh', not {approximate!r}")
     return x
 
 
 def _clamp(x: Tensor, *, low: float | None, high: float | None) -> Tensor:
-    return torch.clamp(x, low, high)
+    return x if low is None and high is None else torch.clamp(x, low, high)
 
 
 @op(_clamp, "elementwise")
 def clamp(x: TensorType, *, low: float | None = None, high: float | None = None) -> TensorType:
-    """Values below `low` become `low`, above `high` become `high`."""
+    """Values below `low` become `low`, above `high` become `high`; integers take integer bounds."""
+    check_number(x)
+    if x.dtype.is_integer and not all(v is None or isinstance(v, int) for v in (low, high)):
+        raise TypeRuleError(f"{x} takes integer bounds, not {low} and {high}")
     return x
 
 

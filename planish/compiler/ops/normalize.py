@@ -5,7 +5,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.ir import op
-from planish.compiler.types import TensorType, same_dim
+from planish.compiler.ops.checks import check_axes, check_float, check_same_dtype
+from planish.compiler.ops.elementwise import broadcast
+from planish.compiler.types import TensorType, same_dim, same_shape
 from planish.errors import TypeRuleError
 
 
@@ -16,6 +18,8 @@ def _softmax(x: Tensor, *, axis: int) -> Tensor:
 @op(_softmax)
 def softmax(x: TensorType, *, axis: int) -> TensorType:
     """exp(x - max) over its sum along a non-negative axis."""
+    check_float(x)
+    check_axes(x, (axis,))
     return x
 
 
@@ -26,6 +30,8 @@ def _log_softmax(x: Tensor, *, axis: int) -> Tensor:
 @op(_log_softmax)
 def log_softmax(x: TensorType, *, axis: int) -> TensorType:
     """The logarithm of softmax along a non-negative axis."""
+    check_float(x)
+    check_axes(x, (axis,))
     return x
 
 

@@ -7,37 +7,49 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.ir import Op, op
+from planish.compiler.ops.checks import check_axes, check_float, check_number, check_windows
 from planish.compiler.types import Dim, DType, Shape, TensorType, floor_div, simplify
 from planish.errors import TypeRuleError
 
 
-def reduced(shape: Shape, axes: tuple[int, ...], keep: bool) -> Shape:
-    """The shape after reducing non-negative `axes`."""
-    if not axes or len(set(axes)) != len(axes) or not all(0 <= a < len(shape) for a in axes):
-        raise TypeRuleError(f"axes {list(axes)} do not fit rank {len(shape)}")
-    return tuple(1 if i in axes else d for i, d in enumerate(shape) if keep or i not in axes)
+def reduced(x: TensorType, axes: tuple[int, ...], keep: bool) -> Shape:
+    """The shape after reducing at least one of the non-negative `axes`."""
+    if not axes:
+        raise TypeRuleError(f"reducing {x} needs an axis")
+    check_axes(x, axes)
+    return tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keep or i not in axes)
 
 
 def _reduction(name: str, reference: Callable[..., Tensor], result: DType | None = None) -> Op:
     def infer(x: TensorType, *, axes: tuple[int, ...], keep: bool = False) -> TensorType:
-        return TensorType(reduced(x.shape, axes, keep), result or x.dtype)
+        return TensorType(reduced(x, axes, keep), result or x.dtype)
 
     return Op(name, infer, reference, frozenset({"reduction"}))
 
 
 def _prod(x: Tensor, *, axes: tuple[int, ...], keep: bool) -> Tensor:
     for axis in sorted(axes, reverse=True):
-        x = torch.prod(x, axis, keepdim=keep)
+        x = torch.prod(x, axis, keepdim=keep, dtype=x.dtype)
     return x
 
 
 sum_ = _reduction("sum", lambda x, *, axes, keep: torch.sum(x, axes, keepdim=keep, dtype=x.dtype))
-mean = _reduction("mean", lambda x, *, axes, keep: torch.mean(x, axes, keepdim=keep))
 amax = _reduction("amax", lambda x, *, axes, keep: torch.amax(x, axes, keepdim=keep))
 amin = _reduction("amin", lambda x, *, axes, keep: torch.amin(x, axes, keepdim=keep))
 prod = _reduction("prod", _prod)
-any_ = _reduction("any", lambda x, *, axes, keep: torch.any(x, axes, keepdim=keep), DType.bool)
-all_ = _reduction("all", lambda x, *, axes, keep: torch.all(x, axes, keepdim=keep), DType.bool)
+any_ = _reduction("any", lambda x, *, axes, keep: torch.any(x != 0, axes, keepdim=keep), DType.bool)
+all_ = _reduction("all", lambda x, *, axes, keep: torch.all(x != 0, axes, keepdim=keep), DType.bool)
+
+
+def _mean(x: Tensor, *, axes: tuple[int, ...], keep: bool) -> Tensor:
+    return torch.mean(x, axes, keepdim=keep)
+
+
+@op(_mean, "reduction")
+def mean(x: TensorType, *, axes: tuple[int, ...], keep: bool = False) -> TensorType:
+    """The arithmetic mean over non-negative axes."""
+    check_float(x)
+    return x.with_shape(reduced(x, axes, keep))
 
 
 def _argmax(x: Tensor, *, axis: int, keep: bool) -> Tensor:
@@ -47,7 +59,8 @@ def _argmax(x: Tensor, *, axis: int, keep: bool) -> Tensor:
 @op(_argmax)
 def argmax(x: TensorType, *, axis: int, keep: bool = False) -> TensorType:
     """The first index of the largest element along a non-negative axis."""
-    return TensorType(reduced(x.shape, (axis,), keep), DType.i64)
+    check_number(x)
+    return TensorType(reduced(x, (axis,), keep), DType.i64)
 
 
 def _cumsum(x: Tensor, *, axis: int) -> Tensor:
@@ -57,6 +70,8 @@ def _cumsum(x: Tensor, *, axis: int) -> Tensor:
 @op(_cumsum)
 def cumsum(x: TensorType, *, axis: int) -> TensorType:
     """Running sums along a non-negative axis."""
+    check_number(x)
+    check_axes(x, (axis,))
     return x
 
 
@@ -95,8 +110,7 @@ def avg_pool(x: TensorType, *, kernel: Shape, stride: Shape, padding: Shape, cou
 
 
 def _pooled(x: TensorType, kernel: Shape, stride: Shape, padding: Shape) -> TensorType:
-    spatial = x.shape[1:-1]
-    if not len(spatial) == len(kernel) == len(stride) == len(padding):
-        raise TypeRuleError(f"pooling {x} needs {len(spatial)} kernel, stride and padding sizes")
-    counts = (window_count(d, k, s, p) for d, k, s, p in zip(spatial, kernel, stride, padding, strict=True))
+    check_float(x)
+    check_windows(x, kernel, stride, padding)
+    counts = (window_count(d, k, s, p) for d, k, s, p in zip(x.shape[1:-1], kernel, stride, padding, strict=True))
     return x.with_shape((x.shape[0], *counts, x.shape[-1]))
