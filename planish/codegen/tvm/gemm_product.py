@@ -102,7 +102,7 @@ def product_of_rows(call: Call, isa: Isa, view: View) -> Kernel:
     pairs = view.dtype is DType.bf16 and isa.bf16_dot
     product = Product(call, isa, elements(view.shape[:-1]), pairs=pairs)
     stride = _row_stride(view)
-    if stride is not None and (pairs and product.depth % 2 == 0 or view.dtype is DType.f32):
+    if stride is not None and ((pairs and product.depth % 2 == 0) or view.dtype is DType.f32):
         return product.direct(view, stride)
     return product.copied(lambda k, run, _: row_fill(k, view, run, product.depth))
 

@@ -124,12 +124,17 @@ class Run:
         return tirx.Select(mask, loaded, zero)
 
     def _store(self, place: "tirx.PrimExpr", value: "tirx.PrimExpr") -> None:
-        if self.pairs:
-            value = T.reinterpret(f"int32x{self.lanes}", value)
-        elif self.dtype is DType.bf16:
-            bits = value.astype(f"uint32x{self.lanes}") << T.broadcast(T.uint32(16), self.lanes)
-            value = T.reinterpret(f"float32x{self.lanes}", bits)
-        T.buffer_store(self.target, value, [ramp(place, self.lanes)])
+        units = T.reinterpret(f"int32x{self.lanes}", value) if self.pairs else widened(value, self.dtype, self.lanes)
+        T.buffer_store(self.target, units, [ramp(place, self.lanes)])
+
+
+def widened(value: "tirx.PrimExpr", dtype: DType, lanes: int) -> "tirx.PrimExpr":
+    """Elements as they lie in memory (bf16 as uint16 bits) as f32."""
+    if dtype is DType.f32:
+        return value
+    suffix = "" if lanes == 1 else f"x{lanes}"
+    shift = T.uint32(16) if lanes == 1 else T.broadcast(T.uint32(16), lanes)
+    return T.reinterpret(f"float32{suffix}", value.astype(f"uint32{suffix}") << shift)
 
 
 def unravel(k: KernelBuilder, row: "tirx.PrimExpr", shape: Shape) -> "tuple[tirx.PrimExpr, ...]":

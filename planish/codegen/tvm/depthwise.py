@@ -1,0 +1,225 @@
+"""Depthwise convolutions on CPUs: vectors of channels, several output positions at a time in registers."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy
+import tvm
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.call import Call
+from planish.codegen.tvm.conv import Patches
+from planish.codegen.tvm.expression import Expression, load, store
+from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
+from planish.codegen.tvm.gemm_product import refuse_operands
+from planish.codegen.tvm.gemm_rows import unravel, widened
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.tvm.kernel import Kernel, KernelBuilder, Packing, bind, kernel, ramp
+from planish.compiler import ops
+from planish.compiler.ir import Node, Op
+from planish.compiler.types import DType, floor_div, simplify
+
+_POSITIONS = 4  # output positions in registers: enough sums to hide the latency of a multiply-add
+_GROUP = 8  # vectors of channels that are one unit of work
+
+
+@dataclass(frozen=True, slots=True)
+class Depthwise:
+    """A convolution of every channel by itself over one or two axes, plus bias and elementwise nodes; f32 and bf16."""
+
+    name: ClassVar[str] = "depthwise"
+    ops: ClassVar[tuple[Op, ...]] = (ops.conv,)
+
+    def refuse(self, call: Call, isa: Isa) -> str | None:
+        x, w = call.anchor.operands[:2]
+        if len(x.shape) > 4:
+            return "it has more than two spatial axes"
+        if call.anchor.attrs["groups"] != w.shape[0] or w.shape[-1] != 1 or x.shape[-1] != w.shape[0]:
+            return "it is not depthwise with one output channel a group"
+        return refuse_operands(call) or refuse_finish(call)
+
+    def build(self, call: Call, isa: Isa) -> Kernel:
+        w = call.anchor.operands[1]
+        with kernel(call, isa) as (k, done):
+            _Sweep.of(k).emit()
+        return Kernel(done[0], 0, {w: Packing(f"taps by channel{' widened' if w.dtype is DType.bf16 else ''}", _pack)})
+
+    def fuses_after(self, anchor: Node, node: Node) -> bool:
+        return finishes(anchor, node)
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return False
+
+
+def _pack(weight: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
+    """[C, ..., 1] as [taps, C] in f32."""
+    if weight.dtype == numpy.uint16:
+        weight = (weight.astype(numpy.uint32) << 16).view(numpy.float32)
+    return numpy.ascontiguousarray(weight.reshape(weight.shape[0], -1).T).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """The loops over images, groups of channels, output rows and blocks of output positions."""
+
+    k: KernelBuilder
+    patches: Patches
+    channels: int
+    weights: "tirx.Buffer"
+
+    @classmethod
+    def of(cls, k: KernelBuilder) -> "_Sweep":
+        w = k.call.anchor.operands[1]
+        pointer = tvm.ir.PointerType(tvm.ir.PrimType("float32"))
+        data = T.bind(tvm.ir.Call("tirx.reinterpret", [k.buffers[w].data], ret_ty=pointer), pointer)
+        patches, channels = Patches.of(k.call), int(w.shape[0])
+        taps = patches.kernel[0] * patches.kernel[1]
+        return cls(k, patches, channels, T.decl_buffer((k.dim(taps * channels),), "float32", data=data))
+
+    def emit(self) -> None:
+        k, p = self.k, self.patches
+        n, height, width = p.out[:3]
+        blocks = floor_div(simplify(width + _POSITIONS - 1), _POSITIONS)
+        groups = max(1, -(-(self.channels // k.isa.lanes) // _GROUP))
+        first, last = k.share(bind(k.dim(n) * k.dim(height) * k.dim(blocks) * groups))
+        with T.serial(last - first) as u:
+            image, group, row, block = unravel(k, bind(first + u), (n, groups, height, blocks))
+            column = bind(block * _POSITIONS)
+            position = _Position(self, image, row, column, bind(column * p.stride[1] - p.padding[1]))
+            self._channels(position, group, groups)
+
+    def _channels(self, position: "_Position", group: "tirx.PrimExpr", groups: int) -> None:
+        lanes = self.k.isa.lanes
+        vectors = self.channels // lanes
+        first = bind(group * _GROUP)
+        count = bind(tirx.min(tirx.const(_GROUP, "int64"), vectors - first))
+        rows = position.rows()
+        if vectors:
+            with T.If(position.interior()):
+                for branch, guarded in ((T.Then, False), (T.Else, True)):
+                    with branch(), T.serial(count) as v:
+                        position.emit(rows, bind((first + v) * lanes), lanes, guarded)
+        if self.channels % lanes:
+            with T.If(group == groups - 1), T.Then():
+                for start, piece in _pieces(vectors * lanes, self.channels):
+                    position.emit(rows, tirx.const(start, "int64"), piece, True)
+
+
+def _pieces(start: int, end: int) -> list[tuple[int, int]]:
+    """`start` to `end` as (place, length) with lengths that are powers of two, largest first."""
+    pieces: list[tuple[int, int]] = []
+    while start < end:
+        length = 1 << ((end - start).bit_length() - 1)
+        pieces.append((start, length))
+        start += length
+    return pieces
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """A block of output positions from (`row`, `column`) of an image, whose first reads input column `left`."""
+
+    sweep: _Sweep
+    image: "tirx.PrimExpr"
+    row: "tirx.PrimExpr"
+    column: "tirx.PrimExpr"
+    left: "tirx.PrimExpr"
+
+    def rows(self) -> "tuple[tirx.PrimExpr, tirx.PrimExpr, tirx.PrimExpr]":
+        """The input row of the first tap, and the first and last + 1 row of taps that lie inside the image."""
+        p, k = self.sweep.patches, self.sweep.k
+        step = p.dilation[0]
+        top = bind(self.row * p.stride[0] - p.padding[0])
+        zero = tirx.const(0, "int64")
+
+        def taps(distance: "tirx.PrimExpr") -> "tirx.PrimExpr":
+            steps = T.truncdiv(tirx.max(distance, zero) + (step - 1), tirx.const(step, "int64"))
+            return bind(tirx.min(steps, tirx.const(p.kernel[0], "int64")))
+
+        return top, taps(-top), taps(k.dim(p.x.shape[1]) - top)
+
+    def interior(self) -> "tirx.PrimExpr":
+        """Whether every position of the block is there and reads inside the image."""
+        p, k = self.sweep.patches, self.sweep.k
+        reach = (_POSITIONS - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1]
+        there = self.column + _POSITIONS <= k.dim(p.out[2])
+        return tirx.And(there, tirx.And(self.left >= 0, self.left + reach < k.dim(p.x.shape[2])))
+
+    def emit(
+        self,
+        rows: "tuple[tirx.PrimExpr, tirx.PrimExpr, tirx.PrimExpr]",
+        channel: "tirx.PrimExpr",
+        lanes: int,
+        guarded: bool,
+    ) -> None:
+        """Compute `lanes` channels of the block; `guarded` looks at each position before it reads or writes."""
+        sums = [T.alloc_buffer((lanes,), "float32") for _ in range(_POSITIONS)]
+        place = ramp(tirx.const(0, "int64"), lanes)
+        for total in sums:
+            T.buffer_store(total, self._bias(channel, lanes), [place])
+        top, low, high = rows
+        with T.serial(high - low) as i:
+            self._taps(sums, place, top, bind(low + i), channel, lanes, guarded)
+        for i, total in enumerate(sums):
+            with self._there(i, guarded):
+                self._finish(i, total[place], channel, lanes)
+
+    def _taps(
+        self,
+        sums: "list[tirx.Buffer]",
+        place: "tirx.PrimExpr",
+        top: "tirx.PrimExpr",
+        tap: "tirx.PrimExpr",
+        channel: "tirx.PrimExpr",
+        lanes: int,
+        guarded: bool,
+    ) -> None:
+        s = self.sweep
+        p, source = s.patches, s.k.buffers[s.k.call.anchor.operands[0]]
+        start = bind(s.k.address(p.x, (self.image, top + tap * p.dilation[0], self.left, channel)))
+        weights = bind(tap * (p.kernel[1] * s.channels) + channel)
+        for j in range(p.kernel[1]):
+            weight = bind(s.weights[ramp(weights + j * s.channels, lanes)])
+            for i, total in enumerate(sums):
+                column = i * p.stride[1] + j * p.dilation[1]
+                with self._inside(i, column, guarded):
+                    x = widened(source[ramp(start + s.k.dim(p.x.strides[2]) * column, lanes)], p.x.dtype, lanes)
+                    T.buffer_store(total, _multiply_add(x, weight, total[place], lanes), [place])
+
+    def _bias(self, channel: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        operands = self.sweep.k.call.anchor.operands
+        if len(operands) > 2:
+            return load(self.sweep.k, operands[2], (channel,), lanes)
+        return T.broadcast(T.float32(0), lanes) if lanes > 1 else T.float32(0)
+
+    def _there(self, i: int, guarded: bool) -> "AbstractContextManager[object]":
+        return _when(self.column + i < self.sweep.k.dim(self.sweep.patches.out[2])) if guarded else nullcontext()
+
+    def _inside(self, i: int, column: int, guarded: bool) -> "AbstractContextManager[object]":
+        if not guarded:
+            return nullcontext()
+        p, k = self.sweep.patches, self.sweep.k
+        inside = tirx.And(self.left + column >= 0, self.left + column < k.dim(p.x.shape[2]))
+        return _when(tirx.And(self.column + i < k.dim(p.out[2]), inside))
+
+    def _finish(self, i: int, total: "tirx.PrimExpr", channel: "tirx.PrimExpr", lanes: int) -> None:
+        k = self.sweep.k
+        flat = len(k.call.output.shape) == 3
+        index = (self.image, *(() if flat else (self.row,)), bind(self.column + i), channel)
+        value = Expression(k, {k.call.anchor.values[0]: lambda *_: total}).at(k.call.output, index, lanes)
+        store(k, k.call.view, index, value, lanes)
+
+
+@contextmanager
+def _when(condition: "tirx.PrimExpr") -> Iterator[None]:
+    with T.If(condition), T.Then():
+        yield
+
+
+def _multiply_add(x: "tirx.PrimExpr", weight: "tirx.PrimExpr", total: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+    vector = "float32" if lanes == 1 else f"float32x{lanes}"
+    return T.call_llvm_pure_intrin(vector, "llvm.fma", x, weight, total)
