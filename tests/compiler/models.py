@@ -1,4 +1,4 @@
-"""Tiny models with fixed random weights, for tests: each with example inputs, dynamic sizes and a second set of inputs."""
+"""Tiny models with fixed random weights for tests, each with example inputs, dynamic sizes and inputs of other sizes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -167,7 +167,8 @@ def whisper_decoder() -> Case:
 
 
 def gpt2(attention: str = "sdpa") -> Case:
-    config = transformers.GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4, **tokens)
     return _decoder_case(_build(transformers.GPT2LMHeadModel, config, attention))
 
 
@@ -201,6 +202,26 @@ def t5_encoder() -> Case:
     return _tokens_case(_build(transformers.T5EncoderModel, config, "eager"))
 
 
+def mlp() -> Case:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3)).eval()
+    return Case(model, (torch.randn(4, 8),), dynamic={"input": {0: "batch"}}, other_args=(torch.randn(1, 8),))
+
+
+def convnet() -> Case:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+    head = (nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model = nn.Sequential(*layers, *head).eval()
+    with torch.no_grad():
+        model[1].running_mean.uniform_(-0.5, 0.5)
+        model[1].running_var.uniform_(0.5, 1.5)
+    return Case(
+        model, (torch.randn(2, 3, 8, 8),), dynamic={"input": {0: "batch"}}, other_args=(torch.randn(5, 3, 8, 8),)
+    )
+
+
+TOYS: Mapping[str, Callable[[], Case]] = {case.__name__: case for case in (mlp, convnet)}
 TRANSFORMERS: Mapping[str, Callable[[], Case]] = {
     case.__name__: case
     for case in (
