@@ -1,6 +1,11 @@
 """The table of all CPU templates, in the order in which they are asked."""
 
 from planish.codegen.template import Template
+from planish.codegen.tvm.attention import Attention
+from planish.codegen.tvm.conv import Conv
+from planish.codegen.tvm.depthwise import Depthwise
 from planish.codegen.tvm.gemm import Gemm
+from planish.codegen.tvm.map import Map
+from planish.codegen.tvm.rows import Rows
 
-TEMPLATES: tuple[Template, ...] = (Gemm(),)
+TEMPLATES: tuple[Template, ...] = (Gemm(), Depthwise(), Conv(), Attention(), Rows(), Map())
