@@ -1,0 +1,55 @@
+"""Attention for CPUs: blocks of queries against blocks of keys with an online softmax (arXiv 2205.14135)."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from planish.codegen.call import Call
+from planish.codegen.tvm.attention_plan import AttentionPlan
+from planish.codegen.tvm.isa import Isa
+from planish.compiler.ir import Node, Op
+from planish.compiler.ops.contract import attention
+from planish.compiler.types import DType
+
+if TYPE_CHECKING:
+    from planish.codegen.tvm.kernel import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention over f32 or bf16 views, computed in f32.
+
+    A unit of work is one block of up to `queries` queries that share a head of keys; it visits at most `keys` keys at
+    a time. bf16 results are rounded once. A query that sees no key gives zeros.
+    """
+
+    queries: int = 64
+    keys: int = 512
+
+    name: ClassVar[str] = "attention"
+    ops: ClassVar[tuple[Op, ...]] = (attention,)
+
+    def refuse(self, call: Call, isa: Isa) -> str | None:
+        if call.prologue or call.epilogue:
+            return "attention computes nothing beside itself"
+        q, _, v = call.anchor.operands[:3]
+        if q.dtype not in (DType.f32, DType.bf16):
+            return f"attention takes f32 or bf16, not {q.dtype}"
+        if not isinstance(q.shape[3], int) or not isinstance(v.shape[3], int):
+            return f"attention needs constant head sizes, not {q.shape[3]} and {v.shape[3]}"
+        if any(not isinstance(a, int | float | type(None)) for a in call.anchor.attrs.values()):
+            return f"attention needs a constant window and scale, not {dict(call.anchor.attrs)}"
+        if not math.isfinite(float(str(call.anchor.attrs["scale"]))):
+            return f"attention needs a finite scale, not {call.anchor.attrs['scale']}"
+        return None
+
+    def build(self, call: Call, isa: Isa) -> "Kernel":
+        from planish.codegen.tvm.attention_blocks import build_blocks
+
+        return build_blocks(AttentionPlan.of(call, isa, self.queries, self.keys))
+
+    def fuses_after(self, anchor: Node, node: Node) -> bool:
+        return False
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return False

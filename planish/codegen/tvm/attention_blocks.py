@@ -1,0 +1,345 @@
+"""The attention kernel for many queries: scores and sums as register-tile products over blocks of keys.
+
+Scores are kept with queries along the lanes, S^T[t, m] = sum_d K[t, d] Q[m, d], so that only queries are transposed,
+maxima and sums of the softmax are plain vector operations, and P^T[t, m] is read as consecutive scalars by the product
+with the values.
+"""
+
+import math
+from collections.abc import Callable
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.tvm.attention_plan import AttentionPlan, key_rows, value_rows
+from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
+from planish.codegen.tvm.tiles import (
+    ceil_div,
+    each_chunk,
+    index,
+    load,
+    quotient,
+    remainder,
+    steps,
+    store,
+    tile,
+    transposed,
+)
+from planish.codegen.tvm.vector_math import bits, both, differ, fast_maximum, fma, like, polynomial, select, splat
+from planish.codegen.view import View
+from planish.compiler.types import DType, same_dim
+
+LOWEST = -3.4028234663852886e38
+
+
+def build_blocks(plan: AttentionPlan) -> Kernel:
+    """The kernel of a plan."""
+    with kernel(plan.call, plan.isa, plan.scratch_bytes) as (k, done):
+        _Blocks(k, plan).emit()
+    return Kernel(done[0], plan.scratch_bytes)
+
+
+class _Blocks:
+    """The open kernel and what one unit of work has bound: batch `b`, key head `g`, first `row` and row `count`."""
+
+    def __init__(self, k: KernelBuilder, plan: AttentionPlan) -> None:
+        self.k, self.plan, self.lanes = k, plan, plan.isa.lanes
+        self.memory = k.scratch_buffer(plan.scratch_bytes // 4, DType.f32)
+        self.queries, self.keys = k.dim(plan.q.shape[2]), k.dim(plan.k.shape[2])
+        self.rows = bind(self.queries * plan.group + index(0))
+
+    def emit(self) -> None:
+        """Deal units to tasks: in turns, there and back, where causal units grow along the queries, else in a run."""
+        blocks = bind(ceil_div(self.rows, self.plan.block))
+        units = bind(self.k.dim(self.plan.k.shape[0]) * self.k.dim(self.plan.k.shape[1]) * blocks)
+        if not self.plan.causal:
+            first, stop = self.k.share(units)
+            with T.serial(first, stop) as unit:
+                self._unit(unit, blocks)
+            return
+        task, tasks = bind(self.k.task.astype("int64")), bind(self.k.tasks.astype("int64"))
+        with T.serial(quotient(units + tasks - 1, tasks)) as turn:
+            unit = bind(turn * tasks + tirx.Select(tirx.EQ(remainder(turn, 2), index(0)), task, tasks - 1 - task))
+            with T.If(unit < units), T.Then():
+                self._unit(unit, blocks)
+
+    def _unit(self, unit: "tirx.PrimExpr", blocks: "tirx.PrimExpr") -> None:
+        heads = self.k.dim(self.plan.k.shape[1])
+        pair = bind(quotient(unit, blocks))
+        self.b, self.g = bind(quotient(pair, heads)), bind(remainder(pair, heads))
+        self.row = bind(remainder(unit, blocks) * self.plan.block)
+        self.count = bind(tirx.min(index(self.plan.block), self.rows - self.row))
+        self.vectors = bind(ceil_div(self.count, self.lanes))
+        self._start()
+        first, stop = self._seen()
+        pieces = bind(ceil_div(stop - first, self.plan.keys))
+        with T.serial(pieces) as piece:
+            start = bind(first + quotient((stop - first) * piece, pieces))
+            self._block(start, bind(first + quotient((stop - first) * (piece + 1), pieces) - start))
+        self._finish()
+
+    def _place(self, row: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+        """The head and position of a row of the unit; rows past the last repeat it."""
+        row = bind(tirx.min(self.row + row, self.rows - 1))
+        if self.plan.group == 1:
+            return self.g, row
+        head = bind(quotient(row, self.queries))
+        return self.g * self.plan.group + head, bind(row - head * self.queries)
+
+    def _start(self) -> None:
+        """Lay out the queries, scaled; clear the sums; find each query's last visible key."""
+        where, lanes = self.plan.regions, self.lanes
+        with T.serial(self.vectors) as c:
+            self._queries(c)
+            for name, value in (("maximum", LOWEST), ("total", 0.0)):
+                self._put(where[name] + c * lanes, splat(tirx.const(value, "float32"), lanes))
+        rows = value_rows(self.plan.isa)
+        with T.serial(ceil_div(self.count, rows) * (rows * self.plan.width // lanes)) as i:
+            self._put(where["o"] + i * lanes, splat(tirx.const(0.0, "float32"), lanes))
+        if self.plan.causal:
+            with T.serial(self.vectors * lanes) as m:
+                limit = self._place(m)[1] + (self.keys - self.queries)
+                T.buffer_store(self.memory, limit.astype("float32"), [where["limit"] + m])
+
+    def _queries(self, c: "tirx.PrimExpr") -> None:
+        """Queries c * L ... of the unit as columns of their panel."""
+        view, lanes, plan = self.plan.call.inputs[self.plan.q], self.lanes, self.plan
+        scale = plan.scale if plan.adds_mask else plan.scale * math.log2(math.e)
+        buffer = self.k.buffers[plan.q]
+        places = []
+        for j in range(lanes):
+            head, position = self._place(c * lanes + j)
+            places.append(bind(self.k.address(view, (self.b, head, position, 0))))
+        column = bind(self._panel("q", c, plan.head))
+        whole = plan.head // lanes if same_dim(view.strides[3], 1) else 0
+        with T.serial(index(whole)) as i:
+            rows = [bind(load(self.k, buffer, view, place + i * lanes, lanes)) for place in places]
+            for j, row in enumerate(transposed(rows)):
+                self._put(column + (i * lanes + j) * 2 * lanes, row * like(row, scale))
+        with T.serial(index(whole * lanes), index(plan.head)) as d:
+            for j, place in enumerate(places):
+                value = load(self.k, buffer, view, steps(place, d, self.k.dim(view.strides[3])), 1)
+                T.buffer_store(self.memory, value * like(value, scale), [column + d * (2 * lanes) + j])
+
+    def _panel(self, region: str, c: "tirx.PrimExpr", depth: int) -> "tirx.PrimExpr":
+        """Where vector c of a region of panels begins."""
+        return self.plan.regions[region] + quotient(c, 2) * (depth * 2 * self.lanes) + remainder(c, 2) * self.lanes
+
+    def _seen(self) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+        """The range of keys that any query of the unit sees."""
+        if not self.plan.causal:
+            return index(0), self.keys
+        (head, low), (last_head, high) = self._place(index(0)), self._place(self.count - 1)
+        shift = self.keys - self.queries
+        if self.plan.group > 1:
+            alike = bind(tirx.EQ(head, last_head))
+            low, high = tirx.Select(alike, low, index(0)), tirx.Select(alike, high, self.queries - 1)
+        self.low, self.high = bind(low + shift), bind(high + shift)
+        first = index(0) if self.plan.window is None else tirx.max(index(0), self.low - (self.plan.window - 1))
+        return bind(first), bind(tirx.max(first, tirx.min(self.keys, self.high + 1)))
+
+    def _block(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
+        """Take `count` keys from `first` into the sums."""
+        plan = self.plan
+        self._copy(plan.k, "k", plan.head, plan.head, first, count)
+        if plan.copies_values:
+            self._copy(plan.v, "v", plan.values, plan.width, first, count)
+        self._scores(count)
+        if plan.causal:
+            self._band(first, count)
+        with T.serial(self.vectors) as c:
+            self._softmax(c, first, count)
+        self._sums(first, count)
+
+    def _copy(
+        self, value: object, region: str, length: int, pitch: int, first: "tirx.PrimExpr", count: "tirx.PrimExpr"
+    ) -> None:
+        """Rows of keys or values to scratch, in f32 and without gaps."""
+        view: View = self.plan.call.inputs[value]  # type: ignore[index]
+        buffer = self.k.buffers[value]  # type: ignore[index]
+        with T.serial(count) as t:
+            place = bind(self.k.address(view, (self.b, self.g, first + t, 0)))
+            row = bind(self.plan.regions[region] + t * pitch)
+
+            def move(start: "tirx.PrimExpr", lanes: int) -> None:
+                source = steps(place, start, self.k.dim(view.strides[3]))
+                T.buffer_store(self.memory, load(self.k, buffer, view, source, lanes), [ramp(row + start, lanes)])
+
+            each_chunk(length, self.lanes, move)
+
+    def _scores(self, count: "tirx.PrimExpr") -> None:
+        rows = key_rows(self.plan.isa)
+        tiles = bind(ceil_div(count, rows))
+        with T.serial(quotient(self.vectors, 2)) as panel, T.serial(tiles) as i:
+            self._score_tile(panel * 2, i * rows, 2)
+        with T.If(tirx.EQ(remainder(self.vectors, 2), index(1))), T.Then(), T.serial(tiles) as i:
+            self._score_tile(self.vectors - 1, i * rows, 1)
+
+    def _score_tile(self, c: "tirx.PrimExpr", key: "tirx.PrimExpr", vectors: int) -> None:
+        plan, lanes = self.plan, self.lanes
+        q = bind(self._panel("q", c, plan.head))
+        row = bind(plan.regions["k"] + key * plan.head)
+        out = bind(self._panel("p", c, plan.depth) + key * 2 * lanes)
+        tile(
+            (key_rows(plan.isa), vectors, lanes),
+            index(plan.head),
+            lambda d, i: self.memory[row + i * plan.head + d],
+            lambda d, j: self._get(q + d * (2 * lanes) + j * lanes),
+            lambda i, j: splat(tirx.const(0.0, "float32"), lanes),
+            lambda i, j, value: self._put(out + (i * 2 + j) * lanes, value),
+        )
+
+    def _band(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
+        """Hide keys after a query's last one, and those before its window, where the block holds any."""
+        zero = index(0)
+        after = bind(tirx.min(tirx.max(self.low + 1 - first, zero), count))
+        if self.plan.window is not None:
+            before = tirx.min(tirx.max(self.high - (self.plan.window - 1) - first, zero), after)
+            self._hide(first, zero, before)
+        self._hide(first, after, count)
+
+    def _hide(self, first: "tirx.PrimExpr", start: "tirx.PrimExpr", stop: "tirx.PrimExpr") -> None:
+        lanes, window = self.lanes, self.plan.window
+        with T.serial(self.vectors) as c:
+            limit = bind(self._get(self.plan.regions["limit"] + c * lanes))
+            column = bind(self._panel("p", c, self.plan.depth))
+            with T.serial(start, stop) as t:
+                key = bind(splat((first + t).astype("float32"), lanes))
+                seen = key <= limit
+                if window is not None:
+                    seen = both(seen, key > limit - like(limit, float(window)))
+                place = bind(column + t * (2 * lanes))
+                self._put(place, select(seen, self._get(place), like(limit, -math.inf)))
+
+    def _softmax(self, c: "tirx.PrimExpr", first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
+        """Turn the scores of vector c of queries into weights relative to their maximum so far, and add these up."""
+        where, lanes = self.plan.regions, self.lanes
+        column = bind(self._panel("p", c, self.plan.depth))
+        held, all_lanes = T.alloc_buffer((2 * lanes,), "float32"), ramp(tirx.const(0, "int32"), lanes)
+        masked = self._mask(c, first)
+        old = bind(self._get(where["maximum"] + c * lanes))
+        T.buffer_store(held, old, [all_lanes])
+        with T.serial(count) as t:
+            place = bind(column + t * (2 * lanes))
+            score = bind(masked(t, self._get(place)))
+            if self.plan.mask is not None:
+                self._put(place, score)
+            T.buffer_store(held, fast_maximum(score, held[all_lanes]), [all_lanes])
+        new = bind(held[all_lanes])
+        rescale = bind(self._power(old - new))
+        T.buffer_store(held, self._get(where["total"] + c * lanes) * rescale, [all_lanes])
+        with T.serial(count) as t:
+            place = bind(column + t * (2 * lanes))
+            weight = bind(self._power(self._get(place) - new))
+            self._put(place, weight)
+            T.buffer_store(held, held[all_lanes] + weight, [all_lanes])
+        for name, value in (("maximum", new), ("rescale", rescale), ("total", held[all_lanes])):
+            self._put(where[name] + c * lanes, value)
+
+    def _mask(
+        self, c: "tirx.PrimExpr", first: "tirx.PrimExpr"
+    ) -> "Callable[[tirx.PrimExpr, tirx.PrimExpr], tirx.PrimExpr]":
+        """How key t of the block changes the scores of vector c of queries."""
+        view, value, lanes = self.plan.mask_view, self.plan.mask, self.lanes
+        if view is None or value is None:
+            return lambda t, score: score
+        shared = same_dim(view.strides[2], 0) and (self.plan.group == 1 or same_dim(view.strides[1], 0))
+        places = []
+        for j in range(1 if shared else lanes):
+            head, position = self._place(c * lanes + j)
+            places.append(bind(self.k.address(view, (self.b, head, position, first))))
+        step = self.k.dim(view.strides[3])
+
+        def change(t: "tirx.PrimExpr", score: "tirx.PrimExpr") -> "tirx.PrimExpr":
+            items = [bind(_mask_item(self.k, self.k.buffers[value], view, steps(place, t, step))) for place in places]
+            if view.dtype is not DType.bool:
+                return score + (splat(items[0], lanes) if shared else tirx.Shuffle(items, list(range(lanes))))
+            raw = splat(items[0], lanes) if shared else tirx.Shuffle(items, list(range(lanes)))
+            return select(differ(raw, like(raw, 0)), score, like(score, -math.inf))
+
+        return change
+
+    def _power(self, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        """2^x, or e^x where scores are in natural units, for x <= 0; 0 below 2^-126."""
+        return power_of_two(bind(x * like(x, math.log2(math.e))) if self.plan.adds_mask else bind(x))
+
+    def _sums(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
+        """Rescale the sums and add weights times values."""
+        rows, total = value_rows(self.plan.isa), self.plan.width // self.lanes
+        vectors = total if total <= 3 else 3 if total % 3 == 0 or total % 2 else 2
+        with T.serial(index(total // vectors)) as group, T.serial(ceil_div(self.count, rows)) as i:
+            self._sum_tile(first, count, i * rows, group * (vectors * self.lanes), vectors)
+        if total % vectors:
+            with T.serial(ceil_div(self.count, rows)) as i:
+                done = index(total // vectors * vectors * self.lanes)
+                self._sum_tile(first, count, i * rows, done, total % vectors)
+
+    def _sum_tile(
+        self,
+        first: "tirx.PrimExpr",
+        count: "tirx.PrimExpr",
+        row: "tirx.PrimExpr",
+        column: "tirx.PrimExpr",
+        vectors: int,
+    ) -> None:
+        plan, lanes, k = self.plan, self.lanes, self.k
+        panel = 2 * lanes
+        p = bind(plan.regions["p"] + quotient(row, panel) * (plan.depth * panel) + remainder(row, panel))
+        o = bind(plan.regions["o"] + row * plan.width + column)
+        view = plan.call.inputs[plan.v]
+        source, pitch = (self.memory, plan.width) if plan.copies_values else (k.buffers[plan.v], k.dim(view.strides[2]))
+        start = plan.regions["v"] if plan.copies_values else k.address(view, (self.b, self.g, first, 0))
+        v = bind(start + column)
+        rescale = plan.regions["rescale"] + row
+        tile(
+            (value_rows(plan.isa), vectors, lanes),
+            count,
+            lambda t, i: self.memory[p + t * panel + i],
+            lambda t, j: source[ramp(v + t * pitch + j * lanes, lanes)],
+            lambda i, j: self._get(o + i * plan.width + j * lanes) * splat(self.memory[rescale + i], lanes),
+            lambda i, j, value: self._put(o + i * plan.width + j * lanes, value),
+        )
+
+    def _finish(self) -> None:
+        """Divide by the sums of weights and write; no weight at all gives zeros."""
+        plan, view = self.plan, self.plan.call.view
+        dense = same_dim(view.strides[3], 1)
+        with T.serial(self.count) as m:
+            head, position = self._place(m)
+            out = bind(self.k.address(view, (self.b, head, position, 0)))
+            total = bind(self.memory[plan.regions["total"] + m])
+            factor = bind(tirx.Select(total > 0, tirx.const(1.0, "float32") / total, tirx.const(0.0, "float32")))
+            row = bind(plan.regions["o"] + m * plan.width)
+
+            def write(start: "tirx.PrimExpr", lanes: int) -> None:
+                value = self.memory[ramp(row + start, lanes)] * splat(factor, lanes)
+                store(self.k.output, view.dtype, steps(out, start, self.k.dim(view.strides[3])), value, lanes)
+
+            each_chunk(plan.values, self.lanes if dense else 1, write)
+
+    def _get(self, place: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        return self.memory[ramp(place, self.lanes)]
+
+    def _put(self, place: "tirx.PrimExpr", value: "tirx.PrimExpr") -> None:
+        T.buffer_store(self.memory, value, [ramp(place, self.lanes)])
+
+
+def power_of_two(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """2^x for x <= 0 within 3e-7 of it; 0 below 2^-126.
+
+    Adding 1.5 * 2^23 + 127 rounds x to an integer n and leaves n + 127, the exponent of 2^n, in the low bits.
+    """
+    x = bind(fast_maximum(x, like(x, -127.0)))
+    # TVM would cancel x + c - c, but does not look into an fma
+    shifted = bind(fma(x, like(x, 1.0), like(x, 12582912.0 + 127.0)))
+    rest = bind(x - (shifted - like(x, 12582912.0 + 127.0)))
+    raw = bits(shifted, "int32")
+    return bits(raw << like(raw, 23), "float32") * polynomial(rest, _POWER)
+
+
+# minimax fit of the relative error on [-1/2, 1/2], highest power first
+_POWER = (1.327647013e-3, 9.675540961e-3, 5.550713092e-2, 2.402212024e-1, 6.931469440e-1, 1.000000119)
+
+
+def _mask_item(k: KernelBuilder, buffer: "tirx.Buffer", view: View, place: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    return buffer[place].astype("int32") if view.dtype is DType.bool else load(k, buffer, view, place, 1)
