@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
-from planish.codegen.tvm.kernel import bind
+from planish.codegen.tvm.kernel import bind, ramp
 
 
 def lanes_of(x: "tirx.PrimExpr") -> int:
@@ -50,7 +50,7 @@ def bits(x: "tirx.PrimExpr", dtype: str) -> "tirx.PrimExpr":
 
 
 def intrinsic(name: str, *args: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """A pure LLVM intrinsic whose result has the type of its first operand."""
+    """An LLVM intrinsic without effects whose result has the type of its first operand."""
     return T.call_llvm_pure_intrin(_wide(element_of(args[0]), lanes_of(args[0])), name, *args)
 
 
@@ -89,8 +89,26 @@ def differ(a: "tirx.PrimExpr", b: "tirx.PrimExpr") -> "tirx.PrimExpr":
     return tirx.NE(a, b)
 
 
+def keep(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """The value as a variable, by way of memory that LLVM promotes to a register.
+
+    TVM's analyzer puts the definitions of bound variables back into every expression that it looks at, which takes
+    time exponential in the length of a formula; it does not look behind a load. Predicates are given back as they are.
+    """
+    if isinstance(x, tirx.Var) or element_of(x) == "bool":
+        return x
+    lanes = lanes_of(x)
+    slot = T.alloc_buffer((lanes,), element_of(x))
+    T.buffer_store(slot, x, [ramp(0, lanes)])
+    return bind(slot[ramp(0, lanes)])
+
+
 def is_nan(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    return differ(x, x)
+    """Whether lanes are not a number, by their bits: TVM simplifies `x != x` away."""
+    wide = element_of(x) == "float64"
+    raw = bits(x, "int64" if wide else "int32")
+    size = tirx.bitwise_and(raw, like(raw, 0x7FFFFFFFFFFFFFFF if wide else 0x7FFFFFFF))
+    return size > like(raw, 0x7FF0000000000000 if wide else 0x7F800000)
 
 
 def maximum(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
@@ -124,31 +142,31 @@ def square_root(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 def exp(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """e^x within 1.5 ulp, with denormal results, infinity above 88.73 and 0 below -103.98."""
-    x = bind(select(x > like(x, 89.0), like(x, 89.0), x))
-    x = bind(select(x < like(x, -104.5), like(x, -104.5), x))
+    x = keep(select(x > like(x, 89.0), like(x, 89.0), x))
+    x = keep(select(x < like(x, -104.5), like(x, -104.5), x))
     power, n = _exp_parts(x)
-    half = bind(n >> like(n, 1))
-    return bind(power * _two_to(half) * _two_to(n - half))
+    half = keep(n >> like(n, 1))
+    return keep(power * _two_to(half) * _two_to(n - half))
 
 
 def exp_nonpositive(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """e^x for x <= 0 within 1.5 ulp, cheaper than `exp`: results below 2^-126 become 0."""
     floor = like(x, -87.3)
-    clamped = bind(select(x < floor, floor, x))
+    clamped = keep(select(x < floor, floor, x))
     power, n = _exp_parts(clamped)
-    return bind(select(x < floor, like(x, 0.0), power * _two_to(n)))
+    return keep(select(x < floor, like(x, 0.0), power * _two_to(n)))
 
 
 def _exp_parts(x: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
     """`(p, n)` with e^x = p * 2^n; n is rounded by adding 1.5 * 2^23, which leaves it in the low bits of the sum."""
     magic = like(x, 12582912.0)
-    shifted = bind(fma(x, like(x, math.log2(math.e)), magic))
-    count = bind(shifted - magic)
-    r = bind(fma(count, like(x, -0.693359375), x))
-    r = bind(fma(count, like(x, 2.12194440e-4), r))
+    shifted = keep(fma(x, like(x, math.log2(math.e)), magic))
+    count = keep(shifted - magic)
+    r = keep(fma(count, like(x, -0.693359375), x))
+    r = keep(fma(count, like(x, 2.12194440e-4), r))
     p = polynomial(r, _EXP)
-    power = bind(fma(p, bind(r * r), r) + like(x, 1.0))
-    return power, bind(bits(shifted, "int32") - constant(0x4B400000, "int32", lanes_of(x)))
+    power = keep(fma(p, keep(r * r), r) + like(x, 1.0))
+    return power, keep(bits(shifted, "int32") - constant(0x4B400000, "int32", lanes_of(x)))
 
 
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
@@ -164,21 +182,21 @@ def polynomial(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimE
     total = like(x, coefficients[0])
     for c in coefficients[1:]:
         total = fma(total, x, like(x, c))
-    return bind(total)
+    return keep(total)
 
 
 def log(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """Natural logarithm within 1.5 ulp; -inf at 0 and not-a-number below."""
     mantissa, exponent = _mantissa(x)
-    m = bind(mantissa - like(x, 1.0))
-    z = bind(m * m)
-    y = bind(polynomial(m, _LOG) * m * z)
-    y = bind(fma(exponent, like(x, -2.12194440e-4), y))
-    y = bind(fma(z, like(x, -0.5), y))
-    result = bind(fma(exponent, like(x, 0.693359375), m + y))
+    m = keep(mantissa - like(x, 1.0))
+    z = keep(m * m)
+    y = keep(polynomial(m, _LOG) * m * z)
+    y = keep(fma(exponent, like(x, -2.12194440e-4), y))
+    y = keep(fma(z, like(x, -0.5), y))
+    result = keep(fma(exponent, like(x, 0.693359375), m + y))
     result = select(equal(x, like(x, 0.0)), like(x, -math.inf), result)
     result = select(equal(x, like(x, math.inf)), x, result)
-    return bind(select(either(x < like(x, 0.0), is_nan(x)), like(x, math.nan), result))
+    return keep(select(either(x < like(x, 0.0), is_nan(x)), like(x, math.nan), result))
 
 
 _LOG = (
@@ -189,23 +207,23 @@ _LOG = (
 
 def _mantissa(x: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
     """`(m, e)`, both f32, with x = m * 2^e and sqrt(1/2) <= m < sqrt(2); denormals are scaled up first."""
-    small = bind(x < like(x, 1.17549435e-38))
-    scaled = bind(select(small, x * like(x, 33554432.0), x))
-    raw = bind(bits(scaled, "int32"))
-    low = bind((raw - like(raw, 0x3F3504F3)) >> like(raw, 23))  # 0x3F3504F3 is sqrt(1/2)
-    mantissa = bind(bits(raw - (low << like(raw, 23)), "float32"))
+    small = keep(x < like(x, 1.17549435e-38))
+    scaled = keep(select(small, x * like(x, 33554432.0), x))
+    raw = keep(bits(scaled, "int32"))
+    low = keep((raw - like(raw, 0x3F3504F3)) >> like(raw, 23))  # 0x3F3504F3 is sqrt(1/2)
+    mantissa = keep(bits(raw - (low << like(raw, 23)), "float32"))
     exponent = cast(low, "float32") - select(small, like(x, 25.0), like(x, 0.0))
-    return mantissa, bind(exponent)
+    return mantissa, keep(exponent)
 
 
 def tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """Hyperbolic tangent within 2.5 ulp."""
-    size = bind(absolute(x))
-    z = bind(x * x)
-    near = bind(fma(polynomial(z, _TANH) * z, x, x))
+    size = keep(absolute(x))
+    z = keep(x * x)
+    near = keep(fma(polynomial(z, _TANH) * z, x, x))
     capped = select(size > like(x, 9.5), like(x, 9.5), size)
     far = like(x, 1.0) - like(x, 2.0) / (exp(capped + capped) + like(x, 1.0))
-    return bind(select(size < like(x, 0.625), near, copy_sign(select(is_nan(x), x, far), x)))
+    return keep(select(size < like(x, 0.625), near, copy_sign(select(is_nan(x), x, far), x)))
 
 
 _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
@@ -213,12 +231,12 @@ _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-
 
 def sigmoid(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """1 / (1 + e^-x) within 2.5 ulp where that is a normal number, 0 below -88.7."""
-    return bind(like(x, 1.0) / (like(x, 1.0) + exp(-x)))
+    return keep(like(x, 1.0) / (like(x, 1.0) + exp(-x)))
 
 
 def silu(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """x / (1 + e^-x)."""
-    return bind(select(equal(x, like(x, -math.inf)), like(x, 0.0), x / (like(x, 1.0) + exp(-x))))
+    return keep(select(equal(x, like(x, -math.inf)), like(x, 0.0), x / (like(x, 1.0) + exp(-x))))
 
 
 def erf(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
@@ -226,13 +244,13 @@ def erf(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
     N. Juffa's minimax fits below and above |x| = 475/512 (stackoverflow.com/a/35148199).
     """
-    size = bind(absolute(x))
-    z = bind(x * x)
-    near = bind(fma(polynomial(z, _ERF_NEAR), x, x))
-    capped = bind(select(size > like(x, 4.0), like(x, 4.0), size))
+    size = keep(absolute(x))
+    z = keep(x * x)
+    near = keep(fma(polynomial(z, _ERF_NEAR), x, x))
+    capped = keep(select(size > like(x, 4.0), like(x, 4.0), size))
     far = polynomial(capped, _ERF_FAR)
-    far = bind(like(x, 1.0) - exp_nonpositive(bind(fma(far, capped, -capped))))
-    return bind(select(size > like(x, 0.927734375), copy_sign(far, x), near))
+    far = keep(like(x, 1.0) - exp_nonpositive(keep(fma(far, capped, -capped))))
+    return keep(select(size > like(x, 0.927734375), copy_sign(far, x), near))
 
 
 _ERF_NEAR = (-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1)
@@ -244,15 +262,15 @@ _ERF_FAR = (
 
 def gelu(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """x * (1 + erf(x / sqrt(2))) / 2 within 2e-7 of the larger of 1 and |x|."""
-    half = bind(x * like(x, 0.5))
-    return bind(fma(half, erf(bind(x * like(x, math.sqrt(0.5)))), half))
+    half = keep(x * like(x, 0.5))
+    return keep(fma(half, erf(keep(x * like(x, math.sqrt(0.5)))), half))
 
 
 def gelu_tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) / 2, as x * sigmoid of twice the tangent's argument."""
-    inner = bind(fma(bind(x * x), like(x, 0.044715), like(x, 1.0)) * x)
-    scaled = bind(inner * like(x, -2.0 * math.sqrt(2.0 / math.pi)))
-    return bind(select(equal(x, like(x, -math.inf)), like(x, 0.0), x / (like(x, 1.0) + exp(scaled))))
+    inner = keep(fma(keep(x * x), like(x, 0.044715), like(x, 1.0)) * x)
+    scaled = keep(inner * like(x, -2.0 * math.sqrt(2.0 / math.pi)))
+    return keep(select(equal(x, like(x, -math.inf)), like(x, 0.0), x / (like(x, 1.0) + exp(scaled))))
 
 
 def sin(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
@@ -268,19 +286,19 @@ def cos(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 def _sine(x: "tirx.PrimExpr", quarter: int) -> "tirx.PrimExpr":
     """sin(x + quarter * pi/2): reduced by pi/2 in three parts (Cody and Waite), then one of two polynomials."""
     magic = like(x, 12582912.0)
-    shifted = bind(fma(x, like(x, 2.0 / math.pi), magic))
-    count = bind(shifted - magic)
-    r = bind(x)
+    shifted = keep(fma(x, like(x, 2.0 / math.pi), magic))
+    count = keep(shifted - magic)
+    r = keep(x)
     for part in _HALF_PI:
-        r = bind(fma(count, like(x, -part), r))
-    z = bind(r * r)
-    sine = bind(fma(bind(polynomial(z, _SIN) * z), r, r))
-    cosine = bind(fma(bind(polynomial(z, _COS) * z), z, fma(z, like(x, -0.5), like(x, 1.0))))
+        r = keep(fma(count, like(x, -part), r))
+    z = keep(r * r)
+    sine = keep(fma(keep(polynomial(z, _SIN) * z), r, r))
+    cosine = keep(fma(keep(polynomial(z, _COS) * z), z, fma(z, like(x, -0.5), like(x, 1.0))))
     quadrant = bits(shifted, "int32")
-    quadrant = bind(quadrant + like(quadrant, quarter))
+    quadrant = keep(quadrant + like(quadrant, quarter))
     odd = equal(tirx.bitwise_and(quadrant, like(quadrant, 1)), like(quadrant, 1))
     sign = tirx.bitwise_and(quadrant, like(quadrant, 2)) << like(quadrant, 30)
-    return bind(bits(tirx.bitwise_xor(bits(select(odd, cosine, sine), "int32"), sign), "float32"))
+    return keep(bits(tirx.bitwise_xor(bits(select(odd, cosine, sine), "int32"), sign), "float32"))
 
 
 _HALF_PI = (1.57079637050628662109375, -4.37113900018624283e-8, -1.71512451306e-15)
@@ -293,27 +311,27 @@ def power(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
     y * log2(x) is kept in float64, where the series of log((1 + s) / (1 - s)) converges in eight terms.
     """
-    size = bind(absolute(x))
+    size = keep(absolute(x))
     mantissa, exponent = _mantissa(size)
-    m = bind(cast(mantissa, "float64"))
-    s = bind((m - like(m, 1.0)) / (m + like(m, 1.0)))
-    series = polynomial(bind(s * s), [2.0 / math.log(2.0) / k for k in range(15, 0, -2)])
-    t = bind(cast(y, "float64") * fma(series, s, cast(exponent, "float64")))
-    t = bind(select(t > like(t, 300.0), like(t, 300.0), t))
-    t = bind(select(t < like(t, -300.0), like(t, -300.0), t))
-    count = bind(intrinsic("llvm.rint", t))
+    m = keep(cast(mantissa, "float64"))
+    s = keep((m - like(m, 1.0)) / (m + like(m, 1.0)))
+    series = polynomial(keep(s * s), [2.0 / math.log(2.0) / k for k in range(15, 0, -2)])
+    t = keep(cast(y, "float64") * fma(series, s, cast(exponent, "float64")))
+    t = keep(select(t > like(t, 300.0), like(t, 300.0), t))
+    t = keep(select(t < like(t, -300.0), like(t, -300.0), t))
+    count = keep(intrinsic("llvm.rint", t))
     result = exp_fraction(cast(t - count, "float32"), cast(count, "int32"))
     return _power_corners(x, y, size, result)
 
 
 def exp_fraction(fraction: "tirx.PrimExpr", n: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """2^(fraction + n) for |fraction| <= 1/2 and |n| <= 300."""
-    r = bind(fraction * like(fraction, math.log(2.0)))
-    result = bind(fma(polynomial(r, _EXP), bind(r * r), r) + like(r, 1.0))
-    rest = bind(n)
+    r = keep(fraction * like(fraction, math.log(2.0)))
+    result = keep(fma(polynomial(r, _EXP), keep(r * r), r) + like(r, 1.0))
+    rest = keep(n)
     for _ in range(3):
-        step = bind(select(rest > like(rest, 100), like(rest, 100), select(rest < like(rest, -100), like(rest, -100), rest)))
-        result, rest = bind(result * _two_to(step)), bind(rest - step)
+        step = keep(select(rest > like(rest, 100), like(rest, 100), select(rest < like(rest, -100), like(rest, -100), rest)))
+        result, rest = keep(result * _two_to(step)), keep(rest - step)
     return result
 
 
@@ -321,19 +339,19 @@ def _power_corners(
     x: "tirx.PrimExpr", y: "tirx.PrimExpr", size: "tirx.PrimExpr", result: "tirx.PrimExpr"
 ) -> "tirx.PrimExpr":
     zero, one, infinity = like(x, 0.0), like(x, 1.0), like(x, math.inf)
-    grows = bind(tirx.bitwise_xor(y < zero, size > one))
+    grows = keep(tirx.bitwise_xor(y < zero, size > one))
     result = select(equal(size, zero), select(y < zero, infinity, zero), result)
     result = select(equal(size, infinity), select(y < zero, zero, infinity), result)
     extreme = select(equal(size, one), one, select(grows, infinity, zero))
-    result = bind(select(equal(absolute(y), infinity), extreme, result))
-    whole = bind(equal(intrinsic("llvm.floor", y), y))
-    halved = bind(y * like(y, 0.5))
-    odd = bind(both(whole, both(differ(intrinsic("llvm.floor", halved), halved), absolute(y) < infinity)))
-    result = bind(select(both(odd, bits(x, "int32") < like(bits(x, "int32"), 0)), -result, result))
+    result = keep(select(equal(absolute(y), infinity), extreme, result))
+    whole = keep(equal(intrinsic("llvm.floor", y), y))
+    halved = keep(y * like(y, 0.5))
+    odd = keep(both(whole, both(differ(intrinsic("llvm.floor", halved), halved), absolute(y) < infinity)))
+    result = keep(select(both(odd, bits(x, "int32") < like(bits(x, "int32"), 0)), -result, result))
     finite_negative = both(x < zero, x > -infinity)
-    result = bind(select(both(finite_negative, negated(whole)), like(x, math.nan), result))
-    result = bind(select(either(is_nan(x), is_nan(y)), like(x, math.nan), result))
-    return bind(select(either(equal(y, zero), equal(x, one)), one, result))
+    result = keep(select(both(finite_negative, negated(whole)), like(x, math.nan), result))
+    result = keep(select(either(is_nan(x), is_nan(y)), like(x, math.nan), result))
+    return keep(select(either(equal(y, zero), equal(x, one)), one, result))
 
 
 def _is_float(x: "tirx.PrimExpr") -> bool:
