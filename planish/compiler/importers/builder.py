@@ -55,6 +55,8 @@ class Builder:
 
     def dtype(self, dtype: torch.dtype) -> DType:
         """Our dtype; raises ImportGraphError for one that the IR lacks."""
+        if dtype.is_complex:
+            raise ImportGraphError(f"{self.where} has complex numbers, which planish lacks; compile the part around it")
         if dtype not in FROM_TORCH:
             raise ImportGraphError(f"{self.where} has dtype {dtype}, which planish lacks; convert the model to f32")
         return FROM_TORCH[dtype]

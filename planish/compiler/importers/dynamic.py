@@ -17,18 +17,27 @@ Axes: TypeAlias = Mapping[int, "Declared"]
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One dynamic axis as declared: a name with bounds where the user gave them, or a Dim of torch to pass on."""
+    """One dynamic axis as declared: a name with bounds where the user gave them, or a Dim of torch to pass on.
+
+    `open_below` says that the lower bound is ours to raise, since the user gave none.
+    """
 
     name: str
     low: int | None = None
     high: int | None = None
     hint: int | None = None
     passed: Any = None
+    open_below: bool = False
 
     @property
     def minimum(self) -> int:
         """The least size that torch.export may be told, since it specialises 0 and 1."""
         return max(2, self.low or 0)
+
+    @property
+    def maximum(self) -> int | None:
+        """The greatest size that torch.export is told: above the least, or it would be fixed."""
+        return None if self.high is None else max(self.high, self.minimum + 1)
 
 
 def declared_axes(named: Mapping[str, Any], dynamic: Any) -> list[Axes]:
@@ -122,11 +131,16 @@ def merged(axes: Sequence[Axes], leaves: Sequence[Any], hints: Mapping[str, int]
                     "name and so must be equal"
                 )
             low, high = (known.low, known.high) if known else (None, None)
-            found[size.name] = Declared(size.name, _tighter(max, low, size.low), _tighter(min, high, size.high), actual)
+            low, high = _tighter(max, low, size.low), _tighter(min, high, size.high)
+            found[size.name] = Declared(size.name, low, high, actual, open_below=low is None)
     for name, size in found.items():
         if not (size.low or 0) <= (size.hint or 0) <= (size.high or UNBOUNDED):
             raise ImportGraphError(
                 f"the example has {name} = {size.hint}, outside its declared range {size.low or 1}..{size.high}"
+            )
+        if size.hint == 0 or (size.high is not None and size.high < 2):
+            raise ImportGraphError(
+                f"size '{name}' needs an example of at least 1 and a range that reaches 2 or more; or leave it static"
             )
     for name in hints:
         if name not in found:
@@ -157,16 +171,17 @@ def _enlarged(leaf: Any, axes: Axes) -> Any:
 
 def export_dims(axes: Sequence[Axes], sizes: Mapping[str, Declared]) -> list[dict[int, Any] | None]:
     """What torch.export takes for every leaf."""
-    dims = {name: torch.export.Dim(name, min=size.minimum, max=size.high) for name, size in sizes.items()}
+    dims = {name: torch.export.Dim(name, min=size.minimum, max=size.maximum) for name, size in sizes.items()}
     return [{a: s.passed or dims[s.name] for a, s in dynamic.items()} or None for dynamic in axes]
 
 
 _FIX = re.compile(r"^\s*(\w+) = (.+)$", re.MULTILINE)
 _BOUND = re.compile(r"(min|max)=(\d+)")
+_GUARDED = re.compile(r"Not all values of (\w+) = ")
 
 
 def narrowed(message: str, sizes: Mapping[str, Declared]) -> dict[str, Declared] | None:
-    """`sizes` with the ranges that torch suggests, where the user left them open; None where that is no remedy."""
+    """`sizes` with the ranges that torch asks for, where the user left them open; None where that is no remedy."""
     suggestions = _FIX.findall(message.partition("Suggested fixes:")[2])
     changed = dict(sizes)
     for name, text in suggestions:
@@ -178,4 +193,18 @@ def narrowed(message: str, sizes: Mapping[str, Declared]) -> dict[str, Declared]
         if (low is not None and own.low not in (None, low)) or (high is not None and own.high not in (None, high)):
             return None
         changed[name] = replace(own, low=own.low if low is None else low, high=own.high if high is None else high)
-    return changed if suggestions and changed != dict(sizes) else None
+    return changed if suggestions and changed != dict(sizes) else _raised(message, sizes)
+
+
+def _raised(message: str, sizes: Mapping[str, Declared]) -> dict[str, Declared] | None:
+    """`sizes` with twice the least value, up to the example's, where torch names a guard without a remedy.
+
+    Such a guard asks that a size after strided layers is not 1, for which torch would compile another program.
+    """
+    guarded = {name for name in _GUARDED.findall(message) if name in sizes}
+    for name in guarded:
+        own = sizes[name]
+        if not own.open_below or own.hint is None or own.minimum >= own.hint:
+            return None
+    raised = {n: replace(sizes[n], low=min(2 * sizes[n].minimum, sizes[n].hint or 2)) for n in guarded}
+    return {**sizes, **raised} if guarded else None

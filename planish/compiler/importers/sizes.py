@@ -30,7 +30,12 @@ _FUNCTIONS: Mapping[type, Callable[..., sympy.Expr]] = {
     functions.PythonMod: sympy.Mod,
     functions.Max: sympy.Max,
     functions.Min: sympy.Min,
-    functions.TruncToInt: lambda x: x,
+    functions.IntTrueDiv: lambda left, right: left / right,
+    functions.FloatTrueDiv: lambda left, right: left / right,
+    functions.ToFloat: lambda x: x,
+    functions.TruncToInt: sympy.floor,
+    functions.FloorToInt: sympy.floor,
+    functions.CeilToInt: lambda x: -sympy.floor(-x),
     functions.Identity: lambda x: x,
     functions.PowByNatural: lambda base, power: base**power,
     sympy.Add: sympy.Add,
@@ -54,8 +59,8 @@ def dim_from_torch(value: Any, names: Mapping[str, sympy.Expr], where: str) -> D
 
 
 def _translate(expr: sympy.Expr, names: Mapping[str, sympy.Expr], where: str) -> sympy.Expr:
-    if expr.is_Integer or expr.is_Rational:
-        return expr
+    if expr.is_Number:
+        return sympy.Rational(float(expr)) if expr.is_Float else expr
     if expr.is_Symbol:
         if expr.name in names:
             return names[expr.name]

@@ -1,5 +1,6 @@
 """PyTorch modules become programs through torch.export, before its decompositions."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,7 @@ def _export(
         try:
             with torch.no_grad():
                 exported = torch.export.export(model, args, kwargs, dynamic_shapes=dims, strict=False)
-            return (_without_mutation(exported), sizes)
+            return (_functional(exported), sizes)
         except ImportGraphError:
             raise
         except Exception as error:
@@ -123,27 +124,41 @@ def _named_dims(
         return None
     args, kwargs = pytree.tree_unflatten(dims, spec)
     named = {**positional(*positional_names(model.forward), args), **kwargs}
-    return {name: named[name] for name in names}
+    parameters = inspect.signature(model.forward).parameters
+    surplus = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), "")
+    own = {name: named[name] for name in names if name in parameters}
+    more = {name: named[name] for name in names if name not in parameters}
+    return {**own, surplus: more} if more else own
 
 
 def _reason(model: nn.Module, error: Exception) -> str:
-    lines = [line.strip(" -*") for line in str(error).splitlines()]
+    lines = [line.strip(" -*").partition(" If you're using")[0] for line in str(error).splitlines()]
     useful = [line for line in lines if line and not line.startswith(("For more information", "The error above"))]
     if "Constraints violated" in str(error):
         useful = [line for line in useful if "Constraints violated" not in line and "Suggested fixes" not in line]
         advice = "give the size the range that the model allows, or leave it static"
         return f"{type(model).__name__} does not take the dynamic sizes: {'; '.join(useful[:3])}. To go on, {advice}"
-    advice = "rewrite that part without control flow on values (torch.where, masks), or compile the part around it"
-    what = useful[0] if useful else type(error).__name__
-    return f"torch.export cannot export {type(model).__name__}: {what}. To go on, {advice}"
+    what = useful[0].partition(". ")[0].rstrip(".") if useful else type(error).__name__
+    return f"torch.export cannot export {type(model).__name__}: {what}. To go on, {_advice(str(error))}"
+
+
+def _advice(message: str) -> str:
+    if "data-dependent" in message or "control flow" in message:
+        return "replace control flow on values by torch.where or masks, or compile the part around it"
+    if "input type" in message or "in output" in message:
+        return "pass and return tensors, numbers and strings in tuples, lists, dicts and registered dataclasses"
+    return "check that the model runs on these inputs, or compile the part around what is named"
 
 
 _ALIASES = frozenset({torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default})
 
 
-def _without_mutation(exported: ExportedProgram) -> ExportedProgram:
-    """The program without writes through views; raises ImportGraphError where the model changes its own buffers."""
-    if any(_writes_elsewhere(node) for module in _modules(exported) for node in module.graph.nodes):
+def _functional(exported: ExportedProgram) -> ExportedProgram:
+    """The program without writes through views and without autocasting.
+
+    Raises ImportGraphError where the model changes its own buffers or its inputs.
+    """
+    if any(_needs_lowering(node) for module in _modules(exported) for node in module.graph.nodes):
         exported = exported.run_decompositions({})
     changed = list(exported.graph_signature.buffers_to_mutate.values())
     if changed:
@@ -157,6 +172,12 @@ def _without_mutation(exported: ExportedProgram) -> ExportedProgram:
 
 def _modules(exported: ExportedProgram) -> list[fx.GraphModule]:
     return [m for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)]
+
+
+def _needs_lowering(node: fx.Node) -> bool:
+    """Whether the node writes through a view, or opens a region that computes in another dtype than it says."""
+    autocast = str(node.target) == "wrap_with_autocast" and bool(node.args[2])
+    return autocast or _writes_elsewhere(node)
 
 
 def _writes_elsewhere(node: fx.Node) -> bool:
@@ -187,12 +208,13 @@ def _sizes_of(
     for value, dynamic in zip(users, axes, strict=True):
         for axis, declared in dynamic.items():
             size = value.shape[axis]
-            expr = size.node.expr if isinstance(size, torch.SymInt) else None
-            if expr is None or not expr.is_Symbol or expr.name in symbols:
-                continue
-            bounds = exported.range_constraints[expr]
-            symbols[expr.name] = symbol(declared.name)
-            ranges[declared.name] = _range(sizes.get(declared.name, declared), bounds, hints, exported)
+            free = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ()
+            for expr in free:
+                if expr.name in symbols:
+                    continue
+                name = getattr(getattr(declared.passed, "root", None), "__name__", declared.name)
+                symbols[expr.name] = symbol(name)
+                ranges[name] = _range(sizes.get(name, Declared(name)), exported.range_constraints[expr], hints)
     return symbols, ranges
 
 
@@ -200,10 +222,11 @@ def _is_user(spec: Any) -> bool:
     return bool(spec.kind is InputKind.USER_INPUT)
 
 
-def _range(declared: Declared, bounds: Any, hints: Mapping[str, int], exported: ExportedProgram) -> Size:
+def _range(declared: Declared, bounds: Any, hints: Mapping[str, int]) -> Size:
     least = int(bounds.lower)
     low = (declared.low or 1) if least <= 2 else max(least, declared.low or 1)
     high = int(bounds.upper) if bounds.upper.is_Integer and int(bounds.upper) < UNBOUNDED else UNBOUNDED
+    high = min(high, declared.high or high)
     hint = hints.get(declared.name, declared.hint or max(2, low))
     if not low <= hint <= high:
         raise ImportGraphError(f"the hint {declared.name} = {hint} is outside its range {low}..{high}")

@@ -25,8 +25,8 @@ class Imported:
     """A program with the form of the model's arguments and results.
 
     `input_tree` describes a dict from argument name to argument, in the order of the graph's inputs; `parameters` are
-    the names that positional arguments take, and `rest` is that of `*rest`. `output_tree` describes the result: integers
-    that depend on sizes stand in it as scalar tensors. `output_spec` and `output_leaves` rebuild the model's own result
+    the names that positional arguments take, and `rest` is that of `*rest`. `output_tree` describes the result, where
+    integers that depend on sizes are scalar tensors. `output_spec` and `output_leaves` rebuild the model's own result
     type in this process; without a spec (ONNX) the tree does.
     """
 

@@ -1,6 +1,7 @@
 """Walks a graph of torch.fx and builds our nodes through the aten table, op by op."""
 
 import json
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from planish.compiler.importers.aten import CHECKS, STORAGE_ARGUMENTS, TABLE
 from planish.compiler.importers.builder import Builder, UncoveredError
 from planish.compiler.importers.sizes import dim_from_torch
 from planish.compiler.importers.trace import decomposed
-from planish.compiler.ir import Value
-from planish.compiler.types import TensorType, evaluate_shape
+from planish.compiler.ir import Op, Value
+from planish.compiler.types import DType, TensorType, evaluate_shape
 from planish.errors import ImportGraphError, TypeRuleError
 
 
@@ -57,6 +58,8 @@ class Walk:
         expected = node.meta.get("val")
         if node.target in CHECKS or isinstance(expected, torch.SymBool):
             return None
+        if node.target is torch.ops.aten.item.default:
+            return self.builder.reshape(self._arguments(node.args[0], known), ())
         if isinstance(expected, torch.SymInt):
             return dim_from_torch(expected, self.symbols, self.builder.where)
         args = self._arguments(node.args, known)
@@ -82,16 +85,11 @@ class Walk:
         return self.run(args[places[0]], args[places[0] + 1 :])
 
     def _python(self, node: fx.Node, args: Sequence[Any]) -> Any:
-        if all(isinstance(arg, int | float | sympy.Expr) for arg in args):
-            return self._real(node, args)
-        raise ImportGraphError(f"{self.builder.where} is no op of torch that an export should hold")
-
-    def _real(self, node: fx.Node, args: Sequence[Any]) -> Any:
-        """Arithmetic on sizes that leaves the integers: scalars computed at run time."""
-        raise ImportGraphError(
-            f"{self.builder.where} makes the fraction {node.meta.get('val')} of a size; make the size static or use "
-            "integer arithmetic"
-        )
+        """Arithmetic on sizes that leaves the integers: scalars of f64, as Python computes them."""
+        op = _ARITHMETIC.get(node.target)
+        if op is None or not all(isinstance(arg, int | float | sympy.Expr | Value) for arg in args):
+            raise ImportGraphError(f"{self.builder.where} is no op of torch that an export should hold")
+        return self.builder.emit(op, *(self.builder.as_tensor(arg, DType.f64) for arg in args))
 
     def _arguments(self, tree: Any, known: Mapping[fx.Node, Any]) -> Any:
         if isinstance(tree, fx.Node):
@@ -197,6 +195,16 @@ def _traced_value(argument: Any) -> Any:
     return argument.meta["val"] if isinstance(argument, fx.Node) else argument
 
 
+_ARITHMETIC: Mapping[Any, Op] = {
+    operator.add: ops.add,
+    operator.sub: ops.sub,
+    operator.mul: ops.mul,
+    operator.truediv: ops.div,
+    operator.pow: ops.pow_,
+    operator.neg: ops.neg,
+    math.sqrt: ops.sqrt,
+    torch.sym_sqrt: ops.sqrt,
+}
 _SLICE = re.compile(r"slice\([^)]*\)\.?")
 
 
