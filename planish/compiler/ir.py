@@ -4,17 +4,16 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from planish.compiler.attributes import Attr as Attr
+from planish.compiler.attributes import canonical, fits, kind_text
 from planish.compiler.types import DType, Shape, Size, TensorType, same_shape
 from planish.errors import TypeRuleError
 
 if TYPE_CHECKING:
     import networkx
-    import sympy
     import torch
-
-Attr: TypeAlias = "bool | int | float | str | DType | sympy.Expr | tuple[Attr, ...] | None"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +33,7 @@ class Op:
     required: int = field(init=False)
     variadic: bool = field(init=False)
     defaults: Mapping[str, Attr] = field(init=False)
+    kinds: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         parameters = inspect.signature(self.infer).parameters.values()
@@ -43,6 +43,7 @@ class Op:
         object.__setattr__(self, "required", sum(p.default is p.empty for p in positional))
         object.__setattr__(self, "variadic", any(p.kind is p.VAR_POSITIONAL for p in parameters))
         object.__setattr__(self, "defaults", MappingProxyType({p.name: p.default for p in keywords}))
+        object.__setattr__(self, "kinds", MappingProxyType({p.name: p.annotation for p in keywords}))
 
     def __call__(self, *inputs: "Value | None", scope: str = "", **attrs: Attr) -> "Value":
         """Build a node of this op and return its first value."""
@@ -57,31 +58,39 @@ class Op:
         try:
             types = self.infer(*(None if v is None else v.type for v in inputs), **attrs)
         except TypeRuleError as error:
-            where = f" in '{scope}'" if scope else ""
-            raise TypeRuleError(f"{self.name}{where}: {error}") from None
+            raise TypeRuleError(f"{self.name}{_where(scope)}: {error}") from None
         return Node(self, inputs, attrs, types if isinstance(types, tuple) else (types,), scope)
 
     def _trim(self, inputs: "tuple[Value | None, ...]") -> "tuple[Value | None, ...]":
         while len(inputs) > self.required and not self.variadic and inputs[-1] is None:
             inputs = inputs[:-1]
-        fits = self.required <= len(inputs) and (self.variadic or len(inputs) <= len(self.operands))
-        if not fits or any(v is None for v in inputs[: self.required]):
+        enough = self.required <= len(inputs) and (self.variadic or len(inputs) <= len(self.operands))
+        needed = inputs if self.variadic else inputs[: self.required]
+        if not enough or any(v is None for v in needed):
             raise TypeRuleError(f"{self.name} takes ({', '.join(self.operands)}), not {len(inputs)} operands")
         return inputs
 
     def _complete(self, attrs: Mapping[str, Attr], scope: str) -> Mapping[str, Attr]:
         for name in attrs:
             if name not in self.defaults:
-                raise TypeRuleError(f"{self.name} in '{scope}' has no attribute '{name}'; it has {list(self.defaults)}")
+                raise TypeRuleError(
+                    f"{self.name}{_where(scope)} has no attribute '{name}'; it has {list(self.defaults)}"
+                )
         full = {**self.defaults, **attrs}
         for name, value in full.items():
             if value is inspect.Parameter.empty:
-                raise TypeRuleError(f"{self.name} in '{scope}' needs the attribute '{name}'")
-            full[name] = tuple(value) if isinstance(value, list) else value
+                raise TypeRuleError(f"{self.name}{_where(scope)} needs the attribute '{name}'")
+            full[name] = canonical(value)
+            if not fits(full[name], kind := self.kinds[name]):
+                raise TypeRuleError(f"{self.name}{_where(scope)}: '{name}' is {kind_text(kind)}, not {value!r}")
         return MappingProxyType({name: full[name] for name in self.defaults})
 
     def __repr__(self) -> str:
         return self.name
+
+
+def _where(scope: str) -> str:
+    return f" in '{scope}'" if scope else ""
 
 
 def op(

@@ -2,11 +2,14 @@
 
 import builtins
 import enum
+import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import sympy
+
+from planish.errors import TypeRuleError
 
 Dim: TypeAlias = int | sympy.Expr
 Shape: TypeAlias = tuple[Dim, ...]
@@ -73,7 +76,7 @@ class Size:
     hint: int = 1
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
+        if not self.name.isidentifier() or keyword.iskeyword(self.name):
             raise ValueError(f"a size needs an identifier as its name, not {self.name!r}")
         if not 0 <= self.low <= self.hint <= self.high:
             raise ValueError(f"size {self.name} needs low <= hint <= high, not {self.low}, {self.hint}, {self.high}")
@@ -98,6 +101,8 @@ class TensorType:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(simplify(d) for d in self.shape))
+        if any(isinstance(d, int) and d < 0 for d in self.shape):
+            raise TypeRuleError(f"{self} has a negative dimension")
 
     @property
     def rank(self) -> int:
@@ -177,7 +182,7 @@ def _level_and_text(expr: sympy.Expr) -> tuple[int, str]:
     if expr.is_Symbol:
         return _ATOM, expr.name
     if isinstance(expr, sympy.Add):
-        terms = sorted(expr.args, key=lambda a: (a.is_Number, str(a)))
+        terms = sorted(expr.args, key=lambda a: (a.could_extract_minus_sign(), a.is_Number, str(a)))
         text = _text(terms[0], _SUM)
         for term in terms[1:]:
             negative = term.could_extract_minus_sign()

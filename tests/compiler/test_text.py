@@ -50,7 +50,9 @@ def test_an_opaque_node_keeps_its_json() -> None:
     assert str(parse(again)) == again
 
 
-@pytest.mark.parametrize("text", ["B", "B + 1", "2*B*S", "B//2", "(B + 3)//4", "max(B, S)", "min(2, B)", "B%4", "B - S"])
+@pytest.mark.parametrize(
+    "text", ["B", "B + 1", "2*B*S", "B//2", "(B + 3)//4", "max(B, S)", "min(2, B)", "B%4", "B - S"]
+)
 def test_a_dimension_prints_as_it_was_written(text: str) -> None:
     assert dim_text(parse_dim(text)) == text
 
@@ -80,7 +82,7 @@ def test_dimensions_as_attributes_stand_in_backquotes() -> None:
         ("f32[batch, length, 8]  # embed", "f32[batch, 8]  # embed", r"line 2: the line states f32\[batch, 8\] but"),
         ("@table: f32[100, 8]", "@table: f33[100, 8]", r"line 2: expected a type such as f32\[B, 384\]"),
         ("1..64 = 2", "1-64", r"line 1: expected `NAME: low..high = hint`"),
-        ("low=0.0", "lowest=0.0", r"line 5: clamp in '' has no attribute 'lowest'"),
+        ("low=0.0", "lowest=0.0", r"line 5: clamp has no attribute 'lowest'"),
         ("high=6.0", "high=six", r"line 5: 'six' is no attribute value"),
         ("  return %5, %6\n", "", "the text has no `graph NAME"),
     ],

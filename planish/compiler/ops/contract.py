@@ -5,26 +5,35 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.ir import op
+from planish.compiler.ops.checks import check_float, check_number, check_same_dtype, check_windows
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.ops.reduce import window_count
-from planish.compiler.types import DType, Shape, TensorType, same_dim
+from planish.compiler.types import Dim, DType, Shape, TensorType, same_dim, same_shape
 from planish.errors import TypeRuleError
 
 
 @op(functional.linear, "contraction")
 def linear(x: TensorType, w: TensorType, b: TensorType | None = None) -> TensorType:
     """Affine map of the last axis: x [..., K], w [N, K], b [N] -> [..., N]."""
-    if w.rank != 2 or x.rank < 1 or not same_dim(x.shape[-1], w.shape[1]) or x.dtype is not w.dtype:
+    check_number(x)
+    check_same_dtype(x, w, b)
+    if w.rank != 2 or x.rank < 1 or not same_dim(x.shape[-1], w.shape[1]):
         raise TypeRuleError(f"x {x} and w {w} do not contract")
+    _check_bias(w, b)
+    return x.with_shape((*x.shape[:-1], w.shape[0]))
+
+
+def _check_bias(w: TensorType, b: TensorType | None) -> None:
     if b is not None and (b.rank != 1 or not same_dim(b.shape[0], w.shape[0])):
         raise TypeRuleError(f"b {b} is no bias of w {w}")
-    return x.with_shape((*x.shape[:-1], w.shape[0]))
 
 
 @op(torch.matmul, "contraction")
 def matmul(x: TensorType, y: TensorType) -> TensorType:
     """Batched matrix product: x [..., M, K], y [..., K, N] -> [..., M, N]; ranks of at least 2, leading broadcast."""
-    if min(x.rank, y.rank) < 2 or not same_dim(x.shape[-1], y.shape[-2]) or x.dtype is not y.dtype:
+    check_number(x)
+    check_same_dtype(x, y)
+    if min(x.rank, y.rank) < 2 or not same_dim(x.shape[-1], y.shape[-2]):
         raise TypeRuleError(f"{x} and {y} do not contract")
     return x.with_shape((*broadcast(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1]))
 
@@ -56,10 +65,14 @@ def conv(
     groups: int = 1,
 ) -> TensorType:
     """Convolution, channels last: x [N, *spatial, C], w [O, *kernel, C / groups], b [O] -> [N, *spatial', O]."""
-    if x.rank != w.rank or not len(stride) == len(padding) == len(dilation) == x.rank - 2 or x.dtype is not w.dtype:
+    check_number(x)
+    check_same_dtype(x, w, b)
+    check_windows(x, stride, padding, dilation)
+    if x.rank != w.rank:
         raise TypeRuleError(f"x {x} and w {w} are no convolution over {x.rank - 2} axes")
-    if not same_dim(x.shape[-1], w.shape[-1] * groups) or w.shape[0] % groups:
+    if groups < 1 or not same_dim(x.shape[-1], w.shape[-1] * groups) or w.shape[0] % groups:
         raise TypeRuleError(f"{groups} groups do not fit x {x} and w {w}")
+    _check_bias(w, b)
     spatial = zip(x.shape[1:-1], w.shape[1:-1], stride, padding, dilation, strict=True)
     return x.with_shape((x.shape[0], *(window_count(d, k, s, p, e) for d, k, s, p, e in spatial), w.shape[0]))
 
@@ -100,14 +113,16 @@ def attention(
     is added to the scores. `causal` aligns the last query with the last key; `window` (with causal) lets a query see
     that many latest keys, itself included. A query that sees no key gives zeros.
     """
-    if not q.rank == k.rank == v.rank == 4 or not q.dtype is k.dtype is v.dtype:
-        raise TypeRuleError(f"attention takes three tensors of rank 4 and one dtype, not {q}, {k}, {v}")
+    check_float(q)
+    check_same_dtype(q, k, v)
+    if not q.rank == k.rank == v.rank == 4:
+        raise TypeRuleError(f"attention takes three tensors of rank 4, not {q}, {k}, {v}")
     grouped = isinstance(q.shape[1], int) and isinstance(k.shape[1], int) and q.shape[1] % k.shape[1] == 0
     pairs = ((q.shape[0], k.shape[0]), (q.shape[3], k.shape[3]), *zip(k.shape[:3], v.shape[:3], strict=True))
     if not grouped or any(not same_dim(a, b) for a, b in pairs):
         raise TypeRuleError(f"q {q}, k {k} and v {v} do not attend")
-    if window is not None and not causal:
-        raise TypeRuleError("a window needs causal attention")
+    if window is not None and (not causal or window < 1):
+        raise TypeRuleError(f"a window is positive and needs causal attention, not {window} with causal {causal}")
     if mask is not None:
         _check_mask(q, k, mask)
     return q.with_shape((*q.shape[:3], v.shape[3]))
@@ -116,4 +131,6 @@ def attention(
 def _check_mask(q: TensorType, k: TensorType, mask: TensorType) -> None:
     if mask.dtype not in (DType.bool, q.dtype) or mask.rank != 4:
         raise TypeRuleError(f"a mask is bool or {q.dtype} of rank 4, not {mask}")
-    broadcast(mask.shape, (*q.shape[:3], k.shape[2]))
+    scores: tuple[Dim, ...] = (*q.shape[:3], k.shape[2])
+    if not same_shape(broadcast(mask.shape, scores), scores):
+        raise TypeRuleError(f"mask {mask} does not broadcast to the scores {list(scores)}")

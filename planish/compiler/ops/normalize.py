@@ -7,7 +7,7 @@ from torch.nn import functional
 from planish.compiler.ir import op
 from planish.compiler.ops.checks import check_axes, check_float, check_same_dtype
 from planish.compiler.ops.elementwise import broadcast
-from planish.compiler.types import TensorType, same_dim, same_shape
+from planish.compiler.types import DType, TensorType, same_dim, same_shape
 from planish.errors import TypeRuleError
 
 
@@ -64,7 +64,7 @@ def _batch_norm(
 ) -> Tensor:
     y = (x - mean) * torch.rsqrt(variance + eps)
     y = y if w is None else y * w
-    return y if b is None else y + b
+    return (y if b is None else y + b).to(x.dtype)
 
 
 @op(_batch_norm)
@@ -92,13 +92,20 @@ def group_norm(
 ) -> TensorType:
     """Normalization over the spatial axes and the channels of each group: x [N, *spatial, C], w and b [C]."""
     _check_last(x, w, b)
+    if x.rank < 3 or not isinstance(x.shape[-1], int) or groups < 1 or x.shape[-1] % groups:
+        raise TypeRuleError(f"{groups} groups do not divide the channels of {x}, which is [N, *spatial, C]")
     return x
 
 
 def _check_last(x: TensorType, *parameters: TensorType | None) -> None:
+    check_float(x)
+    if x.rank < 1:
+        raise TypeRuleError(f"{x} has no last axis")
     for p in parameters:
         if p is not None and (p.rank != 1 or not same_dim(p.shape[0], x.shape[-1])):
             raise TypeRuleError(f"{p} is no parameter of the last axis of {x}")
+        if p is not None and p.dtype not in (x.dtype, DType.f32):
+            raise TypeRuleError(f"parameters of {x} are {x.dtype} or f32, not {p}; cast them")
 
 
 def _rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -112,6 +119,10 @@ def rope(x: TensorType, cosine: TensorType, sine: TensorType) -> TensorType:
 
     x [B, H, S, D]; cosine and sine broadcast to x, full width D.
     """
+    check_float(x)
+    check_same_dtype(x, cosine, sine)
     if x.rank != 4 or not isinstance(x.shape[-1], int) or x.shape[-1] % 2:
         raise TypeRuleError(f"rope takes rank 4 and an even last axis, not {x}")
+    if not same_shape(broadcast(x.shape, cosine.shape, sine.shape), x.shape):
+        raise TypeRuleError(f"cosine {cosine} and sine {sine} do not broadcast to x {x}")
     return x

@@ -112,5 +112,7 @@ def avg_pool(x: TensorType, *, kernel: Shape, stride: Shape, padding: Shape, cou
 def _pooled(x: TensorType, kernel: Shape, stride: Shape, padding: Shape) -> TensorType:
     check_float(x)
     check_windows(x, kernel, stride, padding)
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise TypeRuleError(f"padding {list(padding)} is over half of the kernel {list(kernel)}")
     counts = (window_count(d, k, s, p) for d, k, s, p in zip(x.shape[1:-1], kernel, stride, padding, strict=True))
     return x.with_shape((x.shape[0], *counts, x.shape[-1]))

@@ -5,15 +5,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.ir import op
+from planish.compiler.ops.checks import check_axes, check_index, check_same_dtype
 from planish.compiler.types import Dim, Shape, TensorType, elements, same_dim, simplify
 from planish.errors import TypeRuleError
-
-
-def axis_in(axis: int, rank: int) -> int:
-    """`axis` as a non-negative index; raises TypeRuleError outside the rank."""
-    if not -rank <= axis < max(rank, 1):
-        raise TypeRuleError(f"axis {axis} is outside rank {rank}")
-    return axis % rank if rank else 0
 
 
 def _reshape(x: Tensor, *, shape: Shape) -> Tensor:
@@ -64,9 +58,17 @@ def slice_(x: TensorType, *, axis: int, start: Dim = 0, stop: Dim, step: int = 1
     """Elements `start, start + step, ...` below `stop` of a non-negative axis; the bounds lie inside the axis."""
     if not 0 <= axis < x.rank or step < 1:
         raise TypeRuleError(f"slice needs an axis inside {x} and a positive step, not axis {axis}, step {step}")
+    size = x.shape[axis]
+    if _is_below(start, 0) or _is_below(stop, start) or _is_below(size, stop):
+        raise TypeRuleError(f"slice {start}..{stop} lies outside axis {axis} of {x}")
     length = simplify(stop - start)
     count = length if step == 1 else simplify((length + step - 1) // step)
     return x.with_shape((*x.shape[:axis], count, *x.shape[axis + 1 :]))
+
+
+def _is_below(left: Dim, right: Dim) -> bool:
+    """Whether `left < right` for every value of their sizes, as far as numbers alone show."""
+    return isinstance(left, int) and isinstance(right, int) and left < right
 
 
 def _concat(*inputs: Tensor, axis: int) -> Tensor:
@@ -76,10 +78,15 @@ def _concat(*inputs: Tensor, axis: int) -> Tensor:
 @op(_concat)
 def concat(*inputs: TensorType, axis: int) -> TensorType:
     """The inputs one after another along a non-negative axis."""
+    if not inputs:
+        raise TypeRuleError("concat needs an input")
     first = inputs[0]
+    check_axes(first, (axis,))
+    check_same_dtype(*inputs)
     for other in inputs[1:]:
-        same = other.rank == first.rank and other.dtype is first.dtype
-        if not same or any(not same_dim(other.shape[i], first.shape[i]) for i in range(first.rank) if i != axis):
+        if other.rank != first.rank or any(
+            not same_dim(other.shape[i], first.shape[i]) for i in range(first.rank) if i != axis
+        ):
             raise TypeRuleError(f"{first} and {other} do not join along axis {axis}")
     total: Dim = simplify(sum((t.shape[axis] for t in inputs), start=0))
     return first.with_shape((*first.shape[:axis], total, *first.shape[axis + 1 :]))
@@ -105,6 +112,9 @@ def _roll(x: Tensor, *, shifts: tuple[int, ...], axes: tuple[int, ...]) -> Tenso
 @op(_roll)
 def roll(x: TensorType, *, shifts: tuple[int, ...], axes: tuple[int, ...]) -> TensorType:
     """Elements moved cyclically by `shifts` along non-negative `axes`."""
+    check_axes(x, axes)
+    if len(shifts) != len(axes):
+        raise TypeRuleError(f"roll needs one shift an axis, not {list(shifts)} for {list(axes)}")
     return x
 
 
@@ -115,6 +125,7 @@ def _flip(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
 @op(_flip)
 def flip(x: TensorType, *, axes: tuple[int, ...]) -> TensorType:
     """The elements of non-negative `axes` in reverse."""
+    check_axes(x, axes)
     return x
 
 
@@ -125,8 +136,9 @@ def _embedding(table: Tensor, index: Tensor) -> Tensor:
 @op(_embedding)
 def embedding(table: TensorType, index: TensorType) -> TensorType:
     """Rows of table [V, D] at index [...], giving [..., D]."""
-    if table.rank != 2 or not index.dtype.is_integer:
-        raise TypeRuleError(f"embedding takes a table of rank 2 and integer indices, not {table} and {index}")
+    check_index(index)
+    if table.rank != 2:
+        raise TypeRuleError(f"embedding takes a table of rank 2, not {table}")
     return table.with_shape((*index.shape, table.shape[1]))
 
 
@@ -137,8 +149,12 @@ def _gather(x: Tensor, index: Tensor, *, axis: int) -> Tensor:
 @op(_gather)
 def gather(x: TensorType, index: TensorType, *, axis: int) -> TensorType:
     """`result[i, j, k] = x[i, index[i, j, k], k]` for axis 1, and alike for others (torch.gather)."""
+    check_index(index)
+    check_axes(x, (axis,))
     if x.rank != index.rank:
         raise TypeRuleError(f"gather takes x and index of one rank, not {x} and {index}")
+    if any(_is_below(d, i) for a, (d, i) in enumerate(zip(x.shape, index.shape, strict=True)) if a != axis):
+        raise TypeRuleError(f"index {index} is larger than x {x} outside axis {axis}")
     return x.with_shape(index.shape)
 
 
@@ -150,6 +166,6 @@ def _index_select(x: Tensor, index: Tensor, *, axis: int) -> Tensor:
 @op(_index_select)
 def index_select(x: TensorType, index: TensorType, *, axis: int) -> TensorType:
     """Slices of x at index [...] along `axis`, whose place the index's shape takes; indices lie in 0..size-1."""
-    if not index.dtype.is_integer:
-        raise TypeRuleError(f"index_select takes integer indices, not {index}")
+    check_index(index)
+    check_axes(x, (axis,))
     return x.with_shape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))

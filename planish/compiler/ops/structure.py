@@ -77,8 +77,9 @@ def _opaque(*inputs: "Tensor", target: str, arguments: str, shapes: object, dtyp
     packet, overload = target.removeprefix("aten.").split(".")
     function = getattr(getattr(torch.ops.aten, packet), overload)
     inputs = tuple(x.contiguous() for x in inputs)
-    filled = _fill(json.loads(arguments), inputs)
-    results = function(*filled["args"], **filled["kwargs"])
+    written = json.loads(arguments)
+    args = _fill(written["args"], inputs)
+    results = function(*args, **{name: _fill(value, inputs) for name, value in written["kwargs"].items()})
     return tuple(results) if isinstance(results, tuple | list) else (results,)
 
 
@@ -92,8 +93,6 @@ def _fill(tree: Any, inputs: "tuple[Tensor, ...]") -> Any:
         return int(inputs[tree["int"]])
     if isinstance(tree, dict) and set(tree) == {"dtype"}:
         return TORCH_DTYPE[DType(tree["dtype"])]
-    if isinstance(tree, dict):
-        return {key: _fill(value, inputs) for key, value in tree.items()}
     return tree
 
 
@@ -109,4 +108,6 @@ def opaque(
     """
     if not target.startswith("aten.") or target.count(".") != 2:
         raise TypeRuleError(f"an opaque op is aten.NAME.OVERLOAD, not {target!r}")
+    if len(shapes) != len(dtypes) or not shapes:
+        raise TypeRuleError(f"{target} has {len(shapes)} shapes and {len(dtypes)} dtypes of results")
     return tuple(TensorType(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
