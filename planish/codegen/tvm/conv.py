@@ -26,8 +26,6 @@ class Conv:
     ops: ClassVar[tuple[Op, ...]] = (ops.conv,)
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
-        if len(call.anchor.operands[0].shape) > 4:
-            return "it has more than two spatial axes"
         return refuse_operands(call) or refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:

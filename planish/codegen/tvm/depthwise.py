@@ -36,8 +36,6 @@ class Depthwise:
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
         x, w = call.anchor.operands[:2]
-        if len(x.shape) > 4:
-            return "it has more than two spatial axes"
         if call.anchor.attrs["groups"] != w.shape[0] or w.shape[-1] != 1 or x.shape[-1] != w.shape[0]:
             return "it is not depthwise with one output channel a group"
         return refuse_operands(call) or refuse_finish(call)
