@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -158,12 +159,12 @@ def _reached_from_inputs(graph: Graph) -> set[Node]:
 
 def dominators(graph: Graph) -> Mapping[Node, Node]:
     """The immediate dominator of each node that an input reaches, where it is a node: all paths pass through it."""
-    net: networkx.DiGraph[Node | None] = networkx.DiGraph()
+    net: networkx.DiGraph[Node | str] = networkx.DiGraph()
     reached = _reached_from_inputs(graph)
-    net.add_edges_from((None, v.node) for v in graph.inputs)
+    net.add_edges_from(("caller", v.node) for v in graph.inputs)
     net.add_edges_from((v.node, n) for n in graph.nodes() for v in n.operands if n in reached and v.node in reached)
-    found = networkx.immediate_dominators(net, None)
-    return {n: d for n, d in found.items() if n is not None and d is not None and n is not d}
+    found = networkx.immediate_dominators(net, "caller")
+    return {n: d for n, d in found.items() if isinstance(n, Node) and isinstance(d, Node) and n is not d}
 
 
 def critical_path(graph: Graph, cost: Callable[[Node], float]) -> tuple[Node, ...]:
@@ -216,7 +217,10 @@ def _fingerprint(nodes: list[Node]) -> str:
             if value is not None:
                 net.add_node(value.node, label=_label(value.node) if value.node in nodes else str(value.type))
                 net.add_edge(node, value.node, label=f"{net.edges.get((node, value.node), {}).get('label', '')}{i}")
-    mark: str = networkx.weisfeiler_lehman_graph_hash(net, node_attr="label", edge_attr="label", iterations=4)
+    with warnings.catch_warnings():
+        # networkx 3.5 and later warn that directed hashes differ from those of 3.4; ours are never stored.
+        warnings.simplefilter("ignore", UserWarning)
+        mark: str = networkx.weisfeiler_lehman_graph_hash(net, node_attr="label", edge_attr="label", iterations=4)
     return mark
 
 

@@ -72,6 +72,6 @@ def test_a_type_that_the_rule_does_not_give_is_named() -> None:
 def test_operands_that_the_rule_rejects_are_named() -> None:
     graph = parse(TEXT)
     linear = graph.outputs[0].node.operands[0].node
-    wrong = Node(linear.op, linear.inputs[::-1], MappingProxyType({}), linear.types, "head")
+    wrong = Node(linear.op, (graph.outputs[0], linear.inputs[1]), MappingProxyType({}), linear.types, "head")
     with pytest.raises(VerifyError, match="do not contract"):
         verify(_program(replace(graph, outputs=(Value(wrong), *graph.outputs[1:]))))

@@ -1,0 +1,27 @@
+"""Fixtures for all tests: golden files, rewritten with `--update-golden`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Compares a text with `golden/<test file>/<test name>.txt`."""
+    path = _GOLDEN / request.path.stem.removeprefix("test_") / f"{request.node.name.removeprefix('test_')}.txt"
+
+    def check(text: str) -> None:
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"no golden file {path.name}: run with --update-golden and read what it wrote"
+        assert text == path.read_text(encoding="utf-8")
+
+    return check
