@@ -15,7 +15,8 @@ from planish.codegen.tvm.isa import AVX2, AVX512, Isa
 from planish.codegen.tvm.kernel import call_sizes
 from planish.codegen.view import View
 from planish.compiler.ir import Graph, Node, Op, Value
-from planish.compiler.types import DType, evaluate_dim, evaluate_shape
+from planish.compiler.ops.structure import TORCH_DTYPE
+from planish.compiler.types import evaluate_dim, evaluate_shape
 
 
 def host_isa() -> Isa:
@@ -70,7 +71,7 @@ def run_call(
                 ctypes.c_int32(tasks),
             ]
             assert library.kernel_under_test(*arguments) == 0
-    flat = torch.from_numpy(out).view(_TORCH[call.view.dtype])
+    flat = torch.from_numpy(out).view(TORCH_DTYPE[call.view.dtype])
     return torch.as_strided(
         flat,
         evaluate_shape(call.view.shape, sizes),
@@ -85,13 +86,3 @@ def _memory(value: Value, packings: Mapping[Value, object], buffers: Mapping[str
     array = tensor.contiguous().numpy() if array is None else array
     packing = packings.get(value)
     return numpy.ascontiguousarray(packing.pack(array)) if packing else array  # type: ignore[attr-defined]
-
-
-_TORCH = {
-    DType.f32: torch.float32,
-    DType.bf16: torch.bfloat16,
-    DType.i64: torch.int64,
-    DType.i32: torch.int32,
-    DType.bool: torch.bool,
-    DType.u8: torch.uint8,
-}

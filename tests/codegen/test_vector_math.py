@@ -25,16 +25,15 @@ NAMES = (*UNARY, "power")
 
 def _function(name: str, lanes: int) -> object:
     """y[i] = f(x[i]) or f(x[i], z[i]), `lanes` elements at a time."""
-    with IRBuilder() as ir:
-        with T.prim_func(private=True, s_tir=True):
-            T.func_name(name)
-            pointers = [T.arg(n, T.handle("float32")) for n in ("x", "z", "y")]
-            count = T.arg("count", T.int64())
-            x, z, y = (T.decl_buffer((count,), "float32", data=p) for p in pointers)
-            with T.serial(count // lanes) as i:
-                at = ramp(i * lanes, lanes)
-                operands = [x[at], z[at]] if name == "power" else [x[at]]
-                T.buffer_store(y, getattr(vector_math, name)(*operands), [at])
+    with IRBuilder() as ir, T.prim_func(private=True, s_tir=True):
+        T.func_name(name)
+        pointers = [T.arg(n, T.handle("float32")) for n in ("x", "z", "y")]
+        count = T.arg("count", T.int64())
+        x, z, y = (T.decl_buffer((count,), "float32", data=p) for p in pointers)
+        with T.serial(count // lanes) as i:
+            at = ramp(i * lanes, lanes)
+            operands = [x[at], z[at]] if name == "power" else [x[at]]
+            T.buffer_store(y, getattr(vector_math, name)(*operands), [at])
     return ir.get()
 
 
@@ -50,7 +49,9 @@ def _library(isa: Isa, lanes: int) -> ctypes.CDLL:
         return ctypes.CDLL(str(Path(folder, "m.so")))
 
 
-def _run(name: str, x: numpy.ndarray, z: numpy.ndarray | None = None, isa: Isa | None = None, lanes: int = 0) -> numpy.ndarray:
+def _run(
+    name: str, x: numpy.ndarray, z: numpy.ndarray | None = None, isa: Isa | None = None, lanes: int = 0
+) -> numpy.ndarray:
     isa = isa or host_isa()
     lanes = lanes or isa.lanes
     size = len(x)
@@ -78,7 +79,9 @@ def _spread(low: float, high: float, count: int = 40000) -> numpy.ndarray:
     return numpy.concatenate([sizes, -sizes, even]).astype(numpy.float32)
 
 
-SPECIAL = numpy.array([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-45, 1.0, -1.0, 3.4e38, -3.4e38], numpy.float32)
+SPECIAL = numpy.array(
+    [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-45, 1.0, -1.0, 3.4e38, -3.4e38], numpy.float32
+)
 
 
 def _erf(x: numpy.ndarray) -> numpy.ndarray:

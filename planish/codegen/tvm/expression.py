@@ -1,138 +1,294 @@
-"""Elementwise nodes of a call as TIR: the value of any of them at a place, `lanes` elements at a time."""
+"""Expressions: elements of a value computed where they are needed, down to what lies in memory or is known."""
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import TypeAlias
 
+import sympy
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm import vector_math as vm
-from planish.codegen.tvm.kernel import TVM_DTYPE, KernelBuilder, bind, ramp
+from planish.codegen.tvm.elementwise import TABLE, compute, compute_dtype, from_memory, to_memory
+from planish.codegen.tvm.kernel import KernelBuilder, bind
+from planish.codegen.tvm.place import (
+    Place,
+    at_reshape,
+    bounded,
+    fixed,
+    moved,
+    scaled,
+    shifted,
+    vector_of,
+)
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.types import Dim, DType, Shape, same_dim
+from planish.compiler.types import Dim, same_dim
+from planish.errors import TemplateError
 
-Index = tuple["tirx.PrimExpr", ...]
-Known = Mapping[Value, Callable[[Index, int], "tirx.PrimExpr"]]
+Known: TypeAlias = "Callable[[tuple[tirx.PrimExpr, ...], int], tirx.PrimExpr]"
+_Index: TypeAlias = tuple[Place, ...]
 
 
 class Expression:
-    """Values of a call's nodes, down to its inputs or to `known` values (such as accumulators)."""
+    """Evaluates values of a call at an index, within an open kernel.
 
-    def __init__(self, k: KernelBuilder, known: Known | None = None) -> None:
-        self.k, self.known = k, known or {}
+    Inputs of the call are loaded through their views; `known` gives other values, such as the anchor's result in
+    registers, from an int64 index per axis and a count of lanes along the last axis. bool values are predicates, bf16
+    and f16 are float32, everything else has its own dtype. Indices that come from data (embedding, gather,
+    index_select) are clamped to the axis that they address, so that nothing outside a view is read.
+    """
 
-    def at(self, value: Value, index: Index, lanes: int) -> "tirx.PrimExpr":
-        """`lanes` elements of `value` along its last axis from `index`, one int64 an axis."""
+    def __init__(self, k: KernelBuilder, known: Mapping[Value, Known] | None = None) -> None:
+        self.k = k
+        self.known = dict(known or {})
+        self._uses = _use_counts(k)
+        self._memo: dict[tuple[object, ...], tuple[object, tirx.PrimExpr]] = {}
+
+    def at(self, value: Value, index: "tuple[tirx.PrimExpr | int, ...]", lanes: int) -> "tirx.PrimExpr":
+        """`lanes` consecutive elements along the last axis from `index`; a scalar for one lane."""
+        self._memo = {}
+        places = tuple(fixed(i) for i in index)
+        if lanes > 1:
+            places = (*places[:-1], Place(places[-1].base, 1))
+        return self.along(value, places, lanes)
+
+    def along(self, value: Value, index: _Index, lanes: int) -> "tirx.PrimExpr":
+        """The elements whose index each axis' place gives lane by lane."""
+        index = tuple(fixed(0) if same_dim(d, 1) else p for d, p in zip(value.shape, index, strict=True))
+        if lanes > 1 and all(p.is_fixed for p in index):
+            return vm.splat(self.along(value, index, 1), lanes)
+        key = (value, lanes, *(p.identity for p in index))
+        if key not in self._memo:
+            self._memo[key] = (index, self._evaluate(value, index, lanes))
+        return self._memo[key][1]
+
+    def _evaluate(self, value: Value, index: _Index, lanes: int) -> "tirx.PrimExpr":
         if value in self.known:
-            return self.known[value](index, lanes)
-        if value in self.k.buffers:
+            return self._from_known(value, index, lanes)
+        if value in self.k.call.inputs:
             return load(self.k, value, index, lanes)
         node = value.node
-        if node.op is ops.full:
-            return vm.constant(cast(float, node.attrs["value"]), COMPUTED[value.dtype], lanes)
-        operands = [None if v is None else self._operand(v, value.shape, index, lanes) for v in node.inputs]
-        return _kept(TABLE[node.op](node, *operands))
+        if node.op in _MOVES:
+            return _MOVES[node.op](self, node, index, lanes)
+        if node.op not in TABLE:
+            raise TemplateError(
+                f"{node.op.name} in '{node.scope}' is no part of an expression; it needs its own kernel"
+            )
+        result = compute(node, self._operands(node, index, lanes))
+        return vm.keep(result) if self._uses.get(value, 0) > 1 else result
 
-    def _operand(self, value: Value, shape: Shape, index: Index, lanes: int) -> "tirx.PrimExpr":
-        """An operand at the place of a result of `shape`, repeated along its axes of size 1."""
-        inner = index[len(shape) - len(value.shape) :]
-        zero = tirx.const(0, "int64")
-        place = tuple(
-            zero if same_dim(d, 1) and not same_dim(s, 1) else i
-            for d, s, i in zip(value.shape, shape[len(shape) - len(value.shape) :], inner, strict=True)
-        )
-        repeated = not value.shape or (same_dim(value.shape[-1], 1) and not same_dim(shape[-1], 1))
-        return vm.splat(self.at(value, place, 1), lanes) if repeated else self.at(value, place, lanes)
+    def _operands(self, node: Node, index: _Index, lanes: int) -> "list[tirx.PrimExpr]":
+        """The operands at the places that broadcasting gives."""
+        return [self.along(v, index[len(index) - len(v.shape) :], lanes) for v in node.operands]
 
-
-def load(k: KernelBuilder, value: Value, index: Index, lanes: int) -> "tirx.PrimExpr":
-    """Elements of an input of the call; bool as predicates, bf16 as f32."""
-    view = k.call.inputs[value]
-    place = bind(k.address(view, index))
-    stride = view.strides[-1] if view.strides else 0
-    if lanes == 1 or same_dim(stride, 1):
-        loaded = k.buffers[value][ramp(place, lanes)]
-    elif same_dim(stride, 0):
-        loaded = T.broadcast(k.buffers[value][place], lanes)
-    else:
-        loaded = k.buffers[value][T.ramp(place, k.dim(stride), lanes)]
-    if value.dtype is DType.bool:
-        return vm.differ(loaded, vm.like(loaded, 0))
-    if value.dtype is DType.bf16:
-        return vm.bits(vm.cast(loaded, "uint32") << vm.constant(16, "uint32", lanes), "float32")
-    return loaded
+    def _from_known(self, value: Value, index: _Index, lanes: int) -> "tirx.PrimExpr":
+        straight = all(p.is_fixed for p in index[:-1]) and (lanes == 1 or index[-1].step == 1)
+        if not straight:
+            raise TemplateError(f"the result of {value.node.op.name} is asked for along another axis than its last")
+        return vm.keep(self.known[value](tuple(p.base for p in index), lanes))
 
 
-def store(k: KernelBuilder, view: View, index: Index, value: "tirx.PrimExpr", lanes: int) -> None:
-    """Write elements of the call's output from `index` along the last axis, whose stride is 1 for several lanes."""
-    if view.dtype is DType.bool:
-        value = vm.cast(value, "uint8")
-    elif view.dtype is DType.bf16:
-        value = _bf16_bits(value)
-    T.buffer_store(k.output, value, [ramp(k.address(view, index), lanes)])
+def load(k: KernelBuilder, value: Value, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    """Elements of an input of the call from its memory, as expressions see them."""
+    view, buffer = k.call.inputs[value], k.buffers[value]
+    place = fixed(k.dim(view.offset))
+    for p, stride in zip(index, view.strides, strict=True):
+        if not same_dim(stride, 0):
+            place = moved(place, scaled(p, k.dim(stride)), lanes)
+    if place.is_fixed:
+        return vm.splat(from_memory(bind(buffer[place.base]), view.dtype), lanes)
+    if place.irregular is not None:
+        return from_memory(bind(buffer[place.irregular]), view.dtype)
+    return from_memory(bind(buffer[T.ramp(place.base, place.stride, lanes)]), view.dtype)
 
 
-def _bf16_bits(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """f32 rounded to the nearest bf16, ties to even, as uint16."""
-    raw = bind(vm.bits(x, "uint32"))
-    even = (raw >> vm.like(raw, 16)) & vm.like(raw, 1)
-    return vm.cast((raw + vm.like(raw, 0x7FFF) + even) >> vm.like(raw, 16), "uint16")
+def store(
+    k: KernelBuilder, view: View, index: "tuple[tirx.PrimExpr | int, ...]", value: "tirx.PrimExpr", lanes: int
+) -> None:
+    """Write `lanes` elements along the last axis of the output, which lies at `view`, converted to its dtype."""
+    at = k.address(view, tuple(index))
+    if lanes > 1:
+        step = k.dim(view.strides[-1]) if view.strides else tirx.const(1, "int64")
+        at = T.ramp(at, step, lanes)
+    T.buffer_store(k.output, to_memory(value, view.dtype), [at])
 
 
-COMPUTED = {**TVM_DTYPE, DType.bf16: "float32", DType.bool: "bool"}
+def _use_counts(k: KernelBuilder) -> dict[Value, int]:
+    counts: dict[Value, int] = {}
+    for node in k.call.nodes:
+        for value in node.operands:
+            counts[value] = counts.get(value, 0) + 1
+    return counts
 
 
-def _kept(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    return x if vm.element_of(x) == "bool" else vm.keep(x)
+def _reshape(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    x = node.operands[0]
+    return self.along(x, at_reshape(self.k, node.types[0].shape, x.shape, index, lanes), lanes)
 
 
-def _cast(node: Node, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    dtype = node.types[0].dtype
-    return vm.differ(x, vm.like(x, 0)) if dtype is DType.bool else vm.cast(x, COMPUTED[dtype])
+def _transpose(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    order = node.attrs["order"]
+    assert isinstance(order, tuple)
+    back = sorted(range(len(order)), key=lambda i: order[i])  # type: ignore[arg-type, return-value]
+    return self.along(node.operands[0], tuple(index[i] for i in back), lanes)
 
 
-def _clamp(node: Node, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    low, high = cast("float | None", node.attrs["low"]), cast("float | None", node.attrs["high"])
-    x = x if low is None else vm.maximum(x, vm.like(x, low))
-    return x if high is None else vm.minimum(x, vm.like(x, high))
+def _expand(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    return self._operands(node, index, lanes)[0]
 
 
-Handler = Callable[..., "tirx.PrimExpr"]
-TABLE: dict[Op, Handler] = {
-    ops.neg: lambda n, x: -x,
-    ops.abs_: lambda n, x: vm.absolute(x),
-    ops.exp: lambda n, x: vm.exp(x),
-    ops.log: lambda n, x: vm.log(x),
-    ops.sqrt: lambda n, x: vm.square_root(x),
-    ops.rsqrt: lambda n, x: vm.like(x, 1) / vm.square_root(x),
-    ops.reciprocal: lambda n, x: vm.like(x, 1) / x,
-    ops.sin: lambda n, x: vm.sin(x),
-    ops.cos: lambda n, x: vm.cos(x),
-    ops.tanh: lambda n, x: vm.tanh(x),
-    ops.sigmoid: lambda n, x: vm.sigmoid(x),
-    ops.erf: lambda n, x: vm.erf(x),
-    ops.relu: lambda n, x: vm.maximum(x, vm.like(x, 0)),
-    ops.silu: lambda n, x: vm.silu(x),
-    ops.gelu: lambda n, x: vm.gelu_tanh(x) if n.attrs["approximate"] == "tanh" else vm.gelu(x),
-    ops.clamp: _clamp,
-    ops.cast: _cast,
-    ops.add: lambda n, x, y: x + y,
-    ops.sub: lambda n, x, y: x - y,
-    ops.mul: lambda n, x, y: x * y,
-    ops.div: lambda n, x, y: x / y,
-    ops.pow_: lambda n, x, y: vm.power(x, y),
-    ops.maximum: lambda n, x, y: vm.maximum(x, y),
-    ops.minimum: lambda n, x, y: vm.minimum(x, y),
-    ops.eq: lambda n, x, y: vm.equal(x, y),
-    ops.ne: lambda n, x, y: vm.differ(x, y),
-    ops.lt: lambda n, x, y: x < y,
-    ops.le: lambda n, x, y: x <= y,
-    ops.gt: lambda n, x, y: x > y,
-    ops.ge: lambda n, x, y: x >= y,
-    ops.logical_and: lambda n, x, y: vm.both(x, y),
-    ops.logical_or: lambda n, x, y: vm.either(x, y),
-    ops.logical_not: lambda n, x: vm.negated(x),
-    ops.where: lambda n, c, x, y: vm.select(c, x, y),
+def _slice(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    axis, step = _int(node, "axis"), _int(node, "step")
+    start = node.attrs["start"]
+    assert isinstance(start, int | sympy.Expr)
+    place = shifted(scaled(index[axis], self.k.dim(step)), self.k.dim(start), lanes)
+    return self.along(node.operands[0], _put(index, axis, place), lanes)
+
+
+def _flip(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    for axis in _ints(node, "axes"):
+        last = self.k.dim(node.types[0].shape[axis]) - 1
+        index = _put(index, axis, shifted(scaled(index[axis], self.k.dim(-1)), last, lanes))
+    return self.along(node.operands[0], index, lanes)
+
+
+def _roll(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    for axis, shift in zip(_ints(node, "axes"), _ints(node, "shifts"), strict=True):
+        size = self.k.dim(node.types[0].shape[axis])
+        back = shifted(index[axis], bind(size - tirx.floormod(tirx.const(shift, "int64"), size)), lanes)
+        index = _put(index, axis, _wrapped(back, size, lanes))
+    return self.along(node.operands[0], index, lanes)
+
+
+def _wrapped(place: Place, size: "tirx.PrimExpr", lanes: int) -> Place:
+    """An index below twice the size, brought below it."""
+    if place.is_fixed:
+        base = bind(place.base)
+        return fixed(bind(vm.select(base >= size, base - size, base)))
+    i = vm.keep(vector_of(place, lanes))
+    size = vm.splat(size, lanes)
+    return Place(place.base, 0, vm.keep(vm.select(i >= size, i - size, i)))
+
+
+def _pad(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    x, before, after = node.operands[0], _ints(node, "before"), _ints(node, "after")
+    inside = []
+    for axis, (low, high) in enumerate(zip(before, after, strict=True)):
+        if low or high:
+            place = shifted(index[axis], self.k.dim(-low), lanes)
+            place, within = bounded(place, self.k.dim(x.shape[axis]), lanes)
+            index, inside = _put(index, axis, place), [*inside, within]
+    result = self.along(x, index, lanes)
+    filling = _literal(node, node.attrs["value"], lanes)
+    for within in inside:
+        result = _choose(within, result, filling)
+    return result
+
+
+def _choose(condition: "tirx.PrimExpr", yes: "tirx.PrimExpr", no: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    condition = vm.splat(condition, vm.lanes_of(yes))
+    if vm.element_of(yes) == "bool":
+        return vm.either(vm.both(condition, yes), vm.both(vm.negated(condition), no))
+    return vm.keep(vm.select(condition, vm.keep(yes), vm.keep(no)))
+
+
+def _concat(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    axis = _int(node, "axis")
+    start: Dim = 0
+    result = None
+    for x in node.operands:
+        place, within = bounded(shifted(index[axis], self.k.dim(-start), lanes), self.k.dim(x.shape[axis]), lanes)
+        part = self.along(x, _put(index, axis, place), lanes)
+        result = part if result is None else _choose(within, part, result)
+        start = start + x.shape[axis]
+    assert result is not None
+    return result
+
+
+def _embedding(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    table, rows = node.operands
+    row = _picked(self, rows, index[:-1], table.shape[0], lanes)
+    return self.along(table, (row, index[-1]), lanes)
+
+
+def _gather(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    x, picks = node.operands
+    axis = _int(node, "axis")
+    return self.along(x, _put(index, axis, _picked(self, picks, index, x.shape[axis], lanes)), lanes)
+
+
+def _index_select(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    x, picks = node.operands
+    axis, rank = _int(node, "axis"), len(picks.shape)
+    place = _picked(self, picks, index[axis : axis + rank], x.shape[axis], lanes)
+    return self.along(x, (*index[:axis], place, *index[axis + rank :]), lanes)
+
+
+def _picked(self: Expression, picks: Value, index: _Index, size: Dim, lanes: int) -> Place:
+    """The index that data gives, clamped to the axis."""
+    still = all(p.is_fixed for p in index)
+    found = vm.keep(vm.cast(self.along(picks, index, 1 if still else lanes), "int64"))
+    zero, last = (vm.splat(self.k.dim(d), vm.lanes_of(found)) for d in (0, size - 1))
+    low = vm.keep(vm.select(found < zero, zero, found))
+    inside = vm.keep(vm.select(low > last, last, low))
+    return fixed(inside) if still else Place(self.k.dim(0), 0, inside)
+
+
+def _full(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    return _literal(node, node.attrs["value"], lanes)
+
+
+def _arange(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    start = node.attrs["start"]
+    assert isinstance(start, int | sympy.Expr)
+    place = shifted(scaled(index[0], self.k.dim(_int(node, "step"))), self.k.dim(start), lanes)
+    return vm.cast(vector_of(place, lanes), compute_dtype(node.types[0].dtype))
+
+
+def _dim_value(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    value = node.attrs["value"]
+    assert isinstance(value, int | sympy.Expr)
+    return vm.splat(vm.cast(self.k.dim(value), compute_dtype(node.types[0].dtype)), lanes)
+
+
+def _literal(node: Node, value: object, lanes: int) -> "tirx.PrimExpr":
+    dtype = compute_dtype(node.types[0].dtype)
+    assert isinstance(value, int | float)
+    number = value if dtype.startswith("float") else int(value)
+    return vm.constant(number, dtype, lanes)
+
+
+def _put(index: _Index, axis: int, place: Place) -> _Index:
+    return (*index[:axis], place, *index[axis + 1 :])
+
+
+def _int(node: Node, name: str) -> int:
+    value = node.attrs[name]
+    assert isinstance(value, int)
+    return value
+
+
+def _ints(node: Node, name: str) -> tuple[int, ...]:
+    values = node.attrs[name]
+    assert isinstance(values, tuple)
+    return values  # type: ignore[return-value]
+
+
+_MOVES: dict[Op, "Callable[[Expression, Node, _Index, int], tirx.PrimExpr]"] = {
+    ops.reshape: _reshape,
+    ops.transpose: _transpose,
+    ops.expand: _expand,
+    ops.slice_: _slice,
+    ops.flip: _flip,
+    ops.roll: _roll,
+    ops.pad: _pad,
+    ops.concat: _concat,
+    ops.embedding: _embedding,
+    ops.gather: _gather,
+    ops.index_select: _index_select,
+    ops.full: _full,
+    ops.arange: _arange,
+    ops.dim_value: _dim_value,
 }
+EVALUATED: tuple[Op, ...] = (*TABLE, *_MOVES)

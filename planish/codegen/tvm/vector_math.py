@@ -2,7 +2,7 @@
 
 Every function takes a float32 expression and gives one of the same lanes; it must be called inside an open kernel,
 since intermediate results are bound to variables. Errors are bounds seen against float64 over the whole range.
-Polynomials for exp, log, tanh, sin and cos are those of Cephes' single precision library (S. Moshier, netlib.org/cephes).
+Polynomials for exp, log, tanh, sin and cos are those of Cephes' single precision library (netlib.org/cephes).
 """
 
 import math
@@ -114,13 +114,13 @@ def is_nan(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 def maximum(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """The larger one; not-a-number if either is, as torch has it."""
     larger = x > y
-    return select(either(larger, is_nan(x)) if _is_float(x) else larger, x, y)
+    return select(either(larger, is_nan(x)) if is_float(x) else larger, x, y)
 
 
 def minimum(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """The smaller one; not-a-number if either is, as torch has it."""
     smaller = x < y
-    return select(either(smaller, is_nan(x)) if _is_float(x) else smaller, x, y)
+    return select(either(smaller, is_nan(x)) if is_float(x) else smaller, x, y)
 
 
 def fast_maximum(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
@@ -129,7 +129,7 @@ def fast_maximum(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 
 def absolute(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    return intrinsic("llvm.fabs", x) if _is_float(x) else select(x < like(x, 0), -x, x)
+    return intrinsic("llvm.fabs", x) if is_float(x) else select(x < like(x, 0), -x, x)
 
 
 def copy_sign(x: "tirx.PrimExpr", sign: "tirx.PrimExpr") -> "tirx.PrimExpr":
@@ -236,7 +236,7 @@ def sigmoid(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 def silu(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """x / (1 + e^-x)."""
-    return keep(select(equal(x, like(x, -math.inf)), like(x, 0.0), x / (like(x, 1.0) + exp(-x))))
+    return keep(x / (like(x, 1.0) + exp(-x)))
 
 
 def erf(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
@@ -270,7 +270,7 @@ def gelu_tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) / 2, as x * sigmoid of twice the tangent's argument."""
     inner = keep(fma(keep(x * x), like(x, 0.044715), like(x, 1.0)) * x)
     scaled = keep(inner * like(x, -2.0 * math.sqrt(2.0 / math.pi)))
-    return keep(select(equal(x, like(x, -math.inf)), like(x, 0.0), x / (like(x, 1.0) + exp(scaled))))
+    return keep(x / (like(x, 1.0) + exp(scaled)))
 
 
 def sin(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
@@ -330,7 +330,8 @@ def exp_fraction(fraction: "tirx.PrimExpr", n: "tirx.PrimExpr") -> "tirx.PrimExp
     result = keep(fma(polynomial(r, _EXP), keep(r * r), r) + like(r, 1.0))
     rest = keep(n)
     for _ in range(3):
-        step = keep(select(rest > like(rest, 100), like(rest, 100), select(rest < like(rest, -100), like(rest, -100), rest)))
+        step = select(rest < like(rest, -100), like(rest, -100), rest)
+        step = keep(select(rest > like(rest, 100), like(rest, 100), step))
         result, rest = keep(result * _two_to(step)), keep(rest - step)
     return result
 
@@ -354,7 +355,7 @@ def _power_corners(
     return keep(select(either(equal(y, zero), equal(x, one)), one, result))
 
 
-def _is_float(x: "tirx.PrimExpr") -> bool:
+def is_float(x: "tirx.PrimExpr") -> bool:
     return element_of(x).startswith("float")
 
 
