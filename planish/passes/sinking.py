@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from planish.compiler.ir import Node, Value
 from planish.compiler.ops import OPS, concat, flip, pad, reshape, roll, slice_, softmax, transpose
 from planish.compiler.rewrite import Step
-from planish.compiler.types import Dim, Shape, elements, same_dim, simplify
-from planish.passes.matching import axes, is_constant, transposed
+from planish.compiler.types import Dim, Shape, elements, same_dim, same_shape, simplify
+from planish.passes.matching import axes, is_constant, reshaped, transposed
 from planish.passes.movements import ELEMENTWISE
 
 Uses = Mapping[Node, int]
@@ -53,6 +53,19 @@ def _before(value: Value, order: Order, scope: str) -> Value | None:
         return None
     full = value if shape == value.shape else reshape(value, shape=shape, scope=scope)
     return transposed(full, back, scope)
+
+
+def _elementwise_of_reshape(node: Node, uses: Uses) -> Value | None:
+    """An elementwise op whose operands are all reshaped alike, scalars aside, runs before the reshape."""
+    wide = [v for v in node.operands if v.type.rank > 0]
+    if not wide or any(v.node.op is not reshape for v in wide):
+        return None
+    inner = [v.node.operands[0] for v in wide]
+    alike = all(same_shape(v.shape, node.types[0].shape) for v in wide)
+    if not alike or any(not same_shape(v.shape, inner[0].shape) for v in inner):
+        return None
+    inputs = (v.node.operands[0] if v is not None and v.type.rank > 0 else v for v in node.inputs)
+    return reshaped(node.op(*inputs, scope=node.scope, **node.attrs), node.types[0].shape, node.scope)
 
 
 def _leading_units(shape: Shape) -> int:
@@ -178,6 +191,7 @@ def _smaller(left: Dim, right: Dim) -> bool:
 
 SINK = (
     Step("transpose below elementwise", ELEMENTWISE, _elementwise),
+    Step("reshape below elementwise", ELEMENTWISE, _elementwise_of_reshape),
     Step("transpose below reduction", _REDUCTIONS, _reduction),
     Step("transpose below softmax", (softmax,), _softmax),
     Step("transpose below concat", (concat,), _concat),
