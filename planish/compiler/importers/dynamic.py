@@ -155,11 +155,16 @@ def _tighter(pick: Callable[[int, int], int], first: int | None, second: int | N
 
 
 def enlarged(leaves: Sequence[Any], axes: Sequence[Axes], sizes: Mapping[str, Declared]) -> list[Any]:
-    """The example with every dynamic axis of size 1 (which torch.export would fix) repeated to the least it allows."""
-    return [
-        _enlarged(leaf, {a: sizes[s.name] for a, s in dynamic.items() if s.passed is None})
-        for leaf, dynamic in zip(leaves, axes, strict=True)
-    ]
+    """The example with every dynamic axis of size 1 (which torch.export would fix) repeated to the least it allows.
+
+    A tensor given twice is copied, since torch.export takes equal objects for one input of one shape.
+    """
+    found: list[Any] = []
+    for i, (leaf, dynamic) in enumerate(zip(leaves, axes, strict=True)):
+        again = isinstance(leaf, torch.Tensor) and any(leaf is earlier for earlier in leaves[:i])
+        named = {axis: sizes[size.name] for axis, size in dynamic.items() if size.passed is None}
+        found.append(_enlarged(leaf.clone() if again else leaf, named))
+    return found
 
 
 def _enlarged(leaf: Any, axes: Axes) -> Any:

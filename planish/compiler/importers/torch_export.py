@@ -1,6 +1,7 @@
 """PyTorch modules become programs through torch.export, before its decompositions."""
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,13 +57,15 @@ def import_torch(
     _check_leaves(leaves)
     axes = declared_axes(arguments, dynamic)
     sizes = merged(axes, leaves, hints or {})
-    exported, sizes = _export(model, enlarged(leaves, axes, sizes), spec, list(arguments), axes, sizes)
-    symbols, ranges = _sizes_of(exported, axes, sizes, hints or {})
-    graph, program_notes, weights = _build(exported, symbols, ranges)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        exported, sizes = _export(model, enlarged(leaves, axes, sizes), spec, list(arguments), axes, sizes)
+        symbols, ranges = _sizes_of(exported, axes, sizes, hints or {})
+        graph, notes, weights = _build(exported, symbols, ranges)
     output_leaves, output_spec = _outputs(exported)
     output = pytree.tree_unflatten(output_leaves, output_spec)
     return Imported(
-        program=Program({"main": graph}, weights, program_notes),
+        program=Program({"main": graph}, weights, {**notes, **_warned(said)}),
         input_tree=describe(arguments, _is_tensor, "inputs"),
         output_tree=describe(output, lambda leaf: isinstance(leaf, Computed), "output"),
         parameters=names,
@@ -70,6 +73,13 @@ def import_torch(
         output_spec=output_spec,
         output_leaves=tuple(output_leaves),
     )
+
+
+def _warned(said: Sequence[warnings.WarningMessage]) -> dict[str, tuple[str, ...]]:
+    """What torch warned the user of while it exported, as a note of the program."""
+    lines = (str(w.message).strip().partition("\n")[0] for w in said if issubclass(w.category, UserWarning))
+    unique = tuple(dict.fromkeys(lines))
+    return {"torch.export": unique} if unique else {}
 
 
 def _check_model(model: nn.Module) -> None:

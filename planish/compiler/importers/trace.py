@@ -1,7 +1,8 @@
 """Ops that the table lacks, traced by torch into simpler ones or run on tensors without data for their types."""
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -53,9 +54,18 @@ def traced(function: Callable[..., Any], arguments: Any) -> fx.GraphModule:
         return function(*args, **kwargs)
 
     tensors = [leaves[place] for place in places]
-    # With oneDNN on, torch decomposes recurrent layers into an op of oneDNN instead of into matrix products.
-    with torch.backends.mkldnn.flags(enabled=False):
+    with _without_onednn():
         return _graph_of(call, tensors)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """With oneDNN on, torch decomposes recurrent layers into an op of oneDNN instead of into matrix products."""
+    before = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=before[0], _fp32_precision=None)
 
 
 def _graph_of(call: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> fx.GraphModule:
