@@ -153,7 +153,8 @@ def bind(expr: "tirx.PrimExpr") -> "tirx.PrimExpr":
     build on each other. They do not look into a call with effects, and LLVM removes this one.
     """
     if getattr(expr, "ty", None) == _INDEX:  # a comparison has no type before it is bound
-        expr = T.call_llvm_intrin("int64", "llvm.expect", expr, tirx.const(0, "int64"))
+        zero = tirx.const(0, "int64")
+        expr = T.call_llvm_intrin("int64", "llvm.fshl", expr, zero, zero)  # a shift by nothing
     return T.bind(expr)
 
 
