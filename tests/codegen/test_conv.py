@@ -1,7 +1,9 @@
 """Convolutions on CPUs against torch: geometries, groups, dtypes, dynamic sizes and instruction sets."""
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,13 +58,16 @@ def check(
     shapes = {"x": evaluate_shape(x.shape, sizes or {}), "w": w.shape, "b": b.shape}
     t = {name: torch.randn(shape, generator=generator).to(TORCH[x.dtype]) for name, shape in shapes.items()}
     got = run_call(template, call, t, sizes=sizes, isa=isa, tasks=tasks)
-    function = functional.conv1d if x.type.rank == 3 else functional.conv2d
-    attrs = call.anchor.attrs
-    geometry = (attrs["stride"], attrs["padding"], attrs["dilation"], attrs["groups"])
-    wide = {name: tensor.double() for name, tensor in t.items()}
-    expected = function(wide["x"].movedim(-1, 1), wide["w"].movedim(-1, 1), wide["b"], *geometry)
     tolerance = TOLERANCE[x.dtype]
-    torch.testing.assert_close(got.double(), expected.movedim(1, -1).clamp(0, 6), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(got.double(), _expected(call.anchor.attrs, t), rtol=tolerance, atol=tolerance)
+
+
+def _expected(attrs: Mapping[str, Any], t: dict[str, torch.Tensor]) -> torch.Tensor:
+    function: Any = functional.conv1d if t["x"].ndim == 3 else functional.conv2d
+    geometry = (attrs["stride"], attrs["padding"], attrs["dilation"], attrs["groups"])
+    x, w, b = (t[name].double() for name in "xwb")
+    y: torch.Tensor = function(x.movedim(-1, 1), w.movedim(-1, 1), b, *geometry)
+    return y.movedim(1, -1).clamp(0, 6)
 
 
 @pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])

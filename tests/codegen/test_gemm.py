@@ -96,6 +96,28 @@ def test_activation_and_residual_are_computed_on_the_tiles(isa: Isa) -> None:
     close(got, t["r"] + functional.gelu(wanted(t)) * t["b"])
 
 
+@pytest.mark.parametrize("inner", [1, 3])
+@pytest.mark.parametrize("residual", [(1, 1), (5, 1), (1, 3), (5, 3)])
+def test_operands_of_the_epilogue_broadcast(inner: int, residual: tuple[int, int]) -> None:
+    lead = (min(residual[0], 5), min(residual[1], inner))
+    x, y = linear((5, inner, 24), 35)
+    r = ops.input_(name="r", shape=(*lead, 35), dtype=DType.f32)
+    t = tensors((5, inner, 24), 35)
+    t["r"] = t["r"][: lead[0], : lead[1]]
+    call = call_of(Graph("main", (x, r), (ops.add(y, r),)), ops.linear)
+    close(run_call(Gemm(), call, t), wanted(t) + t["r"])
+
+
+def test_an_operand_of_the_epilogue_may_be_a_transposed_view() -> None:
+    x, y = linear((5, 3, 24), 35)
+    r = ops.input_(name="r", shape=(5, 3, 35), dtype=DType.f32)
+    t = tensors((5, 3, 24), 35)
+    view = View((5, 3, 35), (35, 5 * 35, 1), 0, DType.f32)
+    call = call_of(Graph("main", (x, r), (ops.add(y, r),)), ops.linear, views={"r": view})
+    got = run_call(Gemm(), call, {**t, "r": t["r"].transpose(0, 1).contiguous()})
+    close(got, wanted(t) + t["r"])
+
+
 def test_one_vector_is_a_product_without_rows() -> None:
     x, y = linear((37,), 50)
     t = tensors((37,), 50)

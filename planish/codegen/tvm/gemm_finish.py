@@ -10,8 +10,9 @@ from planish.codegen.tvm.expression import Expression, store
 from planish.codegen.tvm.gemm_rows import unravel
 from planish.codegen.tvm.gemm_tile import Tile
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
+from planish.codegen.view import View
 from planish.compiler.ir import Node, Value
-from planish.compiler.types import same_dim, same_shape
+from planish.compiler.types import Shape, same_dim, same_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,20 @@ class Finish:
         if self.columns % width:
             whole = bind(tirx.min(whole, T.truncdiv(self.columns - column, tirx.const(lanes, "int64"))))
         with T.serial(rows) as r:
-            lead = unravel(self.k, bind(row + r), self.k.call.output.shape[:-1])
+            lead = self._lead(bind(row + r))
             with T.serial(whole) as v:
                 self._write(lead, r, bind(v * lanes), column, lanes)
             if self.columns % lanes:
                 left = tirx.Select(column + width > self.columns, T.int64(self.columns % lanes), T.int64(0))
                 with T.serial(left) as j:
                     self._write(lead, r, bind(whole * lanes + j), column, 1)
+
+    def _lead(self, row: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, ...]":
+        """The index of a row over all axes but the last; the row itself on the last of them where that is as good."""
+        axes = self.k.call.output.shape[:-1]
+        if len(axes) > 1 and not same_dim(axes[-1], 1) and _rows_in_line(self.k.call):
+            return (*(tirx.const(0, "int64") for _ in axes[1:]), row)
+        return unravel(self.k, row, axes)
 
     def _write(
         self,
@@ -61,6 +69,22 @@ class Finish:
         index = (*lead, place)
         value = Expression(self.k, {anchor: total}).at(call.output, index, lanes)
         store(self.k, call.view, index, value, lanes)
+
+
+def _rows_in_line(call: Call) -> bool:
+    """Whether everything that the nodes after the anchor read and write lies at one stride from row to row."""
+    operands = set(call.anchor.operands)
+    others = [(v.shape, view) for v, view in call.inputs.items() if v not in operands]
+    movement = [n for n in call.nodes if n is not call.anchor and not n.op.traits & {"elementwise"} and n.inputs]
+    places = [(call.output.shape, call.view), *others]
+    return not movement and all(_in_line(shape, view, call.output.shape) for shape, view in places)
+
+
+def _in_line(shape: Shape, view: View, whole: Shape) -> bool:
+    if all(same_dim(d, 1) for d in shape[:-1]):
+        return True
+    rows = view.collapse(len(shape) - 1) if same_shape(shape, whole) else None
+    return rows is not None and same_dim(rows.strides[0], view.strides[-2])
 
 
 def refuse_finish(call: Call) -> str | None:
