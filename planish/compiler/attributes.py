@@ -18,13 +18,13 @@ def canonical(value: Any) -> Attr:
 
 
 def fits(value: Attr, kind: Any) -> bool:
-    """Whether a canonical attribute is of the annotated kind; a dimension may stand for an integer."""
+    """Whether a canonical attribute is of the annotated kind."""
     if isinstance(kind, UnionType):
         return any(fits(value, part) for part in get_args(kind))
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(fits(v, get_args(kind)[0]) for v in value)
     if kind is int:
-        return isinstance(value, int | sympy.Expr) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
         return isinstance(value, int | float)
     return isinstance(value, kind)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from planish.compiler.ir import Attr, Graph, Node, Value
-from planish.compiler.ops.structure import input_, weight
-from planish.compiler.types import evaluate_dim
+from planish.compiler.ops.structure import FROM_TORCH, input_, weight
+from planish.compiler.types import dim_text, evaluate_dim
 from planish.errors import InputError
+from planish.runtime.dims import Dimension, SizeRange, SizeSolver
 
 
 @torch.no_grad()
@@ -44,15 +45,18 @@ def concrete(attr: Attr, sizes: Mapping[str, int]) -> Attr:
 
 
 def bind_sizes(graph: Graph, inputs: Sequence[Tensor]) -> Mapping[str, int]:
-    """The named sizes that the shapes of `inputs` give; raises InputError where they contradict the types."""
+    """The named sizes that the shapes of `inputs` give, by the rules of the runtime.
+
+    Raises InputError where the number, the types or the shapes of the inputs are not the graph's, and ParseError where
+    no dimension of an input determines a size.
+    """
     if len(inputs) != len(graph.inputs):
         raise InputError(f"{graph.name} takes {len(graph.inputs)} inputs, not {len(inputs)}")
-    sizes: dict[str, int] = {}
-    for value, tensor in zip(graph.inputs, inputs, strict=True):
-        for dim, actual in zip(value.shape, tensor.shape, strict=True):
-            if isinstance(dim, sympy.Symbol):
-                sizes.setdefault(dim.name, actual)
-    for value, tensor in zip(graph.inputs, inputs, strict=True):
-        if tuple(tensor.shape) != tuple(evaluate_dim(d, sizes) for d in value.shape):
-            raise InputError(f"input '{value.node.attrs['name']}' is {list(tensor.shape)}, not {value.type}")
-    return sizes
+    names = [str(value.node.attrs["name"]) for value in graph.inputs]
+    for name, value, tensor in zip(names, graph.inputs, inputs, strict=True):
+        if FROM_TORCH.get(tensor.dtype) is not value.dtype:
+            raise InputError(f"input '{name}' is {tensor.dtype}{list(tensor.shape)}, not {value.type}")
+    dims = [[Dimension.parse(dim_text(d)) for d in value.shape] for value in graph.inputs]
+    used = {name for shape in dims for dim in shape for name in dim.names}
+    ranges = [SizeRange(s.name, s.low, s.high, s.hint) for s in graph.sizes if s.name in used]
+    return SizeSolver(ranges, names, dims).solve([tuple(tensor.shape) for tensor in inputs])

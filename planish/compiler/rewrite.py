@@ -100,7 +100,9 @@ def _sweep(graph: Graph, rules: tuple[Rule, ...], refused: dict[Hit, None]) -> t
                     refused[Hit(rule.name, node.scope, why)] = None
                     continue
                 fired.append(Hit(rule.name, node.scope))
-                return (rule.replacement(found, **found.holes),)
+                value = rule.replacement(found, **found.holes)
+                users[value.node] = users.get(value.node, 0) + users.get(node, 0)
+                return (value,)
         return None
 
     return substitute(graph, visit, users), fired
@@ -130,8 +132,6 @@ def substitute(
         if counts is not None and rebuilt is not node:
             counts[rebuilt] = counts.get(node, 0)
         values = visit(rebuilt) or rebuilt.values
-        if counts is not None:
-            counts.setdefault(values[0].node, counts.get(rebuilt, 0))
         new.update(zip(node.values, values, strict=True))
     return Graph(graph.name, graph.inputs, tuple(new[v] for v in graph.outputs), graph.sizes)
 

@@ -2,7 +2,7 @@
 
 import sympy
 
-from planish.compiler.ir import Graph, Node, Program, Value, same_type
+from planish.compiler.ir import Attr, Graph, Node, Program, Value, same_type
 from planish.compiler.ops.structure import FROM_TORCH, input_, weight
 from planish.errors import TypeRuleError, VerifyError
 
@@ -29,10 +29,15 @@ def verify_graph(graph: Graph) -> None:
         if node.op is input_ and Value(node) not in graph.inputs:
             raise VerifyError(f"{graph.name}: {node.attrs['name']} is read but is no input of the graph")
         _verify_types(node, graph)
-        for of in node.types:
-            free = {s for d in of.shape if isinstance(d, sympy.Expr) for s in d.free_symbols}
-            if unknown := free - declared:
-                raise VerifyError(f"{graph.name}: {node} uses the size {unknown.pop()} that the graph does not declare")
+        if unknown := _sizes((*(of.shape for of in node.types), *node.attrs.values())) - declared:
+            name = min(map(str, unknown))
+            raise VerifyError(f"{graph.name}: {node} uses the size {name} that the graph does not declare")
+
+
+def _sizes(attr: Attr) -> set[sympy.Symbol]:
+    if isinstance(attr, tuple):
+        return {size for part in attr for size in _sizes(part)}
+    return attr.free_symbols if isinstance(attr, sympy.Expr) else set()
 
 
 def _verify_types(node: Node, graph: Graph) -> None:
@@ -49,5 +54,5 @@ def _verify_weight(node: Node, program: Program, graph: Graph) -> None:
     if name not in program.weights:
         raise VerifyError(f"{graph.name}: the program has no weight '{name}'")
     tensor = program.weights[name]
-    if tuple(tensor.shape) != node.types[0].shape or FROM_TORCH[tensor.dtype] is not node.types[0].dtype:
+    if tuple(tensor.shape) != node.types[0].shape or FROM_TORCH.get(tensor.dtype) is not node.types[0].dtype:
         raise VerifyError(f"{graph.name}: weight '{name}' is {tensor.dtype}{list(tensor.shape)}, not {node.types[0]}")

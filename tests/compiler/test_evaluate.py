@@ -1,11 +1,16 @@
 """The reference evaluator against torch."""
 
+import re
+
 import pytest
 import torch
 
-from planish.compiler.evaluate import bind_sizes, evaluate
+from planish.compiler.evaluate import bind_sizes, concrete, evaluate
+from planish.compiler.ir import Program
 from planish.compiler.text import parse
-from planish.errors import InputError
+from planish.compiler.types import DType, symbol
+from planish.compiler.verify import verify
+from planish.errors import InputError, ParseError
 
 TEXT = """graph main<B: 1..8 = 2, S: 1..8 = 3>(%x: f32[B, S, 4], %m: bool[B, S]) {
   %0 = linear(%x, @w: f32[4, 4], @b: f32[4]): f32[B, S, 4]
@@ -27,15 +32,109 @@ def test_a_graph_computes_what_torch_computes() -> None:
     assert same is x
 
 
+def _inputs(*shapes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    return torch.zeros(shapes[0]), *(torch.zeros(shape, dtype=torch.bool) for shape in shapes[1:])
+
+
 def test_sizes_are_bound_from_the_inputs() -> None:
-    assert bind_sizes(parse(TEXT), (torch.zeros(5, 7, 4), torch.zeros(5, 7))) == {"B": 5, "S": 7}
+    assert bind_sizes(parse(TEXT), _inputs((5, 7, 4), (5, 7))) == {"B": 5, "S": 7}
 
 
-def test_sizes_that_contradict_each_other_are_named() -> None:
-    with pytest.raises(InputError, match=r"input 'm' is \[5, 6\], not bool\[B, S\]"):
-        bind_sizes(parse(TEXT), (torch.zeros(5, 7, 4), torch.zeros(5, 6)))
+def test_a_size_follows_from_a_linear_dimension() -> None:
+    graph = parse("graph main<S: 1..9 = 2>(%x: f32[2*S + 1]) {\n  return %x\n}")
+    assert bind_sizes(graph, (torch.zeros(7),)) == {"S": 3}
 
 
-def test_the_number_of_inputs_is_checked() -> None:
-    with pytest.raises(InputError, match="main takes 2 inputs, not 1"):
-        bind_sizes(parse(TEXT), (torch.zeros(5, 7, 4),))
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (_inputs((5, 7, 4), (5, 6)), "dimension 1 of input 'm' is 6, expected S = 7"),
+        (_inputs((5, 7, 3), (5, 7)), "dimension 2 of input 'x' is 3, expected 4"),
+        (_inputs((5, 7), (5, 7)), "input 'x' needs 3 dimensions [B, S, 4], was given 2 [5, 7]"),
+        (_inputs((5, 9, 4), (5, 9)), "size S of input 'x' is 9, outside the declared 1..8"),
+        (_inputs((5, 7, 4)), "main takes 2 inputs, not 1"),
+        ((torch.zeros(5, 7, 4), torch.zeros(5, 7)), "input 'm' is torch.float32[5, 7], not bool[B, S]"),
+        ((torch.zeros(5, 7, 4), torch.zeros(5, 7).cfloat()), "input 'm' is torch.complex64[5, 7], not bool[B, S]"),
+    ],
+)
+def test_inputs_that_contradict_the_graph_are_named(inputs: tuple[torch.Tensor, ...], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        bind_sizes(parse(TEXT), inputs)
+
+
+def test_a_size_that_no_input_determines_is_named() -> None:
+    graph = parse("graph main<S: 1..9 = 2>(%x: f32[S//2]) {\n  return %x\n}")
+    with pytest.raises(ParseError, match="no input dimension determines size S"):
+        bind_sizes(graph, (torch.zeros(3),))
+
+
+def test_attributes_become_numbers() -> None:
+    size = symbol("S")
+    assert concrete((size + 1, (2, size // 2), "S", None, DType.f32), {"S": 7}) == (8, (2, 3), "S", None, DType.f32)
+
+
+def test_a_value_that_is_read_late_and_an_input_that_is_not_read_at_all() -> None:
+    text = """graph main(%x: f32[2], %unread: f32[3]) {
+  %0 = exp(%x): f32[2]
+  %1 = neg(%0): f32[2]
+  %2 = add(%1, %1): f32[2]
+  %3 = mul(%2, %0): f32[2]
+  return %3, %0, @w: f32[1], %3
+}"""
+    x, w = torch.tensor([0.5, -1.0]), torch.ones(1)
+    results = evaluate(parse(text), (x, torch.zeros(3)), {"w": w})
+    torch.testing.assert_close(results[0], -2 * x.exp() * x.exp())
+    torch.testing.assert_close(results[1], x.exp())
+    assert results[2] is w
+    assert results[3] is results[0]
+
+
+BLOCK = """graph main<B: 1..8 = 2, S: 1..32 = 5>(%ids: i64[B, S], %keep: bool[B, 1, 1, S]) {
+  %0 = embedding(@embed: f32[11, 8], %ids): f32[B, S, 8]  # embed
+  %1 = layer_norm(%0, @norm1.w: f32[8], @norm1.b: f32[8]): f32[B, S, 8]  # norm1
+  %2 = linear(%1, @q: f32[8, 8]): f32[B, S, 8]  # self_attn
+  %3 = reshape(%2) {shape=[`B`, `S`, 2, 4]}: f32[B, S, 2, 4]  # self_attn
+  %4 = transpose(%3) {order=[0, 2, 1, 3]}: f32[B, 2, S, 4]  # self_attn
+  %5 = linear(%1, @k: f32[8, 8]): f32[B, S, 8]  # self_attn
+  %6 = reshape(%5) {shape=[`B`, `S`, 2, 4]}: f32[B, S, 2, 4]  # self_attn
+  %7 = transpose(%6) {order=[0, 2, 1, 3]}: f32[B, 2, S, 4]  # self_attn
+  %8 = linear(%1, @v: f32[8, 8]): f32[B, S, 8]  # self_attn
+  %9 = reshape(%8) {shape=[`B`, `S`, 2, 4]}: f32[B, S, 2, 4]  # self_attn
+  %10 = transpose(%9) {order=[0, 2, 1, 3]}: f32[B, 2, S, 4]  # self_attn
+  %11 = attention(%4, %7, %10, %keep) {scale=0.5}: f32[B, 2, S, 4]  # self_attn
+  %12 = transpose(%11) {order=[0, 2, 1, 3]}: f32[B, S, 2, 4]  # self_attn
+  %13 = reshape(%12) {shape=[`B`, `S`, 8]}: f32[B, S, 8]  # self_attn
+  %14 = linear(%13, @out.w: f32[8, 8], @out.b: f32[8]): f32[B, S, 8]  # self_attn
+  %15 = add(%0, %14): f32[B, S, 8]
+  %16 = layer_norm(%15, @norm2.w: f32[8], @norm2.b: f32[8]): f32[B, S, 8]  # norm2
+  %17 = linear(%16, @up.w: f32[16, 8], @up.b: f32[16]): f32[B, S, 16]  # linear1
+  %18 = gelu(%17): f32[B, S, 16]
+  %19 = linear(%18, @down.w: f32[8, 16], @down.b: f32[8]): f32[B, S, 8]  # linear2
+  %20 = add(%15, %19): f32[B, S, 8]
+  return %20
+}"""
+
+
+def _layer() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", batch_first=True, norm_first=True).eval()
+    state = layer.state_dict()
+    q, k, v = state["self_attn.in_proj_weight"].chunk(3)
+    short = {"norm1": "norm1", "norm2": "norm2", "self_attn.out_proj": "out", "linear1": "up", "linear2": "down"}
+    names = {
+        f"{ours}.{kind[0]}": state[f"{theirs}.{kind}"] for theirs, ours in short.items() for kind in ("weight", "bias")
+    }
+    return layer, {**names, "q": q, "k": k, "v": v, "embed": torch.randn(11, 8)}
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 5), (3, 7)])
+@torch.no_grad()
+def test_a_transformer_block_is_that_of_torch(batch: int, length: int) -> None:
+    layer, weights = _layer()
+    ids = torch.randint(0, 11, (batch, length))
+    keep = torch.rand(batch, length) > 0.3
+    keep[:, 0] = True
+    graph = parse(BLOCK)
+    verify(Program({"main": graph}, weights))
+    (result,) = evaluate(graph, (ids, keep[:, None, None]), weights)
+    torch.testing.assert_close(result, layer(weights["embed"][ids], src_key_padding_mask=~keep), rtol=1e-5, atol=1e-5)

@@ -84,7 +84,7 @@ def test_dimensions_as_attributes_stand_in_backquotes() -> None:
         ("1..64 = 2", "1-64", r"line 1: expected `NAME: low..high = hint`"),
         ("low=0.0", "lowest=0.0", r"line 5: clamp has no attribute 'lowest'"),
         ("high=6.0", "high=six", r"line 5: 'six' is no attribute value"),
-        ("  return %5, %6\n", "", "the text has no `graph NAME"),
+        ("  return %5, %6\n", "", r"line 9: expected `return` and then `}` at the end of the graph"),
     ],
 )
 def test_mistakes_are_named_with_their_line(old: str, new: str, match: str) -> None:
