@@ -55,5 +55,7 @@ class BackendMissing(PlanishError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known word closest to `word`, else `"; known: a, b"`."""
     known = sorted(known)
+    if not known:
+        return "; nothing is known"
     close = get_close_matches(word, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
