@@ -8,7 +8,7 @@ import sympy
 import torch
 
 from planish.compiler import ops
-from planish.compiler.importers.sizes import at_most
+from planish.compiler.importers.sizes import at_most, larger, smaller
 from planish.compiler.ir import Node, Op, Value
 from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.compiler.types import DType, Size, same_dim, simplify
@@ -46,7 +46,7 @@ class Contents:
         if any(part is None for part in parts):
             return None
         known = [part for part in parts if part is not None]
-        if not any(isinstance(e, sympy.Expr) for part in known for e in part.flat):
+        if not any(isinstance(e, sympy.Basic) for part in known for e in part.flat):
             return _computed(node, known)
         symbolic = _SYMBOLIC.get(node.op)
         return None if symbolic is None else symbolic(self, node, *known)
@@ -63,6 +63,18 @@ class Contents:
         if at_most(left + 1, right, self._sizes):
             return True
         return False if at_most(right, left, self._sizes) else None
+
+    def choose(self, condition: Any, left: Any, right: Any) -> Any:
+        """`left` where the condition holds, else `right`; for `a >= b` between a and b, the larger; None if unclear."""
+        if not isinstance(condition, sympy.core.relational.Relational):
+            return left if condition else right
+        if same_dim(left, right):
+            return left
+        pair = {sympy.sympify(left), sympy.sympify(right)}
+        if pair != {condition.lhs, condition.rhs} or condition.rel_op not in ("<", "<=", ">", ">="):
+            return None
+        wants_larger = (condition.rel_op in (">", ">=")) == same_dim(left, condition.lhs)
+        return (larger if wants_larger else smaller)(left, right, self._sizes)
 
 
 def _array(element: Any) -> Known:
@@ -95,11 +107,15 @@ def _elementwise(function: Callable[[Any, Any], Any]) -> Callable[..., Known | N
     return build
 
 
-def _comparison(name: str, expected: bool) -> Callable[..., Known | None]:
-    def build(contents: Contents, _: Node, x: Known, y: Known) -> Known | None:
+def _comparison(name: str, expected: bool, relation: Callable[[Any, Any], Any]) -> Callable[..., Known | None]:
+    """Elements that are True or False where that is certain, and relations of sympy where it depends on sizes."""
+
+    def build(contents: Contents, _: Node, x: Known, y: Known) -> Known:
         x, y = numpy.broadcast_arrays(x, y)
-        answers = [getattr(contents, name)(a, b) for a, b in zip(x.flat, y.flat, strict=True)]
-        return None if None in answers else _collected(x.shape, [a is expected for a in answers])
+        pairs = list(zip(x.flat, y.flat, strict=True))
+        answers = [getattr(contents, name)(a, b) for a, b in pairs]
+        decided = [relation(*p) if a is None else a is expected for a, p in zip(answers, pairs, strict=True)]
+        return _collected(x.shape, decided)
 
     return build
 
@@ -110,12 +126,10 @@ def _collected(shape: tuple[int, ...], elements: list[Any]) -> Known:
     return array
 
 
-def _where(_: Contents, __: Node, condition: Known, x: Known, y: Known) -> Known | None:
-    if any(isinstance(c, sympy.Expr) for c in condition.flat):
-        return None
+def _where(contents: Contents, _: Node, condition: Known, x: Known, y: Known) -> Known | None:
     condition, x, y = numpy.broadcast_arrays(condition, x, y)
-    chosen = [a if c else b for c, a, b in zip(condition.flat, x.flat, y.flat, strict=True)]
-    return _collected(x.shape, chosen)
+    chosen = [contents.choose(c, a, b) for c, a, b in zip(condition.flat, x.flat, y.flat, strict=True)]
+    return None if None in chosen else _collected(x.shape, chosen)
 
 
 def _cast(_: Contents, node: Node, x: Known) -> Known | None:
@@ -153,8 +167,8 @@ _SYMBOLIC: Mapping[Op, Callable[..., Known | None]] = {
     ops.maximum: _elementwise(lambda a, b: sympy.Max(a, b)),
     ops.minimum: _elementwise(lambda a, b: sympy.Min(a, b)),
     ops.neg: lambda _, __, x: -x,
-    ops.eq: _comparison("equal", True),
-    ops.ne: _comparison("equal", False),
-    ops.lt: _comparison("below", True),
-    ops.ge: _comparison("below", False),
+    ops.eq: _comparison("equal", True, sympy.Eq),
+    ops.ne: _comparison("equal", False, sympy.Ne),
+    ops.lt: _comparison("below", True, sympy.Lt),
+    ops.ge: _comparison("below", False, sympy.Ge),
 }

@@ -15,6 +15,7 @@ from planish.compiler.importers.contents import Contents
 from planish.compiler.importers.trace import Fakes, decomposed, traced
 from planish.compiler.importers.walk import Walk
 from planish.compiler.ir import Value
+from planish.compiler.ops import BY_NAME
 from planish.compiler.types import Dim, DType, simplify
 from planish.errors import ImportGraphError
 
@@ -40,8 +41,22 @@ _INTEGERS: Mapping[str, Callable[[Any, Any], Any]] = {
     "prim.max.int": sympy.Max,
     "prim.min.int": sympy.Min,
 }
+# The prims that torch-mlir writes, as the ops of aten with the same arguments.
+_PRIMS = {
+    "prims.collapse": torch.ops.aten.flatten.using_ints,
+    "prims.convert_element_type": torch.ops.aten.to.dtype,
+}
 _TO_NUMBER = ("aten.item", "aten.Int.Tensor", "aten.Float.Tensor", "aten.Bool.Tensor", "aten.IntImplicit")
 _SAME_NUMBER = ("aten.Int.bool", "aten.Int.Scalar", "aten.Float.Scalar", "aten.Bool.int", "prim.NumToTensor")
+
+
+@dataclass(frozen=True, slots=True)
+class _Undecided:
+    """A comparison of sizes whose answer depends on them."""
+
+    name: str
+    left: Any
+    right: Any
 
 
 @dataclass(slots=True)
@@ -96,6 +111,11 @@ class MlirWalk:
         return self.builder.cast(value, dtype) if isinstance(value, Value) else value
 
     def _branch(self, operation: Any, condition: Any) -> Sequence[Any]:
+        if isinstance(condition, _Undecided):
+            raise ImportGraphError(
+                f"{self.builder.where} asks whether {condition.left} {condition.name} {condition.right}, which depends "
+                "on the sizes; make the range of the size narrower or static"
+            )
         if not isinstance(condition, bool | int):
             raise ImportGraphError(
                 f"{self.builder.where} chooses a branch by data; a program has one: decide it before"
@@ -129,7 +149,7 @@ class MlirWalk:
             return simplify(value) if isinstance(value, sympy.Expr) else value
         return self._comparison(name, args)
 
-    def _comparison(self, name: str, args: Sequence[Any]) -> bool | None:
+    def _comparison(self, name: str, args: Sequence[Any]) -> Any:
         match = re.fullmatch(r"aten\.(eq|ne|lt|le|gt|ge)\.(int|float|bool)", name)
         if match is None:
             return (not args[0]) if name == "aten.__not__" else None
@@ -143,12 +163,7 @@ class MlirWalk:
             "ge": lambda: _negated(self.contents.below(left, right)),
         }
         answer = answers[match[1]]()
-        if answer is None:
-            raise ImportGraphError(
-                f"{self.builder.where} asks whether {left} {match[1]} {right}, which depends on the sizes; make the "
-                "range of the size narrower or static"
-            )
-        return answer
+        return _Undecided(match[1], left, right) if answer is None else answer
 
     def _element(self, value: Value) -> Any:
         held = self.contents.of(value)
@@ -160,6 +175,9 @@ class MlirWalk:
         return held.item()
 
     def _scalar_tensor(self, number: Any) -> Value:
+        if isinstance(number, _Undecided):
+            sides = [self.builder.scalar(side, DType.i64) for side in (number.left, number.right)]
+            return self.builder.emit(BY_NAME[number.name], *sides)
         natural = DType.bool if isinstance(number, bool) else DType.f32 if isinstance(number, float) else DType.i64
         return self.builder.scalar(number, natural)
 
@@ -197,6 +215,8 @@ class MlirWalk:
         return self.builder.concat(parts, 0)
 
     def _overload(self, name: str) -> torch._ops.OpOverload:
+        if name in _PRIMS:
+            return _PRIMS[name]
         parts = name.split(".")
         packet = getattr(torch.ops.aten, parts[1], None) if parts[0] == "aten" else None
         overload = getattr(packet, parts[2] if len(parts) > 2 else "default", None) if packet is not None else None

@@ -61,11 +61,12 @@ def traced(function: Callable[..., Any], arguments: Any) -> fx.GraphModule:
 @contextmanager
 def _without_onednn() -> Iterator[None]:
     """With oneDNN on, torch decomposes recurrent layers into an op of oneDNN instead of into matrix products."""
-    before = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+    switch: Any = torch.backends.mkldnn.set_flags
+    before = switch(_enabled=False, _fp32_precision=None)
     try:
         yield
     finally:
-        torch.backends.mkldnn.set_flags(_enabled=before[0], _fp32_precision=None)
+        switch(_enabled=before[0], _fp32_precision=None)
 
 
 def _graph_of(call: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> fx.GraphModule:
