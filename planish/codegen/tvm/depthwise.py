@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.call import Call
 from planish.codegen.tvm.conv import Patches
-from planish.codegen.tvm.expression import Expression, load, store
+from planish.codegen.tvm.expression import Expression, store
 from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
 from planish.codegen.tvm.gemm_product import refuse_operands
 from planish.codegen.tvm.gemm_rows import unravel, widened
@@ -191,7 +191,7 @@ class _Position:
     def _bias(self, channel: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
         operands = self.sweep.k.call.anchor.operands
         if len(operands) > 2:
-            return load(self.sweep.k, operands[2], (channel,), lanes)
+            return Expression(self.sweep.k).at(operands[2], (channel,), lanes)
         return T.broadcast(T.float32(0), lanes) if lanes > 1 else T.float32(0)
 
     def _there(self, i: int, guarded: bool) -> "AbstractContextManager[object]":
