@@ -173,12 +173,24 @@ def test_refuses_a_file_that_is_no_onnx(tmp_path: Path) -> None:
 
 
 def test_names_the_op_that_torch_mlir_lacks() -> None:
-    node = helper.make_node("MaxRoiPool", ["x", "r"], ["y"], name="/head/Pool", pooled_shape=[2, 2])
-    model = build([node], {"x": [1, 1, 4, 4], "r": [1, 5]}, {"y": [1, 1, 2, 2]})
-    with pytest.raises(
-        ImportGraphError, match="op MaxRoiPool in '/head/Pool' of the ONNX model has no lowering in torch-mlir"
-    ):
+    node = helper.make_node("LpPool", ["x"], ["y"], name="/head/Pool", kernel_shape=[2, 2])
+    model = build([node], {"x": [1, 1, 4, 4]}, {"y": [1, 1, 3, 3]})
+    with pytest.raises(ImportGraphError, match="op LpPool in '/head/Pool' of the ONNX model has no lowering"):
         import_onnx(model)
+
+
+@pytest.mark.parametrize("op", ["NonZero", "Unique"])
+def test_refuses_sizes_that_depend_on_the_data(op: str) -> None:
+    model = build([helper.make_node(op, ["x"], ["y"])], {"x": [4]}, {"y": [None]})
+    with pytest.raises(ImportGraphError, match=r"gives a size that depends on the data"):
+        import_onnx(model)
+
+
+def test_leaves_to_torch_what_has_no_meaning_in_our_ops() -> None:
+    imported = import_onnx(build([helper.make_node("Det", ["x"], ["y"])], {"x": ["n", 3, 3]}, {"y": ["n"]}))
+    assert imported.program.notes["opaque"] == ("aten._linalg_det.default",)
+    x = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(run(imported, x=x), torch.linalg.det(x))
 
 
 RELU = build([helper.make_node("Relu", ["x"], ["y"])], {"x": ["n", 2]}, {"y": ["n", 2]})

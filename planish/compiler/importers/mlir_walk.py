@@ -200,12 +200,15 @@ class MlirWalk:
         if result is not None:
             return result
         stand_ins: Any = (_mapped(self.fakes.of, list(args)), {})
-        result = self.walk.by_decomposition(decomposed(target, stand_ins), args, {})
-        if result is not None:
-            return result
-        like = traced(target, stand_ins).graph.output_node().args[0]
-        metas = [node.meta["val"] for node in like] if isinstance(like, tuple | list) else like.meta["val"]  # type: ignore[union-attr]
-        return self.walk.by_torch(target, args, {}, metas)
+        try:
+            steps = decomposed(target, stand_ins)
+            like = None if steps else traced(target, stand_ins).graph.output_node().args[0]
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ImportGraphError(f"{self.builder.where} of the ONNX model cannot run in torch: {reason}") from error
+        if steps:
+            return self.walk.by_decomposition(steps, args, {})
+        return self.walk.by_torch(target, args, {}, _mapped(_traced_value, like))
 
     def _shape(self, shape: Sequence[Dim]) -> Value:
         """A shape as a vector of i64."""
@@ -260,7 +263,11 @@ def _negated(answer: bool | None) -> bool | None:
 
 
 def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    return [_mapped(function, item) for item in tree] if isinstance(tree, list) else function(tree)
+    return [_mapped(function, item) for item in tree] if isinstance(tree, list | tuple) else function(tree)
+
+
+def _traced_value(node: Any) -> Any:
+    return node.meta["val"]
 
 
 def _attribute(operation: Any) -> Any:

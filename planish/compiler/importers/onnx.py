@@ -40,7 +40,7 @@ def import_onnx(model: Any, inputs: Any = None, *, dynamic: Mapping[str, Mapping
         import torch_mlir  # noqa: F401
     except ImportError as error:
         raise BackendMissing(f"ONNX files need the package {error.name}: pip install 'planish[onnx]'") from error
-    proto = _upgraded(_loaded(model) if isinstance(model, str | Path) else model)
+    proto = _upgraded(_loaded(model))
     weights = _hoist_weights(proto)
     proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     examples = _examples(proto, weights, inputs)
@@ -48,17 +48,19 @@ def import_onnx(model: Any, inputs: Any = None, *, dynamic: Mapping[str, Mapping
     return _imported(proto, weights, values, sizes)
 
 
-def _loaded(path: str | Path) -> Any:
+def _loaded(model: Any) -> Any:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+    # torch-mlir crashes on models that the checker rejects.
     try:
-        model = onnx.load(str(path))
-        onnx.checker.check_model(model)
+        proto = onnx.load(str(model)) if isinstance(model, str | Path) else model
+        onnx.checker.check_model(proto)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ImportGraphError(f"'{path}' is no ONNX model that can be read: {reason}") from error
-    return model
+        name = f"'{model}'" if isinstance(model, str | Path) else "the given model"
+        raise ImportGraphError(f"{name} is no ONNX model that can be read: {reason}") from error
+    return proto
 
 
 def _upgraded(proto: Any) -> Any:
@@ -238,6 +240,7 @@ def _torch_dialect(proto: Any) -> Any:
     from torch_mlir.extras import onnx_importer
     from torch_mlir.passmanager import PassManager
 
+    _refuse_crashing(proto)
     context = ir.Context()
     dialect.register_dialect(context)
     try:
@@ -249,6 +252,16 @@ def _torch_dialect(proto: Any) -> Any:
     except (onnx_importer.OnnxImportError, ir.MLIRError) as error:
         raise ImportGraphError(_reason(str(error))) from error
     return module
+
+
+def _refuse_crashing(proto: Any) -> None:
+    """torch-mlir 20261001 ends the process on these ops instead of refusing them."""
+    for node in proto.graph.node:
+        if node.op_type == "Unique":
+            raise ImportGraphError(
+                f"op Unique in '{node.name}' of the ONNX model gives a size that depends on the data; compile the part "
+                "around it"
+            )
 
 
 def _reason(message: str) -> str:
