@@ -54,14 +54,15 @@ class _Blocks:
         units = bind(self.k.dim(self.plan.k.shape[0]) * self.k.dim(self.plan.k.shape[1]) * blocks)
         if not self.plan.causal:
             first, stop = self.k.share(units)
-            with T.serial(first, stop) as unit:
-                self._unit(unit, blocks)
+            with T.serial(bind(stop - first)) as i:
+                self._unit(bind(first + i), blocks)
             return
         task, tasks = bind(self.k.task.astype("int64")), bind(self.k.tasks.astype("int64"))
-        with T.serial(quotient(units + tasks - 1, tasks)) as turn:
-            unit = bind(turn * tasks + tirx.Select(tirx.EQ(remainder(turn, 2), index(0)), task, tasks - 1 - task))
-            with T.If(unit < units), T.Then():
-                self._unit(unit, blocks)
+        turns = bind(quotient(units, tasks))
+        last = remainder(units, tasks) > tirx.Select(tirx.EQ(remainder(turns, 2), index(0)), task, tasks - 1 - task)
+        with T.serial(bind(turns + last.astype("int64"))) as turn:
+            place = tirx.Select(tirx.EQ(remainder(turn, 2), index(0)), task, tasks - 1 - task)
+            self._unit(bind(turn * tasks + place), blocks)
 
     def _unit(self, unit: "tirx.PrimExpr", blocks: "tirx.PrimExpr") -> None:
         heads = self.k.dim(self.plan.k.shape[1])
@@ -132,7 +133,7 @@ class _Blocks:
         (head, low), (last_head, high) = self._place(index(0)), self._place(self.count - 1)
         shift = self.keys - self.queries
         if self.plan.group > 1:
-            alike = bind(tirx.EQ(head, last_head))
+            alike = tirx.EQ(bind(head), bind(last_head))
             low, high = tirx.Select(alike, low, index(0)), tirx.Select(alike, high, self.queries - 1)
         self.low, self.high = bind(low + shift), bind(high + shift)
         first = index(0) if self.plan.window is None else tirx.max(index(0), self.low - (self.plan.window - 1))
@@ -194,7 +195,7 @@ class _Blocks:
         zero = index(0)
         after = bind(tirx.min(tirx.max(self.low + 1 - first, zero), count))
         if self.plan.window is not None:
-            before = tirx.min(tirx.max(self.high - (self.plan.window - 1) - first, zero), after)
+            before = bind(tirx.min(tirx.max(self.high - (self.plan.window - 1) - first, zero), after))
             self._hide(first, zero, before)
         self._hide(first, after, count)
 
@@ -203,7 +204,8 @@ class _Blocks:
         with T.serial(self.vectors) as c:
             limit = bind(self._get(self.plan.regions["limit"] + c * lanes))
             column = bind(self._panel("p", c, self.plan.depth))
-            with T.serial(start, stop) as t:
+            with T.serial(bind(stop - start)) as i:
+                t = bind(start + i)
                 key = bind(splat((first + t).astype("float32"), lanes))
                 seen = key <= limit
                 if window is not None:
