@@ -135,10 +135,21 @@ class _Task:
     def _body(self, rows: int, row: "tirx.PrimExpr", done: "tirx.PrimExpr", weights: "tirx.PrimExpr") -> None:
         tile = self.grid.tile
         base = bind(self.left.base(self.block, row + done))
+        ahead = self._ahead(rows, row, weights)
         self.loop.emit(
             rows,
             done,
             self.grid.depth,
             lambda i, step: self.left.load(base, i, step),
             lambda v, step: self.weights[ramp(weights + step * tile.width + v * tile.lanes, tile.lanes)],
+            lambda step: T.address_of(self.weights[ahead + step * tile.lanes]),
         )
+
+    def _ahead(self, rows: int, row: "tirx.PrimExpr", weights: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        """Where the lines start that a tile fetches early: half of the next panel each for the first and later tiles.
+
+        A single tile of few rows waits for memory anyway and fetches nothing new.
+        """
+        panel, half = self.grid.depth * self.grid.tile.width, self.grid.depth * self.grid.tile.lanes
+        first = panel if rows == self.grid.tile.rows else 0
+        return bind(weights + tirx.Select(row == self.block, T.int64(first), T.int64(panel + half)))

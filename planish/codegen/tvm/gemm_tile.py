@@ -70,6 +70,9 @@ def body_rows(tile: Tile, rows: int | None) -> tuple[int, ...]:
 
 
 Load = Callable[[int, "tirx.PrimExpr"], "tirx.PrimExpr"]
+Fetch = Callable[["tirx.PrimExpr"], "tirx.PrimExpr"]
+
+_READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for reading, into L2, data
 
 
 class TileLoop:
@@ -79,10 +82,11 @@ class TileLoop:
         self.tile = tile
         self.out = out
 
-    def emit(self, rows: int, first: "tirx.PrimExpr", depth: int, load: Load, panel: Load) -> None:
+    def emit(self, rows: int, first: "tirx.PrimExpr", depth: int, load: Load, panel: Load, fetch: Fetch) -> None:
         """Sum `rows` rows over `depth` steps into the rows of `out` from `first`.
 
-        `load(i, step)` is the unit of row i; `panel(v, step)` is vector v of the weights.
+        `load(i, step)` is the unit of row i; `panel(v, step)` is vector v of the weights; `fetch(step)` is the address
+        of a cache line that will be read later.
         """
         tile = self.tile
         # TVM keeps a local buffer off the heap, and LLVM its parts in registers, up to 1024 bytes: one a vector
@@ -91,6 +95,7 @@ class TileLoop:
         for total in chain(*sums):
             T.buffer_store(total, T.broadcast(T.float32(0), tile.lanes), [lanes])
         with T.serial(tirx.const(depth, "int64")) as step:
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", fetch(step), *_READ_SOON))
             weights = [bind(panel(v, step)) for v in range(tile.vectors)]
             for i, row in enumerate(sums):
                 x = bind(T.broadcast(load(i, step), tile.lanes))
