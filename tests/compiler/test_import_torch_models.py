@@ -48,3 +48,13 @@ def test_computes_what_the_model_computes_at_every_size(name: str) -> None:
 def _declared(case: Case) -> set[str]:
     sizes = [size for axes in (case.dynamic or {}).values() for size in axes.values()]
     return {size if isinstance(size, str) else size[0] for size in sizes}
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "mistral", "t5_encoder"])
+def test_sizes_of_one_compute_the_same(name: str) -> None:
+    case: Case = CASES[name]()
+    imported = import_torch(case.model, case.args, case.kwargs, dynamic=case.dynamic)
+    one = {n: x[:1, :1] if isinstance(x, torch.Tensor) else x for n, x in case.kwargs.items()}
+    with torch.no_grad():
+        wanted = case.model(**one)
+    assert_same(run(imported, (), one), wanted)

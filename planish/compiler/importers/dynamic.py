@@ -133,19 +133,24 @@ def merged(axes: Sequence[Axes], leaves: Sequence[Any], hints: Mapping[str, int]
             low, high = (known.low, known.high) if known else (None, None)
             low, high = _tighter(max, low, size.low), _tighter(min, high, size.high)
             found[size.name] = Declared(size.name, low, high, actual, open_below=low is None)
-    for name, size in found.items():
-        if not (size.low or 0) <= (size.hint or 0) <= (size.high or UNBOUNDED):
-            raise ImportGraphError(
-                f"the example has {name} = {size.hint}, outside its declared range {size.low or 1}..{size.high}"
-            )
-        if size.hint == 0 or (size.high is not None and size.high < 2):
-            raise ImportGraphError(
-                f"size '{name}' needs an example of at least 1 and a range that reaches 2 or more; or leave it static"
-            )
     for name in hints:
         if name not in found:
             raise ImportGraphError(f"hints names '{name}', which is no dynamic size{nearest(name, found)}")
+    for size in found.values():
+        _check_example(size)
     return found
+
+
+def _check_example(size: Declared) -> None:
+    name, actual = size.name, size.hint or 0
+    if not (size.low or 0) <= actual <= (size.high or UNBOUNDED):
+        raise ImportGraphError(
+            f"the example has {name} = {actual}, outside its declared range {size.low or 1}..{size.high}"
+        )
+    if actual == 0 or (size.high is not None and size.high < 2):
+        raise ImportGraphError(
+            f"size '{name}' needs an example of at least 1 and a range that reaches 2 or more; or leave it static"
+        )
 
 
 def _tighter(pick: Callable[[int, int], int], first: int | None, second: int | None) -> int | None:

@@ -45,6 +45,7 @@ _INTEGERS: Mapping[str, Callable[[Any, Any], Any]] = {
 _PRIMS = {
     "prims.collapse": torch.ops.aten.flatten.using_ints,
     "prims.convert_element_type": torch.ops.aten.to.dtype,
+    "prims.squeeze": torch.ops.aten.squeeze.dims,
 }
 _TO_NUMBER = ("aten.item", "aten.Int.Tensor", "aten.Float.Tensor", "aten.Bool.Tensor", "aten.IntImplicit")
 _SAME_NUMBER = ("aten.Int.bool", "aten.Int.Scalar", "aten.Float.Scalar", "aten.Bool.int", "prim.NumToTensor")

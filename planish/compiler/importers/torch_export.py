@@ -62,17 +62,17 @@ def import_torch(
         exported, sizes = _export(model, enlarged(leaves, axes, sizes), spec, list(arguments), axes, sizes)
         symbols, ranges = _sizes_of(exported, axes, sizes, hints or {})
         graph, notes, weights = _build(exported, symbols, ranges)
-    output_leaves, output_spec = _outputs(exported)
-    output = pytree.tree_unflatten(output_leaves, output_spec)
-    return Imported(
-        program=Program({"main": graph}, weights, {**notes, **_warned(said)}),
-        input_tree=describe(arguments, _is_tensor, "inputs"),
-        output_tree=describe(output, lambda leaf: isinstance(leaf, Computed), "output"),
-        parameters=names,
-        rest=rest,
-        output_spec=output_spec,
-        output_leaves=tuple(output_leaves),
-    )
+    program = Program({"main": graph}, weights, {**notes, **_warned(said)})
+    return _described(program, exported, arguments, names, rest)
+
+
+def _described(
+    program: Program, exported: ExportedProgram, arguments: Mapping[str, Any], names: tuple[str, ...], rest: str
+) -> Imported:
+    leaves, spec = _outputs(exported)
+    inputs = describe(arguments, _is_tensor, "inputs")
+    output = describe(pytree.tree_unflatten(leaves, spec), lambda leaf: isinstance(leaf, Computed), "output")
+    return Imported(program, inputs, output, names, rest, spec, tuple(leaves))
 
 
 def _warned(said: Sequence[warnings.WarningMessage]) -> dict[str, tuple[str, ...]]:
