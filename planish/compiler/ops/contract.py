@@ -65,7 +65,7 @@ def conv(
     groups: int = 1,
 ) -> TensorType:
     """Convolution, channels last: x [N, *spatial, C], w [O, *kernel, C / groups], b [O] -> [N, *spatial', O]."""
-    check_number(x)
+    check_float(x)
     check_same_dtype(x, w, b)
     check_windows(x, stride, padding, dilation)
     if x.rank != w.rank:

@@ -105,7 +105,7 @@ def _check_last(x: TensorType, *parameters: TensorType | None) -> None:
         if p is not None and (p.rank != 1 or not same_dim(p.shape[0], x.shape[-1])):
             raise TypeRuleError(f"{p} is no parameter of the last axis of {x}")
         if p is not None and p.dtype not in (x.dtype, DType.f32):
-            raise TypeRuleError(f"parameters of {x} are {x.dtype} or f32, not {p}; cast them")
+            raise TypeRuleError(f"parameters of {x} have its dtype or f32, unlike {p}; cast them")
 
 
 def _rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
