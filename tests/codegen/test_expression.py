@@ -1,6 +1,6 @@
 """Expressions against torch: every op that they evaluate, on scalars and vectors, through a kernel of plain loops."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,18 +11,17 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from planish.codegen.call import Call
 from planish.codegen.tvm.expression import Expression, store
-from planish.codegen.tvm.gemm_rows import unravel
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, bind, kernel
+from planish.codegen.tvm.loops import unravel
 from planish.compiler import ops
-from planish.compiler.evaluate import evaluate
 from planish.compiler.ir import Graph, Node, Op, Value
-from planish.compiler.ops.structure import FROM_TORCH
 from planish.compiler.types import DType, Size, elements, simplify
+from tests.codegen import compare
+from tests.codegen.compare import integers, leaf, normal
 from tests.codegen.harness import call_of, run_call
 
-B = DType.bool
-F, I = DType.f32, DType.i64
+F = DType.f32
 
 
 @dataclass(frozen=True)
@@ -62,38 +61,8 @@ class Plain:
         store(k, call.view, index, Expression(k).at(call.output, index, lanes), lanes)
 
 
-def leaf(name: str, tensor: torch.Tensor, shape: tuple[object, ...] | None = None) -> Value:
-    return ops.input_(name=name, shape=shape or tuple(tensor.shape), dtype=FROM_TORCH[tensor.dtype])
-
-
-def check(
-    build: Callable[..., Value],
-    *tensors: torch.Tensor,
-    lanes: int = 4,
-    sizes: Mapping[str, int] | None = None,
-    shapes: tuple[tuple[object, ...], ...] | None = None,
-    rtol: float = 3e-6,
-    atol: float = 1e-6,
-) -> None:
-    """Compare the kernel of `build(*leaves)` with torch."""
-    shapes = shapes or tuple(tuple(t.shape) for t in tensors)
-    leaves = [leaf(f"x{i}", t, s) for i, (t, s) in enumerate(zip(tensors, shapes, strict=True))]
-    output = build(*leaves)
-    graph = Graph("main", tuple(leaves), (output,), tuple(Size(n, hint=h) for n, h in (sizes or {}).items()))
-    call = call_of(graph, output.node.op)
-    found = run_call(Plain(lanes), call, {f"x{i}": t for i, t in enumerate(tensors)}, sizes=sizes)
-    (wanted,) = evaluate(graph, tensors, {})
-    torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol, equal_nan=True)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def integers(
-    *shape: int, low: int = -9, high: int = 9, dtype: torch.dtype = torch.int64, seed: int = 0
-) -> torch.Tensor:
-    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+def check(build: Callable[..., Value], *tensors: torch.Tensor, lanes: int = 4, **options: object) -> None:
+    compare.check(Plain(lanes), build, *tensors, **options)  # type: ignore[arg-type]
 
 
 SPECIAL = torch.tensor(

@@ -27,12 +27,12 @@ def compute_dtype(dtype: DType) -> str:
 
 def from_memory(x: "tirx.PrimExpr", dtype: DType) -> "tirx.PrimExpr":
     """An element as loaded, as expressions see it."""
-    return _FROM_MEMORY.get(dtype, lambda y: y)(x)
+    return _FROM_MEMORY[dtype](x) if dtype in _FROM_MEMORY else x
 
 
 def to_memory(x: "tirx.PrimExpr", dtype: DType) -> "tirx.PrimExpr":
     """A value of an expression, as `dtype` is stored: bf16 and f16 are rounded to the nearest even."""
-    return _TO_MEMORY.get(dtype, lambda y: y)(x)
+    return _TO_MEMORY[dtype](x) if dtype in _TO_MEMORY else x
 
 
 def compute(node: Node, operands: "list[tirx.PrimExpr]") -> "tirx.PrimExpr":
@@ -49,10 +49,12 @@ def compute(node: Node, operands: "list[tirx.PrimExpr]") -> "tirx.PrimExpr":
 
 def refuse_elementwise(node: Node) -> str | None:
     """Why an elementwise node has no kernel, or None."""
+    if node.op not in _ONLY_F32:
+        return None
     dtype = node.operands[0].dtype
-    if dtype is DType.f64 and node.op in _ONLY_F32:
+    if dtype is DType.f64:
         return f"{node.op.name} of f64 has no kernel; cast to f32"
-    if dtype.is_integer and node.op in _ONLY_F32 and not (node.op is ops.pow_ and _small_power(node) is not None):
+    if dtype.is_integer and not (node.op is ops.pow_ and _small_power(node) is not None):
         return f"{node.op.name} of {dtype} has no kernel; cast to f32"
     return None
 
@@ -111,7 +113,7 @@ def _cast(node: Node, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     if target is DType.bool:
         return _truth(x)
     value = cast(x, compute_dtype(target))
-    if target in (DType.bf16, DType.f16) and source is not DType.bool:
+    if target in (DType.bf16, DType.f16):
         return keep(from_memory(to_memory(keep(value), target), target))
     return value
 
@@ -192,7 +194,8 @@ def _is_signed(x: "tirx.PrimExpr") -> bool:
 
 def _small_power(node: Node) -> float | None:
     exponent = constant_of(node.inputs[1])
-    return exponent if exponent in _POWERS else None
+    known = exponent in _POWERS and (node.types[0].dtype.is_float or exponent in (1, 2, 3, 4))
+    return exponent if known else None
 
 
 def _power(node: Node, x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":

@@ -130,7 +130,7 @@ def _reshape(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.P
 def _transpose(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
     order = node.attrs["order"]
     assert isinstance(order, tuple)
-    back = sorted(range(len(order)), key=lambda i: order[i])  # type: ignore[arg-type, return-value]
+    back = sorted(range(len(order)), key=lambda i: order[i])
     return self.along(node.operands[0], tuple(index[i] for i in back), lanes)
 
 
@@ -173,14 +173,14 @@ def _wrapped(place: Place, size: "tirx.PrimExpr", lanes: int) -> Place:
 
 def _pad(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
     x, before, after = node.operands[0], _ints(node, "before"), _ints(node, "after")
-    inside = []
+    inside: list[tirx.PrimExpr] = []
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
         if low or high:
             place = shifted(index[axis], self.k.dim(-low), lanes)
             place, within = bounded(place, self.k.dim(x.shape[axis]), lanes)
             index, inside = _put(index, axis, place), [*inside, within]
     result = self.along(x, index, lanes)
-    filling = _literal(node, node.attrs["value"], lanes)
+    filling = literal(self.k, node, lanes)
     for within in inside:
         result = _choose(within, result, filling)
     return result
@@ -235,8 +235,8 @@ def _picked(self: Expression, picks: Value, index: _Index, size: Dim, lanes: int
     return fixed(inside) if still else Place(self.k.dim(0), 0, inside)
 
 
-def _full(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
-    return _literal(node, node.attrs["value"], lanes)
+def _scalar(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
+    return literal(self.k, node, lanes)
 
 
 def _arange(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
@@ -246,17 +246,13 @@ def _arange(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.Pr
     return vm.cast(vector_of(place, lanes), compute_dtype(node.types[0].dtype))
 
 
-def _dim_value(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
-    value = node.attrs["value"]
-    assert isinstance(value, int | sympy.Expr)
-    return vm.splat(vm.cast(self.k.dim(value), compute_dtype(node.types[0].dtype)), lanes)
-
-
-def _literal(node: Node, value: object, lanes: int) -> "tirx.PrimExpr":
-    dtype = compute_dtype(node.types[0].dtype)
+def literal(k: KernelBuilder, node: Node, lanes: int) -> "tirx.PrimExpr":
+    """The number that a full or dim_value holds, or that a pad fills with, in every lane."""
+    value, dtype = node.attrs["value"], compute_dtype(node.types[0].dtype)
+    if isinstance(value, sympy.Expr):
+        return vm.splat(vm.cast(k.dim(value), dtype), lanes)
     assert isinstance(value, int | float)
-    number = value if dtype.startswith("float") else int(value)
-    return vm.constant(number, dtype, lanes)
+    return vm.constant(value if dtype.startswith("float") else int(value), dtype, lanes)
 
 
 def _put(index: _Index, axis: int, place: Place) -> _Index:
@@ -272,7 +268,7 @@ def _int(node: Node, name: str) -> int:
 def _ints(node: Node, name: str) -> tuple[int, ...]:
     values = node.attrs[name]
     assert isinstance(values, tuple)
-    return values  # type: ignore[return-value]
+    return values
 
 
 _MOVES: dict[Op, "Callable[[Expression, Node, _Index, int], tirx.PrimExpr]"] = {
@@ -287,8 +283,8 @@ _MOVES: dict[Op, "Callable[[Expression, Node, _Index, int], tirx.PrimExpr]"] = {
     ops.embedding: _embedding,
     ops.gather: _gather,
     ops.index_select: _index_select,
-    ops.full: _full,
+    ops.full: _scalar,
     ops.arange: _arange,
-    ops.dim_value: _dim_value,
+    ops.dim_value: _scalar,
 }
 EVALUATED: tuple[Op, ...] = (*TABLE, *_MOVES)
