@@ -41,6 +41,7 @@ EXACT: tuple[Pass, ...] = (
     FuseRope(),
     FuseAttention(),
     CancelMovements(),
+    FuseNorms(),
     FuseBias(),
     FoldBatchNorm(),
     FoldConstants(),

@@ -3,11 +3,28 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from planish.compiler.ir import Node, Value
-from planish.compiler.ops import attention, expand, ge, gt, le, logical_and, lt, reshape, where
-from planish.compiler.types import Dim, DType, same_dim, simplify
+from planish.compiler.ops import (
+    attention,
+    eq,
+    expand,
+    ge,
+    gt,
+    le,
+    logical_and,
+    logical_not,
+    logical_or,
+    lt,
+    ne,
+    reshape,
+    where,
+)
+from planish.compiler.types import Dim, DType, same_dim, same_shape, simplify
 from planish.passes.indices import COMPARISONS, Indices
 from planish.passes.matching import conjunction, literal, reshaped
+from planish.passes.stored_masks import stored_triangle
 
 Uses = Mapping[Node, int]
 
@@ -25,6 +42,7 @@ class Masks:
     """Rewrites of attention's mask that follow from positions."""
 
     indices: Indices
+    weights: Mapping[str, Tensor]
 
     def positional(self, node: Node, uses: Uses) -> Value | str | None:
         """Terms of a bool mask that follow from positions become `causal` and `window`; true terms go."""
@@ -44,16 +62,14 @@ class Masks:
 
     def as_bool(self, node: Node, uses: Uses) -> Value | str | None:
         """A float mask of 0 and the lowest number as a bool mask, where every query is sure to see a key."""
-        mask = node.inputs[3] if len(node.inputs) > 3 else None
-        if mask is None or mask.node.op is not where:
+        found = _kept(node.inputs[3] if len(node.inputs) > 3 else None)
+        if found is None:
             return None
-        condition, keep, drop = mask.node.operands
-        low = literal(drop)
-        if literal(keep) != 0 or low is None or low > -1e30 or condition.type.rank != 4:
-            return None
+        condition, low = found
         if low != float("-inf") and not self._every_query_sees(condition, node):
             return "a query may see no key, and with a finite mask the model then averages over all keys"
-        return attention(*node.inputs[:3], condition, scope=node.scope, **node.attrs)
+        rank4 = reshaped(condition, (1,) * (4 - condition.type.rank) + condition.shape, node.scope)
+        return attention(*node.inputs[:3], rank4, scope=node.scope, **node.attrs)
 
     def _every_query_sees(self, condition: Value, node: Node) -> bool:
         """Whether the condition follows from positions and holds where key and query are the same."""
@@ -67,9 +83,12 @@ class Masks:
         return literal(term) is True or (term.node.op in COMPARISONS and self.indices.decided(term.node) is True)
 
     def _band(self, term: Value) -> _Band | None:
-        """The band that a comparison of a key's position with a query's keeps."""
-        if term.node.op not in (le, lt, ge, gt) or term.type.rank < 2:
+        """The band that a comparison of a key's position with a query's keeps, or that a stored triangle does."""
+        if term.type.rank < 2:
             return None
+        if term.node.op not in (le, lt, ge, gt) or not term.node.operands[0].dtype.is_integer:
+            stored = stored_triangle(term, self.weights)
+            return None if stored is None else _Band(high=stored)
         form = self.indices.difference(term.node)
         if form is None or any(not same_dim(c, 0) for c in form.coefficients[:-2]):
             return None
@@ -83,7 +102,9 @@ class Masks:
 
     def _causal(self, node: Node, bands: Mapping[Value, _Band]) -> tuple[tuple[Value, ...], dict[str, object]] | None:
         """The terms that `causal` and `window` stand for, with those attributes."""
-        ahead = simplify(node.operands[1].shape[2] - node.operands[0].shape[2])
+        queries, keys = node.operands[0].shape[2], node.operands[1].shape[2]
+        bands = {t: band for t, band in bands.items() if same_shape(t.shape[-2:], (queries, keys))}
+        ahead = simplify(keys - queries)
         ends = [t for t, band in bands.items() if band.high is not None and same_dim(band.high, ahead)]
         if not ends and not node.attrs["causal"]:
             return None
@@ -114,6 +135,36 @@ def _only_broadcasts(mask: Value) -> bool:
         return inner.type.rank > 1
     extra = mask.type.rank - inner.type.rank
     return extra > 0 and inner.type.rank > 1 and mask.shape == (1,) * extra + inner.shape
+
+
+def _kept(mask: Value | None) -> tuple[Value, float] | None:
+    """The condition and the low number of a mask that is 0 where the condition holds and low elsewhere."""
+    while mask is not None and mask.node.op is reshape and _only_broadcasts(mask):
+        mask = mask.node.operands[0]
+    if mask is None or mask.node.op is not where:
+        return None
+    condition, x, y = mask.node.operands
+    keep, drop = literal(x), literal(y)
+    if keep == 0 and drop is not None and drop < -1e30:
+        return condition, drop
+    dropped = drop == 0 and keep is not None and keep < -1e30
+    return (negated(condition), keep) if dropped and keep is not None else None
+
+
+def negated(condition: Value) -> Value:
+    """`not condition`, pushed into comparisons of integers and through `and` and `or`."""
+    node, scope = condition.node, condition.node.scope
+    if node.op is logical_not and node.operands[0].dtype is DType.bool:
+        return node.operands[0]
+    if node.op in _COMPLEMENT and node.operands[0].dtype.is_integer:
+        return _COMPLEMENT[node.op](*node.operands, scope=scope)
+    if node.op in (logical_and, logical_or) and all(v.dtype is DType.bool for v in node.operands):
+        other = logical_or if node.op is logical_and else logical_and
+        return other(*map(negated, node.operands), scope=scope)
+    return logical_not(condition, scope=scope)
+
+
+_COMPLEMENT = {le: gt, gt: le, lt: ge, ge: lt, eq: ne, ne: eq}
 
 
 def _without_zero_mask(node: Node, mask: Value | None) -> Value | None:

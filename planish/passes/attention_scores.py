@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from planish.compiler.ir import Node, Value
-from planish.compiler.ops import add, attention, div, full, logical_not, matmul, mul, reshape, softmax, where
+from planish.compiler.ops import add, attention, cast, div, full, logical_not, matmul, mul, reshape, softmax, where
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.types import DType, Shape, elements, same_dim, same_shape
 from planish.errors import TypeRuleError
@@ -27,6 +27,8 @@ class _Scores:
 def fuse(node: Node, uses: Uses) -> Value | str | None:
     """The attention that a matmul of probabilities and values ends, or why it is none."""
     probabilities, v = _through_views(node.operands[0]), node.operands[1]
+    if _is_cast_softmax(probabilities):
+        return f"its softmax runs in {probabilities.node.operands[0].dtype}, its product in {v.dtype}"
     if probabilities.node.op is not softmax or probabilities.node.attrs["axis"] != probabilities.type.rank - 1:
         return None
     scores = _Scores()
@@ -37,6 +39,10 @@ def fuse(node: Node, uses: Uses) -> Value | str | None:
     if any(uses.get(value.node, 0) > 1 for value in scores.inner):
         return "its scores or probabilities have another user"
     return _build(node, scores, scores.product, v)
+
+
+def _is_cast_softmax(value: Value) -> bool:
+    return value.node.op is cast and value.node.operands[0].node.op is softmax
 
 
 def _through_views(value: Value) -> Value:

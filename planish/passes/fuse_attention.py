@@ -33,7 +33,7 @@ class FuseAttention:
 
 def _fuse(graph: Graph, program: Program) -> tuple[Graph, tuple[Hit, ...]]:
     graph, spelled = apply_steps(graph, (Step("attention", (matmul,), fuse),))
-    masks = Masks(Indices(graph, program.weights))
+    masks = Masks(Indices(graph, program.weights), program.weights)
     steps = (
         Step("grouped heads", (attention,), drop_repeat),
         Step("scale of q", (attention,), scale_of_query),

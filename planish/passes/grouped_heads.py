@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from planish.compiler.ir import Node, Value
-from planish.compiler.ops import attention, div, expand, mul, reshape
+from planish.compiler.ops import attention, div, expand, mul, reshape, slice_, transpose
 from planish.compiler.types import same_shape
 from planish.passes.matching import literal
 
@@ -38,18 +38,29 @@ def _unrepeated(value: Value) -> Value | None:
 def scale_of_query(node: Node, uses: Uses) -> Value | str | None:
     """A number that scales queries or keys scales the scores."""
     for i in (0, 1):
-        value = node.operands[i]
-        if value.node.op not in (mul, div):
+        found = _unscaled(node.operands[i])
+        if found is None:
             continue
-        x, y = value.node.operands
-        if value.node.op is mul and literal(x) is not None:
-            x, y = y, x
-        number = literal(y)
-        if not number or not same_shape(x.shape, value.shape):
-            continue
+        x, factor = found
         scale = node.attrs["scale"]
         assert isinstance(scale, float)
-        scale = scale * number if value.node.op is mul else scale / number
         inputs = (*node.inputs[:i], x, *node.inputs[i + 1 :])
-        return attention(*inputs, scope=node.scope, **{**node.attrs, "scale": scale})
+        return attention(*inputs, scope=node.scope, **{**node.attrs, "scale": scale * factor})
     return None
+
+
+def _unscaled(value: Value) -> tuple[Value, float] | None:
+    """x and c of `c * x`, where movements may stand between."""
+    node = value.node
+    if node.op in (reshape, transpose, slice_):
+        found = _unscaled(node.operands[0])
+        return None if found is None else (node.op(found[0], scope=node.scope, **node.attrs), found[1])
+    if node.op not in (mul, div):
+        return None
+    x, y = node.operands
+    if node.op is mul and literal(x) is not None:
+        x, y = y, x
+    number = literal(y)
+    if not number or not same_shape(x.shape, value.shape):
+        return None
+    return x, number if node.op is mul else 1 / number

@@ -1,5 +1,7 @@
 """fuse-attention: every spelling becomes one op, and its mask what it means."""
 
+import torch
+
 from planish.passes import FuseAttention
 from tests.passes.harness import refusals, rewritten
 
@@ -250,3 +252,88 @@ def test_refuses_probabilities_that_something_else_reads() -> None:
     text, hits = rewritten(FuseAttention(), before)
     assert text == before
     assert refusals(hits) == ["its scores or probabilities have another user"]
+
+
+def test_a_float_mask_built_from_its_complement_is_causal() -> None:
+    before = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: f32[B, 2, S, 4], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = arange() {length=`S`}: i64[S]
+  %1 = arange() {length=`S`, start=1}: i64[S]
+  %2 = reshape(%1) {shape=[`S`, 1]}: i64[S, 1]
+  %3 = ge(%0, %2): bool[S, S]
+  %4 = full() {value=-inf, dtype=f32}: f32[]
+  %5 = full() {value=0.0, dtype=f32}: f32[]
+  %6 = where(%3, %4, %5): f32[S, S]
+  %7 = reshape(%6) {shape=[1, 1, `S`, `S`]}: f32[1, 1, S, S]
+  %8 = attention(%q, %k, %v, %7) {scale=0.5}: f32[B, 2, S, 4]  # attn
+  return %8
+}"""
+    after = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: f32[B, 2, S, 4], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = attention(%q, %k, %v) {causal=true, scale=0.5}: f32[B, 2, S, 4]  # attn
+  return %0
+}"""
+    assert rewritten(FuseAttention(), before)[0] == after
+
+
+def test_a_stored_triangle_is_causal() -> None:
+    before = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: f32[B, 2, S, 4], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = slice(@bias: f32[1, 1, 32, 32]) {axis=2, stop=`S`}: f32[1, 1, S, 32]
+  %1 = slice(%0) {axis=3, stop=`S`}: f32[1, 1, S, S]
+  %2 = full() {value=0.0, dtype=f32}: f32[]
+  %3 = ne(%1, %2): bool[1, 1, S, S]
+  %4 = attention(%q, %k, %v, %3) {scale=0.5}: f32[B, 2, S, 4]  # attn
+  return %4
+}"""
+    after = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: f32[B, 2, S, 4], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = attention(%q, %k, %v) {causal=true, scale=0.5}: f32[B, 2, S, 4]  # attn
+  return %0
+}"""
+    weights = {"bias": torch.ones(1, 1, 32, 32).tril()}
+    assert rewritten(FuseAttention(), before, weights)[0] == after
+
+
+def test_a_stored_mask_of_another_form_stays() -> None:
+    before = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: f32[B, 2, S, 4], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = slice(@bias: f32[1, 1, 32, 32]) {axis=2, stop=`S`}: f32[1, 1, S, 32]
+  %1 = slice(%0) {axis=3, stop=`S`}: f32[1, 1, S, S]
+  %2 = full() {value=0.0, dtype=f32}: f32[]
+  %3 = ne(%1, %2): bool[1, 1, S, S]
+  %4 = attention(%q, %k, %v, %3) {scale=0.5}: f32[B, 2, S, 4]  # attn
+  return %4
+}"""
+    weights = {"bias": torch.ones(1, 1, 32, 32).tril().triu(-2)}
+    text, hits = rewritten(FuseAttention(), before, weights)
+    assert text == before
+    assert refusals(hits) == []
+
+
+def test_a_number_behind_movements_of_queries_is_the_scale() -> None:
+    before = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%x: f32[B, S, 8], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = full() {value=0.5, dtype=f32}: f32[]
+  %1 = mul(%0, %x): f32[B, S, 8]
+  %2 = reshape(%1) {shape=[`B`, `S`, 2, 4]}: f32[B, S, 2, 4]
+  %3 = transpose(%2) {order=[0, 2, 1, 3]}: f32[B, 2, S, 4]
+  %4 = attention(%3, %k, %v) {scale=0.5}: f32[B, 2, S, 4]  # attn
+  return %4
+}"""
+    after = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%x: f32[B, S, 8], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = reshape(%x) {shape=[`B`, `S`, 2, 4]}: f32[B, S, 2, 4]
+  %1 = transpose(%0) {order=[0, 2, 1, 3]}: f32[B, 2, S, 4]
+  %2 = attention(%1, %k, %v) {scale=0.25}: f32[B, 2, S, 4]  # attn
+  return %2
+}"""
+    assert rewritten(FuseAttention(), before)[0] == after
+
+
+def test_refuses_a_softmax_in_another_dtype() -> None:
+    before = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: bf16[B, 2, S, 4], %k: bf16[B, 2, S, 4], %v: bf16[B, 2, S, 4]) {
+  %0 = transpose(%k) {order=[0, 1, 3, 2]}: bf16[B, 2, 4, S]
+  %1 = matmul(%q, %0): bf16[B, 2, S, S]
+  %2 = cast(%1) {dtype=f32}: f32[B, 2, S, S]
+  %3 = softmax(%2) {axis=3}: f32[B, 2, S, S]
+  %4 = cast(%3) {dtype=bf16}: bf16[B, 2, S, S]
+  %5 = matmul(%4, %v): bf16[B, 2, S, 4]  # attn
+  return %5
+}"""
+    text, hits = rewritten(FuseAttention(), before)
+    assert text == before
+    assert refusals(hits) == ["its softmax runs in f32, its product in bf16"]
