@@ -43,6 +43,7 @@ class _Folder:
     weights: dict[str, Tensor]
     limit: int
     hits: list[Hit] = field(default_factory=list)
+    known: dict[str, Value] = field(default_factory=dict)
 
     def fold(self, graph: Graph) -> Graph:
         constant = _constant_nodes(graph)
@@ -57,6 +58,10 @@ class _Folder:
 
     def _folded(self, node: Node, users: tuple[Node, ...], readers: Mapping[Value, tuple[Node, ...]]) -> Value | None:
         inside = _ancestors(node)
+        text = str(Graph("folded", (), (Value(node),)))
+        if text in self.known:
+            self.hits.append(Hit("fold", node.scope))
+            return self.known[text]
         growth = _bytes(node) - sum(_bytes(n) for n in inside if n.op is weight and _only_in(n, inside, readers))
         if growth > self.limit:
             why = f"the weights would grow by {growth} bytes, over the limit of {self.limit}"
@@ -68,7 +73,8 @@ class _Folder:
             return full(shape=node.types[0].shape, value=number, dtype=node.types[0].dtype, scope=node.scope)
         name = _fresh_name(node, inside, self.weights)
         self.weights[name] = result.contiguous()
-        return weight(name=name, shape=tuple(result.shape), dtype=FROM_TORCH[result.dtype])
+        self.known[text] = weight(name=name, shape=tuple(result.shape), dtype=FROM_TORCH[result.dtype])
+        return self.known[text]
 
 
 def _constant_nodes(graph: Graph) -> set[Node]:

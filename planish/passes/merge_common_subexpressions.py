@@ -28,7 +28,9 @@ class MergeCommonSubexpressions:
 
     def apply(self, program: Program, context: Context) -> Change:
         same = _equal_weights(program.weights)
-        return each_function(program, lambda graph: _merge(graph, same))
+        change = each_function(program, lambda graph: _merge(graph, same))
+        kept = {name: tensor for name, tensor in program.weights.items() if same[name] == name}
+        return Change(change.program.with_weights(kept), change.hits)
 
 
 def _merge(graph: Graph, same: Mapping[str, str]) -> tuple[Graph, tuple[Hit, ...]]:
@@ -38,13 +40,21 @@ def _merge(graph: Graph, same: Mapping[str, str]) -> tuple[Graph, tuple[Hit, ...
     def visit(node: Node) -> tuple[Value, ...] | None:
         if node.op in (input_, opaque):
             return None
-        first = seen.setdefault(_key(node, same), node)
+        key = _key(node, same)
+        first = seen.setdefault(key, _named(node, same))
         if first is node:
             return None
         hits.append(Hit("merge weights" if node.op is weight else "merge", node.scope))
         return first.values
 
     return substitute(graph, visit), tuple(hits)
+
+
+def _named(node: Node, same: Mapping[str, str]) -> Node:
+    """A weight under the first name that has its content; other nodes as they are."""
+    if node.op is not weight or same.get(name := str(node.attrs["name"]), name) == name:
+        return node
+    return weight.node((), {**node.attrs, "name": same[name]}, node.scope)
 
 
 def _key(node: Node, same: Mapping[str, str]) -> Hashable:
