@@ -1,0 +1,124 @@
+"""Softmax and normalizations against torch, with what is fused around them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from planish.codegen.tvm.isa import AVX2, Isa
+from planish.codegen.tvm.rows import Rows
+from planish.compiler import ops
+from planish.compiler.ir import Graph, Op, Value
+from planish.compiler.types import DType, Size
+from tests.codegen.compare import check, leaf, normal
+from tests.codegen.harness import call_of, host_isa
+
+F = DType.f32
+WIDTHS = [1, 2, 7, 13, 16, 31, 33, 64, 127, 384, 1000]
+S = Size("s").symbol
+
+
+def _softmax(x: Value, w: Value, b: Value) -> Value:
+    return ops.softmax(x, axis=1)
+
+
+def _log_softmax(x: Value, w: Value, b: Value) -> Value:
+    return ops.log_softmax(x, axis=1)
+
+
+def _layer_norm(x: Value, w: Value, b: Value) -> Value:
+    return ops.layer_norm(x, w, b, eps=1e-5)
+
+
+def _rms_norm(x: Value, w: Value, b: Value) -> Value:
+    return ops.rms_norm(x, w, eps=1e-6)
+
+
+FUNCTIONS = [_softmax, _log_softmax, _layer_norm, _rms_norm]
+ANCHORS: dict[Callable[..., Value], Op] = dict(
+    zip(FUNCTIONS, (ops.softmax, ops.log_softmax, ops.layer_norm, ops.rms_norm), strict=True)
+)
+named = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__[1:])
+
+
+def _used(function: Callable[..., Value]) -> int:
+    return {_softmax: 1, _log_softmax: 1, _layer_norm: 3, _rms_norm: 2}[function]
+
+
+def _operands(rows: int, width: int) -> tuple[torch.Tensor, ...]:
+    return 3 * normal(rows, width) + 1, normal(width, seed=1), normal(width, seed=2)
+
+
+def _check(function: Callable[..., Value], *tensors: torch.Tensor, **options: object) -> None:
+    used = tensors[: _used(function)]
+
+    def build(*leaves: Value) -> Value:
+        return function(*leaves, *[None] * (3 - len(leaves)))
+
+    check(Rows(), build, *used, anchor=ANCHORS[function], rtol=1e-5, atol=3e-6, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@named
+def test_rows_of_any_width(function: Callable[..., Value], width: int) -> None:
+    _check(function, *_operands(5, width), tasks=3)
+
+
+@pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+@pytest.mark.parametrize("width", [1, 5, 16, 70, 300])
+@named
+def test_rows_of_dynamic_width(function: Callable[..., Value], width: int, isa: Isa) -> None:
+    _check(function, *_operands(3, width), sizes={"s": width}, shapes=((3, S), (S,), (S,))[: _used(function)], isa=isa)
+
+
+@named
+def test_rows_of_dynamic_count(function: Callable[..., Value]) -> None:
+    _check(function, *_operands(7, 40), sizes={"s": 7}, shapes=((S, 40), (40,), (40,))[: _used(function)], tasks=20)
+
+
+@named
+def test_rows_of_a_strided_view(function: Callable[..., Value]) -> None:
+    x, w, b = _operands(40, 33)
+    _check(function, x.T, w.new_ones(40), b.new_ones(40))
+    _check(function, x[3:9, 2:30], w[2:30].clone(), b[2:30].clone())
+
+
+def test_an_addition_before_and_an_activation_after() -> None:
+    x, y, w, b = normal(2, 6, 50), normal(2, 6, 50, seed=3), normal(50, seed=1), normal(50, seed=2)
+
+    def build(x: Value, y: Value, w: Value, b: Value) -> Value:
+        return ops.silu(ops.layer_norm(ops.add(x, y), w, b))
+
+    check(Rows(), build, x, y, w, b, anchor=ops.layer_norm, rtol=1e-5, atol=3e-6)
+
+
+def test_a_mask_before_softmax() -> None:
+    x, mask = normal(2, 3, 5, 40), torch.where(normal(2, 1, 1, 40, seed=1) > 0, 0.0, -torch.inf)
+    scale = ops.full(value=0.125, dtype=F)
+    check(Rows(), lambda x, m: ops.softmax(ops.add(ops.mul(x, scale), m), axis=3), x, mask, rtol=1e-5)
+
+
+def test_softmax_of_extreme_rows() -> None:
+    x = torch.tensor(
+        [[1e30, -1e30, 0.0], [-torch.inf, 0.0, 1.0], [-torch.inf] * 3, [torch.nan, 0.0, 1.0], [88.0, 0.0, -88.0]]
+    )
+    check(Rows(), lambda x: ops.softmax(x, axis=1), x)
+
+
+def test_variance_of_large_means_is_accurate() -> None:
+    x = normal(4, 384) + 1000
+    check(Rows(), lambda x: ops.layer_norm(x), x, rtol=1e-3, atol=1e-3)
+
+
+def test_bf16_rows_are_computed_in_f32() -> None:
+    x, w = normal(3, 40).bfloat16(), normal(40, seed=1).bfloat16()
+    check(Rows(), lambda x, w: ops.rms_norm(x, w), x, w, rtol=1e-2, atol=1e-2)
+    check(Rows(), lambda x, w: ops.rms_norm(ops.cast(x, dtype=F), w), x, w.float(), anchor=ops.rms_norm, rtol=1e-5)
+
+
+def test_refuses_another_axis_and_f64() -> None:
+    x, y = leaf("x", normal(4, 5)), leaf("y", normal(4, 5).double())
+    other = call_of(Graph("main", (x,), (ops.softmax(x, axis=0),)), ops.softmax)
+    assert Rows().refuse(other, host_isa()) == "softmax along axis 0 of f32[4, 5] is not along the last axis"
+    wide = call_of(Graph("main", (y,), (ops.layer_norm(y),)), ops.layer_norm)
+    assert Rows().refuse(wide, host_isa()) == "layer_norm of f64 has no kernel; cast to f32"
