@@ -1,6 +1,6 @@
 """Loops over boxes of elements: shares of tasks, blocks of rows, and vectors along the last axis with their ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import sympy
@@ -129,3 +129,46 @@ def _static_vectors(
         body(bind(start + v * lanes), lanes)
     if count % lanes:
         body(bind(start + (count - lanes)), lanes)
+
+
+def wide_vectors(
+    k: KernelBuilder,
+    start: "tirx.PrimExpr",
+    count: "Dim | tirx.PrimExpr",
+    body: "Callable[[tirx.PrimExpr, int, int], None]",
+    lanes: int,
+    ways: int,
+) -> None:
+    """Call `body(at, lanes, ways)`, which covers `ways` vectors from `at`, until `count` elements are covered."""
+    step = lanes * ways
+    if isinstance(count, int):
+        whole: int | tirx.PrimExpr = count // step
+        rest: int | tirx.PrimExpr = count % step
+    else:
+        size = bind(k.dim(count))
+        whole = bind(T.truncdiv(size, integer(step)))
+        rest = bind(size - whole * step)
+    if not (isinstance(whole, int) and whole == 0):
+        with T.serial(whole) as i:
+            body(bind(start + i * step), lanes, ways)
+    if isinstance(rest, int):
+        if rest:
+            vectors(k, bind(start + whole * step), rest, lambda at, n: body(at, n, 1), lanes)
+        return
+    with T.If(rest > 0), T.Then():
+        vectors(k, bind(start + whole * step), rest, lambda at, n: body(at, n, 1), lanes)
+
+
+def nest(sizes: "Sequence[Dim | tirx.PrimExpr]", k: KernelBuilder, body: Callable[[Index], None]) -> None:
+    """Call `body` at every position, by one serial loop an axis."""
+    _nest(tuple(sizes), k, (), body)
+
+
+def _nest(
+    sizes: "tuple[Dim | tirx.PrimExpr, ...]", k: KernelBuilder, outer: Index, body: Callable[[Index], None]
+) -> None:
+    if len(outer) == len(sizes):
+        body(outer)
+        return
+    with T.serial(k.dim(sizes[len(outer)])) as i:
+        _nest(sizes, k, (*outer, i), body)

@@ -2,10 +2,19 @@
 
 from planish.codegen.template import Template
 from planish.codegen.tvm.attention import Attention
+from planish.codegen.tvm.columns import Columns
 from planish.codegen.tvm.conv import Conv
 from planish.codegen.tvm.depthwise import Depthwise
 from planish.codegen.tvm.gemm import Gemm
+from planish.codegen.tvm.group_norm import GroupNorm
 from planish.codegen.tvm.map import Map
+from planish.codegen.tvm.pool import Pool
+from planish.codegen.tvm.reduce import Reduce
+from planish.codegen.tvm.rope import Rope
 from planish.codegen.tvm.rows import Rows
+from planish.codegen.tvm.scan import Scan
 
-TEMPLATES: tuple[Template, ...] = (Gemm(), Depthwise(), Conv(), Attention(), Rows(), Map())
+TEMPLATES: tuple[Template, ...] = (
+    *(Gemm(), Depthwise(), Conv(), Attention()),
+    *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Map()),
+)
