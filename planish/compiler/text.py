@@ -119,7 +119,7 @@ def _parse_from(first: int, text: str) -> Graph:
     return parser.graph
 
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|`[^`]*`|.', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|.', re.DOTALL)
 _NAME = r'("(?:[^"\\]|\\.)*"|[\w.]+)'
 _HEADER = re.compile(rf"graph {_NAME}(?:<([^>]*)>)?(?=\()")
 _TYPED = re.compile(rf"[%@]{_NAME}: (.*)$")
@@ -217,7 +217,7 @@ def _opened(token: str) -> int:
 
 
 def split(text: str) -> list[str]:
-    """`text` at commas outside brackets, quotes and backquotes; no words of a blank text."""
+    """`text` at commas outside brackets and quotes; no words of a blank text."""
     words, depth = [""], 0
     for token in _TOKEN.findall(text):
         depth += _opened(token)

@@ -80,7 +80,23 @@ ODD = [
     "(",
     "]}",
 ]
-ODD += ["  # x", "a}: f32[2]  # b", "# x", "x  ", '"x"', "\ud800", "😀", "\0", "`", "%0", "@w", "return", "}"]
+ODD += [
+    "  # x",
+    "a}: f32[2]  # b",
+    "# x",
+    "x  ",
+    '"x"',
+    "a\rb",
+    "a\u2028b",
+    "\ud800",
+    "😀",
+    "\0",
+    "`",
+    "%0",
+    "@w",
+    "return",
+    "}",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -92,6 +108,7 @@ def test_any_name_scope_and_string_survives(name: str) -> None:
     graph = Graph(name or "main", (x, y), (linear(node.values[0], w, scope=f"a.{name}"), w))
     again = parse(str(graph))
     assert str(again) == str(graph)
+    assert all(line.isprintable() for line in str(graph).split("\n"))
     assert again.name == graph.name
     assert [v.node.attrs["name"] for v in again.inputs] == [name, f"{name}x"]
     last = again.outputs[0].node
