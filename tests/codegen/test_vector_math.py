@@ -84,12 +84,17 @@ SPECIAL = numpy.array(
 )
 
 
+def _exp(x: numpy.ndarray) -> numpy.ndarray:
+    """Results below 2^-126 are 0."""
+    return numpy.where(x < numpy.float32(-87.33), 0.0, numpy.exp(x))
+
+
 def _erf(x: numpy.ndarray) -> numpy.ndarray:
     return torch.erf(torch.from_numpy(x)).numpy()
 
 
 CASES: dict[str, tuple[Callable[[numpy.ndarray], numpy.ndarray], tuple[float, float], float]] = {
-    "exp": (numpy.exp, (1e-10, 110.0), 1.5),
+    "exp": (_exp, (1e-10, 110.0), 1.5),
     "log": (numpy.log, (1e-44, 3e38), 1.5),
     "tanh": (numpy.tanh, (1e-10, 20.0), 2.5),
     "erf": (_erf, (1e-10, 6.0), 1.5),
@@ -112,8 +117,10 @@ def test_scalars_and_vectors_agree(name: str) -> None:
 
 
 def test_exp_of_nonpositive_values_flushes_only_denormals() -> None:
-    x = -numpy.abs(_spread(1e-10, 87.2))
-    assert _ulps(_run("exp_nonpositive", x), numpy.exp(x.astype(numpy.float64))) <= 1.5
+    x = -numpy.abs(_spread(1e-10, 87.3))
+    found, wanted = _run("exp_nonpositive", x), numpy.exp(x.astype(numpy.float64))
+    assert _ulps(found[x > -10], wanted[x > -10]) <= 3
+    assert _ulps(found, wanted) <= 5
     assert not _run("exp_nonpositive", numpy.array([-88.0, -1e30, -math.inf])).any()
 
 
@@ -138,7 +145,14 @@ def test_sigmoid_is_within_its_ulps_above_its_floor() -> None:
 def test_activations_are_close_to_float64(name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     x = _spread(1e-8, 60.0)
     error = numpy.abs(_run(name, x) - _float64(function, x))
-    assert (error / numpy.maximum(1, numpy.abs(x))).max() <= 2e-7
+    assert (error / numpy.maximum(1, numpy.abs(x))).max() <= 1.5e-7
+
+
+def test_activations_of_infinities() -> None:
+    ends = numpy.array([math.inf, -math.inf, math.nan], numpy.float32)
+    assert _run("gelu", ends)[0] == math.inf
+    assert abs(_run("gelu", ends)[1]) < 1e-30
+    assert numpy.isnan(_run("gelu", ends)[2])
 
 
 @pytest.mark.parametrize("name", ["sin", "cos"])
