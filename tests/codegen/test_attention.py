@@ -175,6 +175,19 @@ def test_bf16_is_computed_in_f32_and_rounded_once(of: Shape, isa: Isa) -> None:
     torch.testing.assert_close(got.double(), expected(data), rtol=2**-8, atol=1e-5)
 
 
+@pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "of", [Shape(2, 6, 2, 1, 131, 64, 80), Shape(1, 2, 2, 6, 17, 32, 20), Shape(1, 1, 1, 1, 1, 16, 160)], ids=str
+)
+def test_few_queries_attend_in_place(of: Shape, dtype: torch.dtype, isa: Isa) -> None:
+    data = operands(of, dtype)
+    call = attention_call(of, DType.f32 if dtype is torch.float32 else DType.bf16, causal=True)
+    got = run_call(Attention(64, 48), call, data, isa=isa, tasks=3)
+    tolerance = 2e-6 if dtype is torch.float32 else 2**-8
+    torch.testing.assert_close(got.double(), expected(data, band(int(of.s), int(of.t))), rtol=tolerance, atol=1e-5)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_kernel_serves_all_dynamic_sizes(causal: bool) -> None:
     b, s, t = symbol("b"), symbol("s"), symbol("t")

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
-from planish.codegen.tvm.attention_plan import AttentionPlan, key_rows, value_rows
+from planish.codegen.tvm.attention_few import few_scores, few_sums
+from planish.codegen.tvm.attention_plan import FEW, AttentionPlan, dense_values, key_rows, value_rows
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.tiles import (
     ceil_div,
@@ -25,7 +26,7 @@ from planish.codegen.tvm.tiles import (
     tile,
     transposed,
 )
-from planish.codegen.tvm.vector_math import bits, both, differ, fast_maximum, fma, like, polynomial, select, splat
+from planish.codegen.tvm.vector_math import bits, both, differ, fast_maximum, fma, keep, like, polynomial, select, splat
 from planish.codegen.view import View
 from planish.compiler.types import DType, same_dim
 
@@ -35,11 +36,11 @@ LOWEST = -3.4028234663852886e38
 def build_blocks(plan: AttentionPlan) -> Kernel:
     """The kernel of a plan."""
     with kernel(plan.call, plan.isa, plan.scratch_bytes) as (k, done):
-        _Blocks(k, plan).emit()
+        Blocks(k, plan).emit()
     return Kernel(done[0], plan.scratch_bytes)
 
 
-class _Blocks:
+class Blocks:
     """The open kernel and what one unit of work has bound: batch `b`, key head `g`, first `row` and row `count`."""
 
     def __init__(self, k: KernelBuilder, plan: AttentionPlan) -> None:
@@ -47,6 +48,7 @@ class _Blocks:
         self.memory = k.scratch_buffer(plan.scratch_bytes // 4, DType.f32)
         self.queries, self.keys = k.dim(plan.q.shape[2]), k.dim(plan.k.shape[2])
         self.rows = bind(self.queries * plan.group + index(0))
+        self.scale = plan.scale if plan.adds_mask else plan.scale * math.log2(math.e)
 
     def emit(self) -> None:
         """Deal units to tasks: in turns, there and back, where causal units grow along the queries, else in a run."""
@@ -79,48 +81,48 @@ class _Blocks:
             self._block(start, bind(first + quotient((stop - first) * (piece + 1), pieces) - start))
         self._finish()
 
-    def _place(self, row: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+    def place(self, row: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
         """The head and position of a row of the unit; rows past the last repeat it."""
-        row = bind(tirx.min(self.row + row, self.rows - 1))
+        row = keep(tirx.min(self.row + row, self.rows - 1))
         if self.plan.group == 1:
             return self.g, row
-        head = bind(quotient(row, self.queries))
-        return self.g * self.plan.group + head, bind(row - head * self.queries)
+        head = keep(quotient(row, self.queries))
+        return keep(self.g * self.plan.group + head), keep(row - head * self.queries)
 
     def _start(self) -> None:
         """Lay out the queries, scaled; clear the sums; find each query's last visible key."""
         where, lanes = self.plan.regions, self.lanes
         with T.serial(self.vectors) as c:
-            self._queries(c)
+            if self.plan.few != "always":
+                self._queries(c)
             for name, value in (("maximum", LOWEST), ("total", 0.0)):
-                self._put(where[name] + c * lanes, splat(tirx.const(value, "float32"), lanes))
+                self.put(where[name] + c * lanes, splat(tirx.const(value, "float32"), lanes))
         rows = value_rows(self.plan.isa)
         with T.serial(ceil_div(self.count, rows) * (rows * self.plan.width // lanes)) as i:
-            self._put(where["o"] + i * lanes, splat(tirx.const(0.0, "float32"), lanes))
+            self.put(where["o"] + i * lanes, splat(tirx.const(0.0, "float32"), lanes))
         if self.plan.causal:
             with T.serial(self.vectors * lanes) as m:
-                limit = self._place(m)[1] + (self.keys - self.queries)
+                limit = self.place(m)[1] + (self.keys - self.queries)
                 T.buffer_store(self.memory, limit.astype("float32"), [where["limit"] + m])
 
     def _queries(self, c: "tirx.PrimExpr") -> None:
         """Queries c * L ... of the unit as columns of their panel."""
         view, lanes, plan = self.plan.call.inputs[self.plan.q], self.lanes, self.plan
-        scale = plan.scale if plan.adds_mask else plan.scale * math.log2(math.e)
         buffer = self.k.buffers[plan.q]
         places = []
         for j in range(lanes):
-            head, position = self._place(c * lanes + j)
+            head, position = self.place(c * lanes + j)
             places.append(bind(self.k.address(view, (self.b, head, position, 0))))
         column = bind(self._panel("q", c, plan.head))
         whole = plan.head // lanes if same_dim(view.strides[3], 1) else 0
         with T.serial(index(whole)) as i:
             rows = [bind(load(self.k, buffer, view, place + i * lanes, lanes)) for place in places]
             for j, row in enumerate(transposed(rows)):
-                self._put(column + (i * lanes + j) * 2 * lanes, row * like(row, scale))
+                self.put(column + (i * lanes + j) * 2 * lanes, row * like(row, self.scale))
         with T.serial(index(whole * lanes), index(plan.head)) as d:
             for j, place in enumerate(places):
                 value = load(self.k, buffer, view, steps(place, d, self.k.dim(view.strides[3])), 1)
-                T.buffer_store(self.memory, value * like(value, scale), [column + d * (2 * lanes) + j])
+                T.buffer_store(self.memory, value * like(value, self.scale), [column + d * (2 * lanes) + j])
 
     def _panel(self, region: str, c: "tirx.PrimExpr", depth: int) -> "tirx.PrimExpr":
         """Where vector c of a region of panels begins."""
@@ -130,7 +132,7 @@ class _Blocks:
         """The range of keys that any query of the unit sees."""
         if not self.plan.causal:
             return index(0), self.keys
-        (head, low), (last_head, high) = self._place(index(0)), self._place(self.count - 1)
+        (head, low), (last_head, high) = self.place(index(0)), self.place(self.count - 1)
         shift = self.keys - self.queries
         if self.plan.group > 1:
             alike = tirx.EQ(bind(head), bind(last_head))
@@ -141,16 +143,31 @@ class _Blocks:
 
     def _block(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         """Take `count` keys from `first` into the sums."""
-        plan = self.plan
-        self._copy(plan.k, "k", plan.head, plan.head, first, count)
-        if plan.copies_values:
-            self._copy(plan.v, "v", plan.values, plan.width, first, count)
-        self._scores(count)
-        if plan.causal:
+        self._by_count(lambda: self._few_scores(first, count), lambda: self._scores(first, count))
+        if self.plan.causal:
             self._band(first, count)
         with T.serial(self.vectors) as c:
             self._softmax(c, first, count)
-        self._sums(first, count)
+        self._by_count(lambda: few_sums(self, first, count), lambda: self._sums(first, count))
+
+    def _by_count(self, few: Callable[[], None], many: Callable[[], None]) -> None:
+        """Emit what serves a few queries, many, or both behind a test."""
+        if self.plan.few == "sometimes":
+            with T.If(self.count <= FEW):
+                with T.Then():
+                    few()
+                with T.Else():
+                    many()
+        elif self.plan.few == "always":
+            few()
+        else:
+            many()
+
+    def _few_scores(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
+        plan = self.plan
+        if not dense_values(plan.call.inputs[plan.v], plan.isa):
+            self._copy(plan.v, "v", plan.values, plan.width, first, count)
+        few_scores(self, first, count)
 
     def _copy(
         self, value: object, region: str, length: int, pitch: int, first: "tirx.PrimExpr", count: "tirx.PrimExpr"
@@ -168,8 +185,11 @@ class _Blocks:
 
             each_chunk(length, self.lanes, move)
 
-    def _scores(self, count: "tirx.PrimExpr") -> None:
-        rows = key_rows(self.plan.isa)
+    def _scores(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
+        plan, rows = self.plan, key_rows(self.plan.isa)
+        self._copy(plan.k, "k", plan.head, plan.head, first, count)
+        if plan.copies_values:
+            self._copy(plan.v, "v", plan.values, plan.width, first, count)
         tiles = bind(ceil_div(count, rows))
         with T.serial(quotient(self.vectors, 2)) as panel, T.serial(tiles) as i:
             self._score_tile(panel * 2, i * rows, 2)
@@ -185,9 +205,9 @@ class _Blocks:
             (key_rows(plan.isa), vectors, lanes),
             index(plan.head),
             lambda d, i: self.memory[row + i * plan.head + d],
-            lambda d, j: self._get(q + d * (2 * lanes) + j * lanes),
+            lambda d, j: self.get(q + d * (2 * lanes) + j * lanes),
             lambda i, j: splat(tirx.const(0.0, "float32"), lanes),
-            lambda i, j, value: self._put(out + (i * 2 + j) * lanes, value),
+            lambda i, j, value: self.put(out + (i * 2 + j) * lanes, value),
         )
 
     def _band(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
@@ -202,7 +222,7 @@ class _Blocks:
     def _hide(self, first: "tirx.PrimExpr", start: "tirx.PrimExpr", stop: "tirx.PrimExpr") -> None:
         lanes, window = self.lanes, self.plan.window
         with T.serial(self.vectors) as c:
-            limit = bind(self._get(self.plan.regions["limit"] + c * lanes))
+            limit = bind(self.get(self.plan.regions["limit"] + c * lanes))
             column = bind(self._panel("p", c, self.plan.depth))
             with T.serial(bind(stop - start)) as i:
                 t = bind(start + i)
@@ -211,7 +231,7 @@ class _Blocks:
                 if window is not None:
                     seen = both(seen, key > limit - like(limit, float(window)))
                 place = bind(column + t * (2 * lanes))
-                self._put(place, select(seen, self._get(place), like(limit, -math.inf)))
+                self.put(place, select(seen, self.get(place), like(limit, -math.inf)))
 
     def _softmax(self, c: "tirx.PrimExpr", first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         """Turn the scores of vector c of queries into weights relative to their maximum so far, and add these up."""
@@ -219,24 +239,24 @@ class _Blocks:
         column = bind(self._panel("p", c, self.plan.depth))
         held, all_lanes = T.alloc_buffer((2 * lanes,), "float32"), ramp(tirx.const(0, "int32"), lanes)
         masked = self._mask(c, first)
-        old = bind(self._get(where["maximum"] + c * lanes))
+        old = bind(self.get(where["maximum"] + c * lanes))
         T.buffer_store(held, old, [all_lanes])
         with T.serial(count) as t:
             place = bind(column + t * (2 * lanes))
-            score = bind(masked(t, self._get(place)))
+            score = bind(masked(t, self.get(place)))
             if self.plan.mask is not None:
-                self._put(place, score)
+                self.put(place, score)
             T.buffer_store(held, fast_maximum(score, held[all_lanes]), [all_lanes])
         new = bind(held[all_lanes])
-        rescale = bind(self._power(old - new))
-        T.buffer_store(held, self._get(where["total"] + c * lanes) * rescale, [all_lanes])
+        rescale = keep(self._power(old - new))
+        T.buffer_store(held, self.get(where["total"] + c * lanes) * rescale, [all_lanes])
         with T.serial(count) as t:
             place = bind(column + t * (2 * lanes))
-            weight = bind(self._power(self._get(place) - new))
-            self._put(place, weight)
+            weight = keep(self._power(self.get(place) - new))
+            self.put(place, weight)
             T.buffer_store(held, held[all_lanes] + weight, [all_lanes])
         for name, value in (("maximum", new), ("rescale", rescale), ("total", held[all_lanes])):
-            self._put(where[name] + c * lanes, value)
+            self.put(where[name] + c * lanes, value)
 
     def _mask(
         self, c: "tirx.PrimExpr", first: "tirx.PrimExpr"
@@ -248,7 +268,7 @@ class _Blocks:
         shared = same_dim(view.strides[2], 0) and (self.plan.group == 1 or same_dim(view.strides[1], 0))
         places = []
         for j in range(1 if shared else lanes):
-            head, position = self._place(c * lanes + j)
+            head, position = self.place(c * lanes + j)
             places.append(bind(self.k.address(view, (self.b, head, position, first))))
         step = self.k.dim(view.strides[3])
 
@@ -263,7 +283,7 @@ class _Blocks:
 
     def _power(self, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
         """2^x, or e^x where scores are in natural units, for x <= 0; 0 below 2^-126."""
-        return power_of_two(bind(x * like(x, math.log2(math.e))) if self.plan.adds_mask else bind(x))
+        return power_of_two(x * like(x, math.log2(math.e)) if self.plan.adds_mask else x)
 
     def _sums(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         """Rescale the sums and add weights times values."""
@@ -298,8 +318,8 @@ class _Blocks:
             count,
             lambda t, i: self.memory[p + t * panel + i],
             lambda t, j: source[ramp(v + t * pitch + j * lanes, lanes)],
-            lambda i, j: self._get(o + i * plan.width + j * lanes) * splat(self.memory[rescale + i], lanes),
-            lambda i, j, value: self._put(o + i * plan.width + j * lanes, value),
+            lambda i, j: self.get(o + i * plan.width + j * lanes) * splat(self.memory[rescale + i], lanes),
+            lambda i, j, value: self.put(o + i * plan.width + j * lanes, value),
         )
 
     def _finish(self) -> None:
@@ -307,7 +327,7 @@ class _Blocks:
         plan, view = self.plan, self.plan.call.view
         dense = same_dim(view.strides[3], 1)
         with T.serial(self.count) as m:
-            head, position = self._place(m)
+            head, position = self.place(m)
             out = bind(self.k.address(view, (self.b, head, position, 0)))
             total = bind(self.memory[plan.regions["total"] + m])
             factor = bind(tirx.Select(total > 0, tirx.const(1.0, "float32") / total, tirx.const(0.0, "float32")))
@@ -319,10 +339,10 @@ class _Blocks:
 
             each_chunk(plan.values, self.lanes if dense else 1, write)
 
-    def _get(self, place: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    def get(self, place: "tirx.PrimExpr") -> "tirx.PrimExpr":
         return self.memory[ramp(place, self.lanes)]
 
-    def _put(self, place: "tirx.PrimExpr", value: "tirx.PrimExpr") -> None:
+    def put(self, place: "tirx.PrimExpr", value: "tirx.PrimExpr") -> None:
         T.buffer_store(self.memory, value, [ramp(place, self.lanes)])
 
 
@@ -331,10 +351,10 @@ def power_of_two(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
     Adding 1.5 * 2^23 + 127 rounds x to an integer n and leaves n + 127, the exponent of 2^n, in the low bits.
     """
-    x = bind(fast_maximum(x, like(x, -127.0)))
+    x = keep(fast_maximum(x, like(x, -127.0)))
     # TVM would cancel x + c - c, but does not look into an fma
-    shifted = bind(fma(x, like(x, 1.0), like(x, 12582912.0 + 127.0)))
-    rest = bind(x - (shifted - like(x, 12582912.0 + 127.0)))
+    shifted = keep(fma(x, like(x, 1.0), like(x, 12582912.0 + 127.0)))
+    rest = keep(x - (shifted - like(x, 12582912.0 + 127.0)))
     raw = bits(shifted, "int32")
     return bits(raw << like(raw, 23), "float32") * polynomial(rest, _POWER)
 

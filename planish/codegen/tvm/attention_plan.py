@@ -9,10 +9,15 @@ from planish.codegen.view import View
 from planish.compiler.ir import Value
 from planish.compiler.types import Dim, DType, same_dim
 
+FEW = 6
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionPlan:
-    """Sizes of one kernel. `rows` counts the queries that share a head of keys: group x queries of each head.
+    """Sizes of one kernel.
+
+    A block is one of the queries that share a head of keys; `few` says whether blocks of at most `FEW` of them, which
+    need neither panels nor copies, come never, sometimes or always.
 
     Scratch regions are given by their first f32 element: `q` panels of two vectors of queries [block / 2L][D][2L],
     `k` [keys][D], `v` [keys][width], `p` panels of scores [block / 2L][depth][2L], `o` sums [block][width], and one
@@ -24,6 +29,7 @@ class AttentionPlan:
     block: int
     keys: int
     depth: int
+    few: str
     regions: Mapping[str, int]
     scratch_bytes: int
 
@@ -41,12 +47,16 @@ class AttentionPlan:
         sizes = {"q": block * head, "k": depth * head, "v": keys * width, "p": block * depth, "o": block * width}
         if direct_values(v, isa):
             sizes["v"] = 0
+        few = _few(q, k, count, isa)
+        if few == "always":
+            sizes["q"] = sizes["k"] = 0
+            sizes["v"] = 0 if dense_values(v, isa) else sizes["v"]
         sizes.update(dict.fromkeys(("maximum", "total", "rescale", "limit"), block))
         regions, place = {}, 0
         for name, size in sizes.items():
             regions[name] = place
             place += -(-size // 16) * 16
-        return cls(call, isa, block, keys, depth, regions, place * 4)
+        return cls(call, isa, block, keys, depth, few, regions, place * 4)
 
     @property
     def q(self) -> Value:
@@ -126,7 +136,19 @@ def value_rows(isa: Isa) -> int:
 
 def direct_values(v: View, isa: Isa) -> bool:
     """Whether rows of values are read where they lie: f32, dense, in whole vectors."""
-    return v.dtype is DType.f32 and same_dim(v.strides[3], 1) and _static(v.shape[3]) % isa.lanes == 0
+    return v.dtype is DType.f32 and dense_values(v, isa)
+
+
+def dense_values(v: View, isa: Isa) -> bool:
+    """Whether rows of values are whole vectors of consecutive elements."""
+    return same_dim(v.strides[3], 1) and _static(v.shape[3]) % isa.lanes == 0
+
+
+def _few(q: View, k: View, count: int | None, isa: Isa) -> str:
+    dense = same_dim(q.strides[3], 1) and same_dim(k.strides[3], 1) and _static(q.shape[3]) % isa.lanes == 0
+    if not dense or (count is not None and count > FEW):
+        return "never"
+    return "sometimes" if count is None else "always"
 
 
 def _operands(call: Call) -> tuple[Value, ...]:

@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
-from planish.codegen.tvm.vector_math import bits, cast, fma, like, splat
+from planish.codegen.tvm.vector_math import bits, cast, fma, keep, like, splat
 from planish.codegen.view import View
 from planish.compiler.types import DType, same_dim
 
@@ -71,16 +71,31 @@ def store(buffer: "tirx.Buffer", dtype: DType, place: "tirx.PrimExpr", value: "t
 
 def transposed(rows: Sequence["tirx.PrimExpr"]) -> list["tirx.PrimExpr"]:
     """As many vectors as they have lanes, with lane j of row i moved to lane i of row j; lanes are a power of two."""
-    rows, lanes, step = list(rows), len(rows), 1
-    while step < lanes:
-        low = [j if not j & step else lanes + j - step for j in range(lanes)]
-        high = [j + step if not j & step else lanes + j for j in range(lanes)]
-        for i in range(lanes):
+    rows, step = list(rows), 1
+    while step < len(rows):
+        for i in range(len(rows)):
             if not i & step:
-                pair = [rows[i], rows[i + step]]
-                rows[i], rows[i + step] = bind(tirx.Shuffle(pair, low)), bind(tirx.Shuffle(pair, high))
+                rows[i], rows[i + step] = _exchanged(rows[i], rows[i + step], step, len(rows))
         step *= 2
     return rows
+
+
+def lane_sums(rows: Sequence["tirx.PrimExpr"]) -> "tirx.PrimExpr":
+    """One vector whose lane i is the sum over the lanes of row i; as many rows as lanes, a power of two."""
+    kept, step = dict(enumerate(rows)), 1
+    while step < len(rows):
+        for i in [i for i in kept if not i & step]:
+            low, high = _exchanged(kept[i], kept.pop(i + step), step, len(rows))
+            kept[i] = keep(low + high)
+        step *= 2
+    return kept[0]
+
+
+def _exchanged(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+    """Two rows `step` apart after the blocks of `step` lanes off the diagonal have changed places."""
+    low = [j if not j & step else lanes + j - step for j in range(lanes)]
+    high = [j + step if not j & step else lanes + j for j in range(lanes)]
+    return keep(tirx.Shuffle([a, b], low)), keep(tirx.Shuffle([a, b], high))
 
 
 def tile(
