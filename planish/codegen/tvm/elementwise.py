@@ -10,6 +10,7 @@ from tvm import tirx
 
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.kernel import TVM_DTYPE
+from planish.codegen.tvm.power import power
 from planish.codegen.tvm.vector_math import bits, cast, either, equal, intrinsic, keep, like, select
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
@@ -200,7 +201,7 @@ def _small_power(node: Node) -> float | None:
 
 def _power(node: Node, x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
     known = _small_power(node)
-    return vm.power(x, y) if known is None else keep(_POWERS[known](x))
+    return power(x, y) if known is None else keep(_POWERS[known](x))
 
 
 def _inverse(x: "tirx.PrimExpr") -> "tirx.PrimExpr":

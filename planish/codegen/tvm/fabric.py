@@ -51,6 +51,7 @@ class Fabric:
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
+        """The operands that are read, each once."""
         return tuple(dict.fromkeys(_leaves(self.root)))
 
     def over(self, shape: Shape, change: Callable[[View], View]) -> "Fabric":

@@ -51,6 +51,7 @@ def total(dtype: str) -> Fold:
 
 
 def product(dtype: str) -> Fold:
+    """The product."""
     return plain(dtype, 1, lambda a, b: a * b, again=False)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, TypeAlias, cast
 
 from tvm import tirx
 
@@ -16,7 +16,9 @@ from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel
 from planish.codegen.tvm.loops import Index, integer, nest, product, units, vectors
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.types import DType
+from planish.compiler.types import DType, Shape
+
+_Take: TypeAlias = "Callable[[Index, tirx.PrimExpr, int], tirx.PrimExpr]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +37,11 @@ class GroupNorm:
         return refuse_around(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
-        groups = cast(int, call.anchor.attrs["groups"])
+        shape = call.anchor.types[0].shape
+        groups, eps = cast(int, call.anchor.attrs["groups"]), cast(float, call.anchor.attrs["eps"])
+        width = cast(int, shape[-1]) // groups
         with kernel(call, isa) as (k, done):
-            units(k, (call.anchor.types[0].shape[0], groups), lambda index: _group(k, index, groups))
+            units(k, (shape[0], groups), lambda u: _Group(k, u[0], bind(u[1] * width), width).normalize(eps))
         return Kernel(done[0], 0)
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
@@ -47,41 +51,54 @@ class GroupNorm:
         return fuses_before(node)
 
 
-def _group(k: KernelBuilder, unit: Index, groups: int) -> None:
-    node = k.call.anchor
-    shape = node.types[0].shape
-    sample, group = unit
-    width = cast(int, shape[-1]) // groups
-    first = bind(group * width)
-    spatial = shape[1:-1]
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One group of one sample: `width` channels from `first`."""
 
-    def read(index: Index, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-        return vm.keep(Expression(k).at(node.operands[0], (sample, *index, first + at), lanes))
+    k: KernelBuilder
+    sample: "tirx.PrimExpr"
+    first: "tirx.PrimExpr"
+    width: int
 
-    def mean_of(take: "Callable[[Index, tirx.PrimExpr, int], tirx.PrimExpr]") -> "tirx.PrimExpr":
-        lanes = line_lanes(width, k.isa.lanes)
-        registers = Registers(total("float32"), lanes, max(w for w in (1, 2, 4) if w <= width // lanes))
-        nest(spatial, k, lambda index: registers.line(k, width, lambda at, n: take(index, at, n)))
-        count = product(k, spatial) * integer(width)
+    @property
+    def spatial(self) -> Shape:
+        return self.k.call.anchor.types[0].shape[1:-1]
+
+    def read(self, index: Index, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        """Elements of the operand, from channel `at` of the group on."""
+        place = (self.sample, *index, self.first + at)
+        return vm.keep(Expression(self.k).at(self.k.call.anchor.operands[0], place, lanes))
+
+    def mean(self, take: "_Take") -> "tirx.PrimExpr":
+        """The mean of what `take` gives over the group."""
+        lanes = line_lanes(self.width, self.k.isa.lanes)
+        registers = Registers(total("float32"), lanes, max(w for w in (1, 2, 4) if w <= self.width // lanes))
+        nest(self.spatial, self.k, lambda i: registers.line(self.k, self.width, lambda at, n: take(i, at, n)))
+        count = product(self.k, self.spatial) * integer(self.width)
         return vm.keep(registers.result()[0] / vm.cast(count, "float32"))
 
-    mean = mean_of(read)
+    def normalize(self, eps: float) -> None:
+        """Write the group's elements."""
+        mean = self.mean(self.read)
 
-    def square(index: Index, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-        difference = vm.keep(read(index, at, lanes) - vm.splat(mean, lanes))
-        return difference * difference
+        def centred(index: Index, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+            return vm.keep(self.read(index, at, lanes) - vm.splat(mean, lanes))
 
-    eps = tirx.const(cast(float, node.attrs["eps"]), "float32")
-    scale = vm.keep(tirx.const(1.0, "float32") / vm.square_root(mean_of(square) + eps))
+        def square(index: Index, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+            difference = centred(index, at, lanes)
+            return difference * difference
 
-    def line(index: Index) -> None:
-        def body(at: "tirx.PrimExpr", lanes: int) -> None:
-            centred = read(index, at, lanes) - vm.splat(mean, lanes)
-            _write(k, (sample, *index, bind(first + at)), centred * vm.splat(scale, lanes), lanes)
+        variance = self.mean(square)
+        scale = vm.keep(tirx.const(1.0, "float32") / vm.square_root(variance + tirx.const(eps, "float32")))
 
-        vectors(k, integer(0), width, body, k.isa.lanes)
+        def write(index: Index, at: "tirx.PrimExpr", lanes: int) -> None:
+            value = centred(index, at, lanes) * vm.splat(scale, lanes)
+            _write(self.k, (self.sample, *index, bind(self.first + at)), value, lanes)
 
-    nest(spatial, k, line)
+        def line(index: Index) -> None:
+            vectors(self.k, integer(0), self.width, lambda at, n: write(index, at, n), self.k.isa.lanes)
+
+        nest(self.spatial, self.k, line)
 
 
 def _write(k: KernelBuilder, index: Index, value: "tirx.PrimExpr", lanes: int) -> None:

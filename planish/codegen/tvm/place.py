@@ -25,6 +25,7 @@ class Place:
 
     @property
     def stride(self) -> "tirx.PrimExpr":
+        """The step as int64 TIR."""
         return tirx.const(self.step, "int64") if isinstance(self.step, int) else self.step
 
     @property

@@ -129,14 +129,17 @@ def fast_maximum(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 
 def absolute(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """|x|."""
     return intrinsic("llvm.fabs", x) if is_float(x) else select(x < like(x, 0), -x, x)
 
 
 def copy_sign(x: "tirx.PrimExpr", sign: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """|x| with the sign of another value."""
     return intrinsic("llvm.copysign", x, sign)
 
 
 def square_root(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """The square root, rounded correctly."""
     return intrinsic("llvm.sqrt", x)
 
 
@@ -146,7 +149,7 @@ def exp(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     x = keep(x)
     capped = keep(select(x > high, high, x))
     capped = keep(select(capped < low, low, capped))
-    result = keep(_exponential(capped, _EXP))
+    result = keep(_exponential(capped, EXPONENTIAL))
     result = select(x > high, like(x, math.inf), result)
     return keep(select(x < low, like(x, 0.0), keep(result)))
 
@@ -156,7 +159,7 @@ def exp_nonpositive(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     low = like(x, -87.33)
     x = keep(x)
     capped = keep(select(x < low, low, x))
-    return keep(select(x < low, like(x, 0.0), keep(_exponential(capped, _EXP_SHORT))))
+    return keep(select(x < low, like(x, 0.0), keep(_exponential(capped, _EXPONENTIAL_SHORT))))
 
 
 def _exponential(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimExpr":
@@ -168,7 +171,7 @@ def _exponential(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.Pri
     magic = like(x, 12582912.0)
     shifted = keep(fma(x, like(x, math.log2(math.e)), magic))
     count = keep(shifted - magic)
-    if len(coefficients) == len(_EXP):
+    if len(coefficients) == len(EXPONENTIAL):
         rest = keep(fma(count, like(x, 2.12194440e-4), keep(fma(count, like(x, -0.693359375), x))))
     else:
         rest = keep(fma(count, like(x, -math.log(2.0)), x))
@@ -182,19 +185,14 @@ def _scaled_by_two(x: "tirx.PrimExpr", shifted: "tirx.PrimExpr") -> "tirx.PrimEx
 
 
 # minimax fits of e^r for |r| <= log(2) / 2 by relative error: 1.9e-9 and 7.6e-8
-_EXP = (
+EXPONENTIAL = (
     *(1.3836741897372362e-3, 8.374898362956526e-3, 4.166823180382914e-2, 1.666641919034865e-1),
     *(4.999999203230812e-1, 1.0, 1.0),
 )
-_EXP_SHORT = (
+_EXPONENTIAL_SHORT = (
     *(8.297583761762832e-3, 4.191587662576313e-2, 1.666757835866246e-1),
     *(4.9998890467993357e-1, 9.999996901457441e-1, 1.0),
 )
-
-
-def _two_to(n: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """2^n for -126 <= n <= 127, by the exponent bits."""
-    return bits((n + like(n, 127)) << like(n, 23), "float32")
 
 
 def polynomial(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimExpr":
@@ -207,7 +205,7 @@ def polynomial(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimE
 
 def log(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """Natural logarithm within 1.5 ulp; -inf at 0 and not-a-number below."""
-    mantissa, exponent = _mantissa(x)
+    mantissa, exponent = mantissa_of(x)
     m = keep(mantissa - like(x, 1.0))
     z = keep(m * m)
     y = keep(polynomial(m, _LOG) * m * z)
@@ -225,7 +223,7 @@ _LOG = (
 )
 
 
-def _mantissa(x: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+def mantissa_of(x: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
     """`(m, e)`, both f32, with x = m * 2^e and sqrt(1/2) <= m < sqrt(2); denormals are scaled up first."""
     small = keep(x < like(x, 1.17549435e-38))
     scaled = keep(select(small, x * like(x, 33554432.0), x))
@@ -293,7 +291,7 @@ def gelu(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     power = keep(select(power < like(x, -125.0), like(x, -125.0), power))
     shifted = keep(power + like(x, 12582912.0))
     rest = keep(power - keep(shifted - like(x, 12582912.0)))
-    tail = keep(_scaled_by_two(polynomial(rest, _EXP2), shifted))
+    tail = keep(_scaled_by_two(polynomial(rest, _EXPONENTIAL_BINARY), shifted))
     return keep(fma(-size, tail, keep(select(x < like(x, 0.0), like(x, 0.0), x))))
 
 
@@ -302,7 +300,7 @@ _GELU = (
     *(7.134163209701056e-3, -5.2545980990370784e-2, -4.5919129156589755e-1, -1.1511073576982465, -1.0),
 )
 # a minimax fit of 2^r for |r| <= 1/2 by relative error: 7.6e-8
-_EXP2 = (
+_EXPONENTIAL_BINARY = (
     *(1.3276357867345906e-3, 9.675655513099233e-3, 5.550714482392014e-2),
     *(2.4022117617913422e-1, 6.931469657853423e-1, 1.0),
 )
@@ -348,55 +346,8 @@ _SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 
-def power(x: "tirx.PrimExpr", y: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """x^y within 1.5 ulp, with C's rules for zeros, infinities and negative x.
-
-    y * log2(x) is kept in float64, where the series of log((1 + s) / (1 - s)) converges in eight terms.
-    """
-    size = keep(absolute(x))
-    mantissa, exponent = _mantissa(size)
-    m = keep(cast(mantissa, "float64"))
-    s = keep((m - like(m, 1.0)) / (m + like(m, 1.0)))
-    series = polynomial(keep(s * s), [2.0 / math.log(2.0) / k for k in range(15, 0, -2)])
-    t = keep(cast(y, "float64") * fma(series, s, cast(exponent, "float64")))
-    t = keep(select(t > like(t, 300.0), like(t, 300.0), t))
-    t = keep(select(t < like(t, -300.0), like(t, -300.0), t))
-    count = keep(intrinsic("llvm.rint", t))
-    result = exp_fraction(cast(t - count, "float32"), cast(count, "int32"))
-    return _power_corners(x, y, size, result)
-
-
-def exp_fraction(fraction: "tirx.PrimExpr", n: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """2^(fraction + n) for |fraction| <= 1/2 and |n| <= 300."""
-    result = polynomial(keep(fraction * like(fraction, math.log(2.0))), _EXP)
-    rest = keep(n)
-    for _ in range(3):
-        step = select(rest < like(rest, -100), like(rest, -100), rest)
-        step = keep(select(rest > like(rest, 100), like(rest, 100), step))
-        result, rest = keep(result * _two_to(step)), keep(rest - step)
-    return result
-
-
-def _power_corners(
-    x: "tirx.PrimExpr", y: "tirx.PrimExpr", size: "tirx.PrimExpr", result: "tirx.PrimExpr"
-) -> "tirx.PrimExpr":
-    zero, one, infinity = like(x, 0.0), like(x, 1.0), like(x, math.inf)
-    grows = keep(tirx.bitwise_xor(y < zero, size > one))
-    result = select(equal(size, zero), select(y < zero, infinity, zero), result)
-    result = select(equal(size, infinity), select(y < zero, zero, infinity), result)
-    extreme = select(equal(size, one), one, select(grows, infinity, zero))
-    result = keep(select(equal(absolute(y), infinity), extreme, result))
-    whole = keep(equal(intrinsic("llvm.floor", y), y))
-    halved = keep(y * like(y, 0.5))
-    odd = keep(both(whole, both(differ(intrinsic("llvm.floor", halved), halved), absolute(y) < infinity)))
-    result = keep(select(both(odd, bits(x, "int32") < like(bits(x, "int32"), 0)), -result, result))
-    finite_negative = both(x < zero, x > -infinity)
-    result = keep(select(both(finite_negative, negated(whole)), like(x, math.nan), result))
-    result = keep(select(either(is_nan(x), is_nan(y)), like(x, math.nan), result))
-    return keep(select(either(equal(y, zero), equal(x, one)), one, result))
-
-
 def is_float(x: "tirx.PrimExpr") -> bool:
+    """Whether lanes are floating-point numbers."""
     return element_of(x).startswith("float")
 
 
