@@ -9,7 +9,7 @@ from planish.codegen.view import View
 from planish.compiler.ir import Value
 from planish.compiler.types import Dim, DType, same_dim
 
-FEW = 6
+FEW = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
