@@ -28,6 +28,7 @@ from planish.codegen.tvm.tiles import (
 )
 from planish.codegen.tvm.vector_math import bits, both, differ, fast_maximum, fma, keep, like, polynomial, select, splat
 from planish.codegen.view import View
+from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
 LOWEST = -3.4028234663852886e38
@@ -170,11 +171,11 @@ class Blocks:
         few_scores(self, first, count)
 
     def _copy(
-        self, value: object, region: str, length: int, pitch: int, first: "tirx.PrimExpr", count: "tirx.PrimExpr"
+        self, value: Value, region: str, length: int, pitch: int, first: "tirx.PrimExpr", count: "tirx.PrimExpr"
     ) -> None:
         """Rows of keys or values to scratch, in f32 and without gaps."""
-        view: View = self.plan.call.inputs[value]  # type: ignore[index]
-        buffer = self.k.buffers[value]  # type: ignore[index]
+        view = self.plan.call.inputs[value]
+        buffer = self.k.buffers[value]
         with T.serial(count) as t:
             place = bind(self.k.address(view, (self.b, self.g, first + t, 0)))
             row = bind(self.plan.regions[region] + t * pitch)
