@@ -8,6 +8,7 @@ from planish.codegen.tvm.depthwise import Depthwise
 from planish.codegen.tvm.gemm import Gemm
 from planish.codegen.tvm.group_norm import GroupNorm
 from planish.codegen.tvm.map import Map
+from planish.codegen.tvm.matmul import Matmul
 from planish.codegen.tvm.pool import Pool
 from planish.codegen.tvm.reduce import Reduce
 from planish.codegen.tvm.rope import Rope
@@ -15,6 +16,6 @@ from planish.codegen.tvm.rows import Rows
 from planish.codegen.tvm.scan import Scan
 
 TEMPLATES: tuple[Template, ...] = (
-    *(Gemm(), Depthwise(), Conv(), Attention()),
+    *(Gemm(), Matmul(), Depthwise(), Conv(), Attention()),
     *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Map()),
 )
