@@ -1,6 +1,8 @@
 """The public calls: `compile` a model for a target, `load` an artifact."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,10 +58,16 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     from planish.compilation import run
 
     say = progress or (lambda stage: None)
-    folder = tempfile.TemporaryDirectory(prefix="planish-")
-    done = run(model, target, inputs, dynamic, workload, passes, Path(folder.name), say)
-    say("checking against the model")
-    return CompiledModel(done.artifact, done.report, done.imported, threads=threads, keep=folder)
+    folder = Path(tempfile.mkdtemp(prefix="planish-"))
+    try:
+        done = run(model, target, inputs, dynamic, workload, passes, folder, say)
+        say("checking against the model")
+        compiled = CompiledModel(done.artifact, done.report, done.imported, threads=threads)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(compiled, shutil.rmtree, folder, ignore_errors=True)
+    return compiled
 
 
 def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> "CompiledModel":
@@ -87,9 +95,8 @@ class CompiledModel:
         *,
         threads: int | None = None,
         verify: bool = True,
-        keep: object = None,
     ) -> None:
-        self._path, self._imported, self._keep, self._report = path, imported, keep, report
+        self._path, self._imported, self._report = path, imported, report
         self._threads = threads
         self._loaded: Executable | None = None
         if imported is None or runs_here(path):

@@ -1,7 +1,6 @@
 """planish.compile and planish.load as a user calls them."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +38,8 @@ def model() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def fast(model: nn.Module) -> Iterator[planish.CompiledModel]:
-    yield planish.compile(model, "cpu", inputs=(IDS, SCALE), dynamic=DYNAMIC)
+def fast(model: nn.Module) -> planish.CompiledModel:
+    return planish.compile(model, "cpu", inputs=(IDS, SCALE), dynamic=DYNAMIC)
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +181,14 @@ def test_a_model_that_torch_cannot_export_gives_the_reason_and_advice() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + 1 if x.sum() > 0 else x - 1
 
-    with pytest.raises(ImportGraphError, match="torch.export cannot export Branch: .*To go on"):
+    with pytest.raises(ImportGraphError, match=r"torch\.export cannot export Branch: .*To go on"):
         planish.compile(Branch().eval(), inputs=torch.ones(3))
 
 
 def test_an_artifact_for_another_instruction_set_is_written_but_not_run(model: nn.Module, tmp_path: Path) -> None:
     other = planish.compile(model, "neoverse-v2", inputs=(IDS, SCALE), dynamic=DYNAMIC)
     other.save(tmp_path / "arm.planish")
-    with pytest.raises(ArtifactError, match="neoverse-v2.*cannot run here"):
+    with pytest.raises(ArtifactError, match=r"neoverse-v2.*cannot run here"):
         other(IDS, SCALE)
-    with pytest.raises(ArtifactError, match="neoverse-v2.*cannot run here"):
+    with pytest.raises(ArtifactError, match=r"neoverse-v2.*cannot run here"):
         planish.load(tmp_path / "arm.planish")

@@ -97,4 +97,6 @@ def test_the_arm_program_computes_the_same_numbers_under_emulation(tmp_path: Pat
         command = [str(emulator), str(folder / "driver"), str(folder / "weights.bin"), str(folder / "x.bin"), str(size)]
         done = subprocess.run(command, capture_output=True, check=True, timeout=120)
         expected = evaluate(program.main, (x,), program.weights)[0].numpy()
-        np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32).reshape(size, 32), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            np.frombuffer(done.stdout, np.float32).reshape(size, 32), expected, rtol=1e-4, atol=1e-5
+        )

@@ -131,7 +131,8 @@ def test_joins_are_one_loop_a_part() -> None:
     check(Map(), lambda x, y: ops.mul(ops.concat(x, y, axis=2), y), normal(2, 5, 1), normal(2, 5, 1, seed=1))
     values = leaf("x0", normal(2, 3, 20)), leaf("x1", normal(2, 5, 20))
     parts = weave(call_of(Graph("main", values, (join(*values),)), ops.concat))
-    assert parts is not None and len(parts) == 3
+    assert parts is not None
+    assert len(parts) == 3
 
 
 def test_joins_of_dynamic_sizes() -> None:

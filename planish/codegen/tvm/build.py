@@ -17,7 +17,6 @@ from planish.errors import BackendMissing, BuildError
 _PIPELINE = "planish_c"
 
 
-@tvm.transform.module_pass(opt_level=0, name="planish.Expose")
 def _expose(module: "tvm.IRModule", _: "tvm.transform.PassContext") -> "tvm.IRModule":
     """Give private functions external C symbols."""
     for symbol, function in list(module.functions.items()):
@@ -45,7 +44,7 @@ def _pipeline() -> tuple[object, object, object]:
         tirx.transform.StmtSimplify(),
         s_tir.transform.RewriteUnsafeSelect(),
         tirx.transform.CommonSubexprElim(),
-        _expose,
+        tvm.transform.module_pass(_expose, opt_level=0, name="planish.Expose"),
     ]
     _, host, device = s_tir.pipeline.default_s_tir_pipeline()
     return tvm.transform.Sequential(passes), host, device
