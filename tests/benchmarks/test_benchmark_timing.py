@@ -8,25 +8,25 @@ import pytest
 from benchmarks import timing
 from benchmarks.timing import Effort, Timing, take_turns
 
-QUICK = Effort(seconds=0, warm=0, least=3, most=10, rest_ms=0)
+QUICK = Effort(seconds=0, warm=0, least=3, most=10, rest_ms=0, burst=1)
 
 
-def test_calls_everyone_once_a_round_and_rotates_who_starts() -> None:
+def test_gives_everyone_a_turn_a_round_and_rotates_who_starts() -> None:
     made: list[str] = []
     take_turns({name: lambda name=name: made.append(name) for name in "abc"}, QUICK)  # type: ignore[misc]
-    assert "".join(made) == "abcbcacab"
+    assert "".join(made) == "aabbcc" + "bbccaa" + "ccaabb"
 
 
 def test_warms_up_without_timing() -> None:
     made: list[int] = []
-    effort = Effort(seconds=0, warm=4, least=3, most=3, rest_ms=0)
+    effort = Effort(seconds=0, warm=4, least=3, most=3, rest_ms=0, burst=2)
     turns = take_turns({"a": lambda: made.append(1)}, effort)
-    assert len(made) == 7
-    assert len(turns.timings["a"].calls_ms) == 3
+    assert len(made) == 4 + 3 * (1 + 2)
+    assert len(turns.timings["a"].calls_ms) == 3 * 2
 
 
 def test_stops_at_the_most_rounds_before_the_time_is_over() -> None:
-    turns = take_turns({"a": lambda: None}, Effort(seconds=60, warm=0, least=1, most=4, rest_ms=0))
+    turns = take_turns({"a": lambda: None}, Effort(seconds=60, warm=0, least=1, most=4, rest_ms=0, burst=1))
     assert len(turns.timings["a"].calls_ms) == 4
 
 
