@@ -1,1 +1,1 @@
-"""autotune"""
+"""Search over kernels and compression choices; nothing is here yet."""

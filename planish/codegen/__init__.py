@@ -1,1 +1,1 @@
-"""codegen"""
+"""From a program to the files of an artifact: layout, fusion, selection, schedule, kernels."""

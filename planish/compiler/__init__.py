@@ -1,1 +1,1 @@
-"""compiler"""
+"""The IR, its text, verifier, evaluator and rules; importers, pipeline and analyses."""
