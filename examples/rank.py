@@ -32,11 +32,15 @@ def main() -> None:
     means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     unit = means / np.linalg.norm(means, axis=1, keepdims=True)
     scores = unit[1:] @ unit[0]
-    print(f"loaded in {1e3 * (loaded - start):.0f} ms, first result after {1e3 * (time.perf_counter() - start):.0f} ms")
-    print(f"torch imported: {'torch' in sys.modules}; transformers imported: {'transformers' in sys.modules}")
-    print(f"similar to {QUERY!r}:")
-    for i in np.argsort(-scores):
+    ready = time.perf_counter()
+    print(f"loaded and checked in {1e3 * (loaded - start):.0f} ms, first ranking after {1e3 * (ready - start):.0f} ms")
+    absent = [name for name in ("torch", "transformers", "tvm", "planish.compiler") if name not in sys.modules]
+    print(f"not imported: {', '.join(absent)}\n\nsimilar to {QUERY!r}")
+    order = np.argsort(-scores)
+    for i in order:
         print(f"  {scores[i]:+.3f}  {SENTENCES[i]}")
+    assert {*order[:2]} == {1, 3}, "the two sentences about music should come first"
+    assert scores[order[1]] > scores[order[2]] + 0.2, "the others should be far behind"
 
 
 if __name__ == "__main__":
