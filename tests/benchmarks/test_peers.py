@@ -16,7 +16,7 @@ from benchmarks.zoo.glassllm import GLASSLLM
 from planish.errors import InputError
 
 EAGER, COMPILE, ONNX, OPENVINO, PLANISH = PEERS
-BRIEF = Effort(seconds=0, warm=0, least=2, most=2, rest_ms=0)
+BRIEF = Effort(seconds=0, warm=0, least=2, most=2, rest_ms=0, burst=1)
 
 
 class _Twice(nn.Module):
