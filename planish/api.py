@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planish.errors import InputError, nearest
 from planish.hardware_profiles.host import host_supports
 from planish.runtime.artifact import PROGRAM, copy
 from planish.runtime.artifact import load as load_artifact
@@ -127,13 +128,19 @@ class CompiledModel:
         """The least time that this machine's measured rates allow for one call at the given sizes, else the usual ones.
 
         Counted are the operations of the compiled graph and one pass over weights, inputs and results.
+        Raises InputError on a size that the model does not have.
         """
         from planish.compiler.analysis import least_costs
         from planish.compiler.text import parse_program
         from planish.hardware_profiles import detect, limit
 
         text = read_member(self._path, PROGRAM, read_manifest(self._path).files[PROGRAM]).decode()
-        flops, moved = least_costs(parse_program(text)["main"], sizes)
+        graph = parse_program(text)["main"]
+        known = [size.name for size in graph.sizes]
+        for name in sizes:
+            if name not in known:
+                raise InputError(f"roofline: the model has no size '{name}'{nearest(name, known)}")
+        flops, moved = least_costs(graph, sizes)
         return limit(detect(), flops, moved, cores=self.executable.threads)
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:

@@ -1,22 +1,22 @@
 """The command line: compile, run, bench, inspect, profiles, passes."""
 
-import importlib
 import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from planish.errors import InputError, PlanishError
 
 app = typer.Typer(
     name="planish",
-    help="Compile PyTorch and ONNX models for one hardware target, and run what comes out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,8 +35,26 @@ def main() -> None:
     try:
         app()
     except PlanishError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        message = f"[bold red]{type(error).__name__}[/]: {escape(str(error))}"
+        console.print(message, highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from planish import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Compile PyTorch and ONNX models for one hardware target, and run what comes out."""
 
 
 @app.command("compile")
@@ -50,24 +68,28 @@ def compile_command(
         list[str] | None, typer.Option("--pass", help="A pass as text; repeat in order. All exact passes by default.")
     ] = None,
     workload: Annotated[list[str] | None, typer.Option(help="An expected size, such as B=8; repeat.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a call; all cores by default.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace whatever is at the output.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is at the output even if it is no artifact.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compile a model and write its artifact."""
-    import planish
+    """Compile a model and write its artifact.
 
-    module, inputs, dynamic = load_reference(model)
-    with console.status("starting") as status:
+    For example: planish compile mypackage.models:encoder -o encoder.planish --workload batch=8
+    """
+    import planish
+    from planish.cli_inputs import load_reference, sizes_of
+    from planish.runtime.storage import check_target
+
+    check_target(output.absolute(), overwrite=overwrite)
+    with console.status("loading the model") as status:
+        module, inputs, dynamic = load_reference(model)
         compiled = planish.compile(
             module,
             target,
             inputs=inputs,
             dynamic=dynamic,
-            workload=dict(parse_size(text) for text in workload or []),
+            workload=sizes_of(workload),
             passes=passes,
-            threads=threads,
-            progress=lambda stage: status.update(stage),
+            progress=status.update,
         )
         status.update("saving")
         compiled.save(output, overwrite=overwrite)
@@ -91,26 +113,30 @@ def run(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the results as .npz.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run an artifact once and print its results' shapes, or write them."""
-    import numpy
+    """Run an artifact once and print what comes out, or write it.
 
-    from planish.cli_inputs import example_inputs, read_inputs
+    For example: planish run encoder.planish --inputs sentence.npz -o states.npz
+    """
+    from planish.cli_inputs import example_inputs, read_inputs, result_names, sizes_of, write_results
     from planish.runtime.artifact import load
 
-    executable = load(artifact)
-    main_function = executable.main
-    given = read_inputs(inputs, main_function.plan) if inputs else example_inputs(main_function.plan, sizes_of(size))
-    results = main_function.run(given)
+    if inputs and size:
+        raise InputError("--size is for random inputs; inputs from a file have their own sizes")
+    function = load(artifact).main
+    given = read_inputs(inputs, function.plan) if inputs else example_inputs(function.plan, sizes_of(size))
+    results = dict(zip(result_names(function.plan), function.run(given), strict=True))
     if output:
-        numpy.savez(output, **{f"output_{i}": result for i, result in enumerate(results)})
+        write_results(output, results)
     rows = [
-        {"output": i, "dtype": str(r.dtype), "shape": list(r.shape), "first": r.ravel()[:4].tolist()}
-        for i, r in enumerate(results)
+        {"output": name, "dtype": str(r.dtype), "shape": list(r.shape), "first": r.ravel()[:4].tolist()}
+        for name, r in results.items()
     ]
     if as_json:
         typer.echo(json.dumps(rows))
-    else:
-        print_table(["output", "dtype", "shape", "first values"], [list(map(str, row.values())) for row in rows])
+        return
+    print_table(["output", "dtype", "shape", "first values"], [_result_cells(row) for row in rows])
+    if output:
+        typer.echo(f"wrote {output}")
 
 
 @app.command()
@@ -118,29 +144,30 @@ def bench(
     artifact: Annotated[Path, typer.Argument(help="An artifact: folder or .zip.")],
     size: Annotated[list[str] | None, typer.Option(help="A size for the inputs, such as B=8; repeat.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 2.0,
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a call; all cores by default.")] = None,
     by_scope: Annotated[bool, typer.Option("--profile", help="Also the time of each kernel by module.")] = False,
     as_json: Json = False,
 ) -> None:
     """Time calls of an artifact on random inputs: median, 10th percentile and best, in milliseconds."""
-    from planish.cli_inputs import example_inputs
+    from planish.cli_inputs import example_inputs, sizes_of
     from planish.runtime.artifact import load
 
     executable = load(artifact, threads=threads)
-    given = example_inputs(executable.main.plan, sizes_of(size))
-    times = time_calls(lambda: executable.main.run(given), seconds)
-    deciles = statistics.quantiles(times, n=10)
-    row = {"calls": len(times), "median_ms": statistics.median(times), "p10_ms": deciles[0], "best_ms": min(times)}
+    function = executable.main
+    given = example_inputs(function.plan, sizes_of(size))
+    times = time_calls(lambda: function.run(given), seconds)
+    row = {"calls": len(times), "threads": executable.threads, **_spread(times)}
+    profile = function.profile_leaves(given) if by_scope else None
     if as_json:
-        typer.echo(json.dumps({**row, "threads": executable.threads}))
+        typer.echo(json.dumps({**row, "profile": profile.to_json()} if profile else row))
         return
     typer.echo(
         ", ".join(
             f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
         )
     )
-    if by_scope:
-        typer.echo(str(executable.main.profile_leaves(given)))
+    if profile:
+        typer.echo(str(profile))
 
 
 @app.command()
@@ -207,42 +234,6 @@ def profiles_detect(
     typer.echo(profile.model_dump_json() if as_json else profile.to_toml())
 
 
-def load_reference(reference: str) -> tuple[Any, Any, Any]:
-    """Model, inputs and dynamic axes of `package.module:function`, or an ONNX file's path with neither.
-
-    Raises InputError naming the part that is wrong.
-    """
-    if reference.endswith(".onnx"):
-        return reference, None, None
-    name, _, attribute = reference.partition(":")
-    if not attribute:
-        raise InputError(f"'{reference}' is neither an .onnx file nor package.module:function")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"'{reference}': there is no module '{error.name}'; run where it can be imported") from None
-    if not callable(function := getattr(module, attribute, None)):
-        raise InputError(f"'{reference}': module '{name}' has no function '{attribute}'")
-    result = function()
-    if not isinstance(result, tuple) or len(result) not in (2, 3):
-        raise InputError(f"'{reference}' returned {type(result).__name__}; it must return (model, inputs[, dynamic])")
-    return (*result, None)[:3]
-
-
-def sizes_of(texts: list[str] | None) -> dict[str, int]:
-    """The sizes of repeated options."""
-    return dict(parse_size(text) for text in texts or [])
-
-
-def parse_size(text: str) -> tuple[str, int]:
-    """`B=8` as a name and a number; raises InputError otherwise."""
-    name, _, value = text.partition("=")
-    if not name.isidentifier() or not value.isdigit():
-        raise InputError(f"a size is NAME=NUMBER such as B=8, not '{text}'")
-    return name, int(value)
-
-
 def time_calls(call: Any, seconds: float) -> list[float]:
     """Milliseconds of repeated calls for about `seconds`, after three that do not count."""
     for _ in range(3):
@@ -256,9 +247,20 @@ def time_calls(call: Any, seconds: float) -> list[float]:
     return times
 
 
+def _spread(times: list[float]) -> dict[str, float]:
+    deciles = statistics.quantiles(times, n=10)
+    return {"median_ms": statistics.median(times), "p10_ms": deciles[0], "best_ms": min(times)}
+
+
+def _result_cells(row: Mapping[str, Any]) -> list[str]:
+    first = ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row["first"])
+    return [row["output"], row["dtype"], " x ".join(map(str, row["shape"])) or "scalar", first]
+
+
 def print_table(head: list[str], rows: list[list[str]]) -> None:
     """A table on standard output."""
     table = Table(*head)
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(escape, row))
+    out = Console()
+    out.print(table, soft_wrap=not out.is_terminal)

@@ -1,33 +1,90 @@
-"""Inputs for artifacts that are run from the command line: from a file, or made up."""
+"""What the command line is given: models by reference, sizes, inputs from a file or made up; and results written."""
 
-from collections.abc import Mapping
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from planish.errors import InputError, nearest
+from planish.errors import InputError, PlanishError, nearest
 from planish.runtime.dtypes import NUMPY, DTypeName
 from planish.runtime.plan import FunctionPlan
 
 
-def read_inputs(path: Path, plan: FunctionPlan) -> list[Any]:
-    """The plan's inputs from a .npz or .safetensors file, by name; raises InputError on one that is missing."""
-    if not path.exists():
-        raise InputError(f"there is no file '{path}' to read inputs from")
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    elif path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
+def load_reference(reference: str) -> tuple[Any, Any, Any]:
+    """Model, inputs and dynamic axes of `package.module:function`, or an ONNX file's path with neither.
 
-        arrays = load_file(path)
-    else:
+    Raises InputError naming the part that is wrong.
+    """
+    if reference.endswith(".onnx"):
+        return reference, None, None
+    name, _, attribute = reference.partition(":")
+    if not attribute:
+        raise InputError(f"'{reference}' is neither an .onnx file nor package.module:function")
+    sys.path.insert(0, str(Path.cwd()))
+    module = _import_module(name, reference)
+    if not callable(function := getattr(module, attribute, None)):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(f"'{reference}': module '{name}' has no function '{attribute}'{nearest(attribute, known)}")
+    result = _call(function, reference)
+    if not isinstance(result, tuple) or len(result) not in (2, 3):
+        raise InputError(f"'{reference}' returned {type(result).__name__}; it must return (model, inputs[, dynamic])")
+    return (*result, None)[:3]
+
+
+def sizes_of(texts: Sequence[str] | None) -> dict[str, int]:
+    """`B=8` and the like as names and numbers; raises InputError on any other text."""
+    sizes = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        if not name.isidentifier() or not value.isdecimal():
+            raise InputError(f"a size is NAME=NUMBER such as B=8, not '{text}'")
+        sizes[name] = int(value)
+    return sizes
+
+
+def read_inputs(path: Path, plan: FunctionPlan) -> list[Any]:
+    """The plan's inputs from a .npz or .safetensors file, by name.
+
+    Raises InputError on a file that cannot be read and on an input that it lacks.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file '{path}' to read inputs from")
+    if path.suffix not in (".npz", ".safetensors"):
         raise InputError(f"inputs come from a .npz or .safetensors file, not '{path}'")
+    try:
+        arrays = _read_arrays(path)
+    except (OSError, ValueError, EOFError, BadZipFile, SafetensorError) as error:
+        raise InputError(f"'{path}' cannot be read: {error}; write it with numpy.savez or safetensors") from error
     for spec in plan.inputs:
         if spec.name not in arrays:
             raise InputError(f"'{path}' has no input '{spec.name}'{nearest(spec.name, arrays)}")
     return [arrays[spec.name] for spec in plan.inputs]
+
+
+def result_names(plan: FunctionPlan) -> list[str]:
+    """A name for every result tensor: `logits`, `states[0]`, or `result` where it is the only one."""
+    return [re.sub(r"^result(?:\.|\['([^']+)'\])", r"\1", path) for path in plan.result.paths("result")]
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Results by name as a .npz; raises InputError where it cannot be written."""
+    if path.suffix != ".npz":
+        raise InputError(f"results are written to a .npz file, not '{path}'")
+    try:
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **results)
+    except OSError as error:
+        raise InputError(f"cannot write the results to '{path}': {error}") from error
 
 
 def example_inputs(plan: FunctionPlan, sizes: Mapping[str, int]) -> list[Any]:
@@ -52,3 +109,33 @@ def _array(random: np.random.Generator, dtype: DTypeName, shape: tuple[int, ...]
     if dtype in ("f64", "f32", "f16"):
         return random.standard_normal(shape).astype(NUMPY[dtype])
     return np.ones(shape, NUMPY[dtype])
+
+
+def _import_module(name: str, reference: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = f"there is no module '{error.name}'"
+        raise InputError(f"'{reference}': {missing}; run where it can be imported, or install it") from error
+    except (ImportError, SyntaxError) as error:
+        raise InputError(f"'{reference}': module '{name}' cannot be imported: {error}") from error
+
+
+def _call(function: Callable[[], Any], reference: str) -> Any:
+    try:
+        return function()
+    except PlanishError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}, line {last.lineno}"
+        raise InputError(f"'{reference}' raised {type(error).__name__}: {error} ({where})") from error
+
+
+def _read_arrays(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with np.load(path, allow_pickle=False) as file:
+        if not isinstance(file, NpzFile):
+            raise ValueError("it holds a single array without a name")
+        return dict(file)

@@ -23,7 +23,7 @@ from planish.compiler.ir import Graph, Program, Workload
 from planish.compiler.pass_ import Context, Pass
 from planish.compiler.pipeline import Pipeline
 from planish.compiler.recipe import parse_pass, pass_text
-from planish.errors import InputError, nearest
+from planish.errors import InputError, PassError, nearest
 from planish.passes import ALL, EXACT
 from planish.runtime.artifact import Contents, write
 from planish.runtime.golden import Golden
@@ -73,6 +73,8 @@ def run(
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
+    if isinstance(passes, str):
+        raise PassError(f"passes is a sequence such as ['{passes}'], not a text")
     pipeline = Pipeline(
         tuple(parse_pass(p, ALL) if isinstance(p, str) else p for p in (EXACT if passes is None else passes))
     )
