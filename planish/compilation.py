@@ -8,33 +8,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 import planish
-from planish.codegen.build import Built, Interface, as_array, build
+from planish.codegen.build import Built, Interface, build
 from planish.compile_report import CompileReport, kernel_rows
-from planish.compiler.evaluate import evaluate
 from planish.compiler.importers import Imported, import_onnx, import_torch
-from planish.compiler.importers.trees import Computed
 from planish.compiler.ir import Graph, Program, Workload
 from planish.compiler.pass_ import Context, Pass
 from planish.compiler.pipeline import Pipeline
 from planish.compiler.recipe import parse_pass, pass_text
 from planish.errors import InputError, PassError, nearest
 from planish.passes import ALL, EXACT
+from planish.recording import record
 from planish.runtime.artifact import Contents, write
 from planish.runtime.golden import Golden
-from planish.runtime.manifest import Target, Tolerance
+from planish.runtime.manifest import Target
 from planish.runtime.signature import Parameter, Signature
 from planish.targets import isa_of_profile, profile_of
 
 if TYPE_CHECKING:
     from planish.hardware_profiles import Profile
-
-GOLDEN_TOLERANCE = 1e-4  # of the largest output: the promise for f32 results on a CPU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +86,7 @@ def run(
         interface = Interface(_signature(imported), imported.output_tree)
         built = build(program, {"main": interface}, isa, folder / "build", progress=say)
     with clock.stage("recording a result"):
-        golden = _golden(model, imported, args, kwargs)
+        golden = record(model, imported, args, kwargs)
     report = CompileReport(passed, kernel_rows(built.selections), dict(clock.seconds), program.notes)
     with clock.stage("writing the artifact"):
         write(folder / "artifact", _contents(program, built, profile, golden, report, pipeline))
@@ -143,26 +138,6 @@ def _signature(imported: Imported) -> Signature:
     while positional < len(named) and order.get(named[positional].name) == positional:
         positional += 1
     return Signature(tuple(named), positional)
-
-
-@torch.no_grad()
-def _golden(model: Any, imported: Imported, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Golden:
-    """The example inputs and what the model itself, or for ONNX the imported program's reference, gives for them."""
-    leaves = [torch.as_tensor(leaf) for leaf in imported.leaves(args, kwargs)]
-    if isinstance(model, nn.Module):
-        results = _results(imported, model(*args, **kwargs))
-    else:
-        results = evaluate(imported.program.main, leaves, imported.program.weights)
-    scale = max((float(r.abs().max()) for r in results if r.is_floating_point() and r.numel()), default=1.0)
-    inputs, outputs = (tuple(numpy.array(as_array(t)) for t in group) for group in (leaves, results))
-    return Golden(inputs, outputs, Tolerance(rtol=GOLDEN_TOLERANCE, atol=GOLDEN_TOLERANCE * max(scale, 1.0)))
-
-
-def _results(imported: Imported, result: Any) -> tuple[torch.Tensor, ...]:
-    """The tensors of the model's own result that the program computes."""
-    leaves = pytree.tree_leaves(result)
-    pairs = zip(leaves, imported.output_leaves, strict=True)
-    return tuple(torch.as_tensor(leaf) for leaf, place in pairs if isinstance(place, Computed))
 
 
 def _contents(

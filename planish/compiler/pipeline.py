@@ -16,7 +16,7 @@ from planish.compiler.pass_ import Close, Context, Contract, Exact, Pass
 from planish.compiler.recipe import pass_text
 from planish.compiler.report import Refused, Report, Row, Totals
 from planish.compiler.verify import verify
-from planish.errors import VerifyError
+from planish.errors import ProfileError, VerifyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,10 @@ def _roofline_ms(found: Costs, context: Context) -> float | None:
     from planish.hardware_profiles import time_ms
 
     rated = {d: float(f) for d, f in found.flops_by_dtype.items() if d in ("f64", "f32", "f16", "bf16", "i8")}
-    return time_ms(context.profile, rated, found.bytes_moved)
+    try:
+        return time_ms(context.profile, rated, found.bytes_moved)
+    except ProfileError:  # measured profiles have no rate for f64
+        return None
 
 
 def relative_error(reference: Program, other: Program, inputs: Sequence[Tensor]) -> float:

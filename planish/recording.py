@@ -1,0 +1,79 @@
+"""The result that an artifact records: what the model itself gives for the example inputs, cut where it is large."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from planish.codegen.build import as_array
+from planish.compiler.evaluate import bind_sizes, evaluate
+from planish.compiler.importers import Imported
+from planish.compiler.importers.trees import Computed
+from planish.compiler.ir import Graph
+from planish.compiler.types import DType, elements, evaluate_dim
+from planish.runtime.golden import Golden
+from planish.runtime.manifest import Tolerance
+
+LARGEST = 8 << 20  # bytes of recorded outputs above which the example is cut
+F32_TOLERANCE = 1e-4  # of the largest output: the promise for f32 results on a CPU
+# In 8 and 11 bits of significand PyTorch and a fused kernel round at different places: sixteen units of the last place.
+_NARROW = {DType.bf16: 16 * 2.0**-8, DType.f16: 16 * 2.0**-11}
+
+
+@torch.no_grad()
+def record(model: Any, imported: Imported, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Golden:
+    """The example inputs and what the model, or for ONNX the imported program's reference, gives for them.
+
+    Where the outputs would be over `LARGEST` bytes, the inputs are cut along their dynamic axes until they are not.
+    """
+    graph = imported.program.main
+    leaves = [torch.as_tensor(leaf) for leaf in imported.leaves(args, kwargs)]
+    sizes = bind_sizes(graph, leaves)
+    small = smaller_sizes(graph, sizes)
+    if small != sizes:
+        cut = [_cut(leaf, value.shape, small) for leaf, value in zip(leaves, graph.inputs, strict=True)]
+        args, kwargs = _replaced((args, kwargs), dict(zip(map(id, leaves), cut, strict=True)))
+        leaves = cut
+    if isinstance(model, nn.Module):
+        results = _results(imported, model(*args, **kwargs))
+    else:
+        results = evaluate(graph, leaves, imported.program.weights)
+    inputs, outputs = (tuple(numpy.array(as_array(t)) for t in group) for group in (leaves, results))
+    return Golden(inputs, outputs, _tolerance(graph, results))
+
+
+def smaller_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
+    """`sizes` with the largest halved until the outputs are small, or nothing can be halved within its range."""
+    while sum(v.dtype.itemsize * evaluate_dim(elements(v.shape), sizes) for v in graph.outputs) > LARGEST:
+        able = [size.name for size in graph.sizes if sizes[size.name] // 2 >= max(2, size.low)]
+        if not able:
+            break
+        largest = max(able, key=lambda name: sizes[name])
+        sizes = {**sizes, largest: sizes[largest] // 2}
+    return sizes
+
+
+def _cut(leaf: Tensor, shape: tuple[Any, ...], sizes: Mapping[str, int]) -> Tensor:
+    return leaf[tuple(slice(evaluate_dim(dim, sizes)) for dim in shape)]
+
+
+def _replaced(tree: Any, tensors: Mapping[int, Tensor]) -> Any:
+    return pytree.tree_map(lambda leaf: tensors.get(id(leaf), leaf), tree)
+
+
+def _results(imported: Imported, result: Any) -> tuple[Tensor, ...]:
+    """The tensors of the model's own result that the program computes."""
+    leaves = pytree.tree_leaves(result)
+    pairs = zip(leaves, imported.output_leaves, strict=True)
+    return tuple(torch.as_tensor(leaf) for leaf, place in pairs if isinstance(place, Computed))
+
+
+def _tolerance(graph: Graph, results: tuple[Tensor, ...]) -> Tolerance:
+    """By the narrowest float of the graph, relative to the largest output and at least 1."""
+    dtypes = {value.dtype for node in graph.nodes() for value in node.values}
+    relative = max((_NARROW.get(dtype, F32_TOLERANCE) for dtype in dtypes), default=F32_TOLERANCE)
+    scale = max((float(r.abs().max()) for r in results if r.is_floating_point() and r.numel()), default=1.0)
+    return Tolerance(rtol=relative, atol=relative * max(scale, 1.0))
