@@ -262,5 +262,5 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
     table = Table(*head)
     for row in rows:
         table.add_row(*map(escape, row))
-    out = Console()
-    out.print(table, soft_wrap=not out.is_terminal)
+    # Redirected output has no width of its own: rows stay on one line there.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)

@@ -135,7 +135,8 @@ def _call(function: Callable[[], Any], reference: str) -> Any:
 def _read_arrays(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return load_file(path)
-    with np.load(path, allow_pickle=False) as file:
-        if not isinstance(file, NpzFile):
-            raise ValueError("it holds a single array without a name")
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, NpzFile):
+        raise ValueError("it holds a single array without a name")
+    with file:
         return dict(file)
