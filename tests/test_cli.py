@@ -186,7 +186,7 @@ def test_profiles_detect_prints_this_machine_as_a_profile(planish: Planish, fold
     (folder / "here.toml").write_text(planish("profiles", "detect"))
     found = json.loads(planish("profiles", "detect", "--json"))
     assert Profile.from_toml(folder / "here.toml").name == found["name"]
-    assert Profile.from_toml(folder / "here.toml").cpu.triple == found["triple"]
+    assert Profile.from_toml(folder / "here.toml").cpu.triple == found["processor"]["triple"]
 
 
 def test_help_and_version_are_there(planish: Planish) -> None:
