@@ -1,15 +1,22 @@
-"""Fixtures for all tests: golden files, rewritten with `--update-golden`."""
+"""Fixtures for all tests: a fixed seed, and golden files, rewritten with `--update-golden`."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 _GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    """A test draws the same numbers alone and in any order."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
