@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 from planish.codegen.build import as_array
 from planish.compiler.evaluate import bind_sizes, evaluate
 from planish.compiler.importers import Imported
-from planish.compiler.importers.trees import Computed
 from planish.compiler.ir import Graph
-from planish.compiler.types import DType, elements, evaluate_dim
+from planish.compiler.ops.structure import TORCH_DTYPE
+from planish.compiler.types import DType, elements, evaluate_dim, evaluate_shape
 from planish.runtime.golden import Golden
 from planish.runtime.manifest import Tolerance
 
@@ -30,7 +30,8 @@ def record(model: Any, imported: Imported, args: tuple[Any, ...], kwargs: dict[s
     Where the outputs would be over `LARGEST` bytes, the inputs are cut along their dynamic axes until they are not.
     """
     graph = imported.program.main
-    leaves = [torch.as_tensor(leaf) for leaf in imported.leaves(args, kwargs)]
+    given = imported.leaves(args, kwargs) if args or kwargs else _examples(graph)
+    leaves = [torch.as_tensor(leaf) for leaf in given]
     sizes = bind_sizes(graph, leaves)
     small = smaller_sizes(graph, sizes)
     if small != sizes:
@@ -38,7 +39,7 @@ def record(model: Any, imported: Imported, args: tuple[Any, ...], kwargs: dict[s
         args, kwargs = _replaced((args, kwargs), dict(zip(map(id, leaves), cut, strict=True)))
         leaves = cut
     if isinstance(model, nn.Module):
-        results = _results(imported, model(*args, **kwargs))
+        results = tuple(map(torch.as_tensor, imported.result_leaves(model(*args, **kwargs))))
     else:
         results = evaluate(graph, leaves, imported.program.weights)
     inputs, outputs = (tuple(numpy.array(as_array(t)) for t in group) for group in (leaves, results))
@@ -64,11 +65,17 @@ def _replaced(tree: Any, tensors: Mapping[int, Tensor]) -> Any:
     return pytree.tree_map(lambda leaf: tensors.get(id(leaf), leaf), tree)
 
 
-def _results(imported: Imported, result: Any) -> tuple[Tensor, ...]:
-    """The tensors of the model's own result that the program computes."""
-    leaves = pytree.tree_leaves(result)
-    pairs = zip(leaves, imported.output_leaves, strict=True)
-    return tuple(torch.as_tensor(leaf) for leaf, place in pairs if isinstance(place, Computed))
+def _examples(graph: Graph) -> tuple[Tensor, ...]:
+    """Inputs of the expected sizes where none were given: normal floats, ones for integers and bools."""
+    generator, sizes = torch.Generator().manual_seed(0), graph.hints()
+    shapes = [evaluate_shape(value.shape, sizes) for value in graph.inputs]
+    pairs = zip(graph.inputs, shapes, strict=True)
+    return tuple(
+        (torch.randn(shape, generator=generator) if value.dtype.is_float else torch.ones(shape)).to(
+            TORCH_DTYPE[value.dtype]
+        )
+        for value, shape in pairs
+    )
 
 
 def _tolerance(graph: Graph, results: tuple[Tensor, ...]) -> Tolerance:
