@@ -105,7 +105,8 @@ def example_inputs(plan: FunctionPlan, sizes: Mapping[str, int]) -> list[Any]:
 
 def _array(random: np.random.Generator, dtype: DTypeName, shape: tuple[int, ...]) -> Any:
     if dtype == "bf16":
-        return random.standard_normal(shape).astype(np.float32)
+        # the upper half of an f32 is a bf16
+        return (random.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     if dtype in ("f64", "f32", "f16"):
         return random.standard_normal(shape).astype(NUMPY[dtype])
     return np.ones(shape, NUMPY[dtype])

@@ -1,6 +1,6 @@
 /* The C interface of an artifact: its library's entries, its weights and the memory that a call needs.
  *
- *   kernels/<name>.so      the library; needs libc and libm alone
+ *   kernels/<name>.so      the library; needs libc alone
  *   weights.safetensors    all weights as the kernels read them; a call gets the address of the data region
  *   plan.json              inputs, outputs and sizes of every function, and the entries that it runs in order
  *
