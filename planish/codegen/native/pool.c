@@ -1,7 +1,8 @@
 /* The thread pool and barrier that a compiled program runs on. It needs libc alone.
  *
- * One pool a library. Workers spin for about a millisecond after a run, then sleep. A caller that finds the pool busy
- * runs its program alone, so that several threads may call at once.
+ * One pool a library. Workers spin for about a millisecond after a run, then sleep. They keep off the caller's core:
+ * the kernel likes to wake a thread on the core of its waker, where two spinning threads would halve the speed. A caller
+ * that finds the pool busy runs its program alone, so that several threads may call at once.
  */
 #define _GNU_SOURCE
 #include "pool.h"
@@ -32,6 +33,8 @@ static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER, sleep_lock = PTHREAD_MU
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static int workers; /* threads started beside the caller */
 static int members; /* tasks of the current round */
+static int caller_core;
+static cpu_set_t allowed; /* cores of the process */
 static planish_task current;
 static void *current_data;
 
@@ -60,6 +63,14 @@ static void sleep_until_round(unsigned seen) {
   pthread_mutex_unlock(&sleep_lock);
 }
 
+static void keep_off(int core, int *avoided) {
+  if (core < 0 || core == *avoided) return;
+  *avoided = core;
+  cpu_set_t others = allowed;
+  CPU_CLR(core, &others);
+  if (CPU_COUNT(&others)) sched_setaffinity(0, sizeof others, &others); /* a wish: nothing depends on it */
+}
+
 struct start {
   int id;
   unsigned seen;
@@ -69,6 +80,7 @@ static void *work(void *argument) {
   struct start start = *(struct start *)argument;
   free(argument);
   unsigned seen = start.seen;
+  int avoided = -1;
   for (;;) {
     for (unsigned i = 0; atomic_load_explicit(&round_number.value, memory_order_acquire) == seen; ++i) {
       if (i < 2 * SPINS)
@@ -77,6 +89,7 @@ static void *work(void *argument) {
         sleep_until_round(seen);
     }
     ++seen;
+    keep_off(caller_core, &avoided);
     if (start.id < members) current(start.id, members, current_data);
     atomic_store_explicit(&finished[start.id].value, seen, memory_order_release);
   }
@@ -121,7 +134,9 @@ void planish_run(planish_task task, void *data, int threads) {
     task(0, 1, data);
     return;
   }
+  if (!workers) sched_getaffinity(0, sizeof allowed, &allowed);
   grow(threads - 1);
+  caller_core = sched_getcpu();
   members = workers + 1 < threads ? workers + 1 : threads;
   for (int i = 0; i < members; ++i) atomic_store_explicit(&arrived[i].value, 0, memory_order_relaxed);
   current = task;
