@@ -47,8 +47,8 @@ class Effort:
     warm: int = 2
     least: int = 5
     most: int = 300
-    rest_ms: float = 2.0
-    burst: int = 2
+    rest_ms: float = 60.0
+    burst: int = 4
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], effort: Effort) -> Turns:
