@@ -25,7 +25,8 @@ format: $(VENV)/.ready ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.bench ## ours beside the peers on every real model (about an hour)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks run --name latest
+	$(BIN)/python -m benchmarks plot benchmarks/results/latest.json
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
