@@ -33,7 +33,7 @@ console = Console(stderr=True)
 def main() -> None:
     """Run the command line; errors of planish end it with one sentence and status 1."""
     try:
-        app()
+        app(prog_name="planish")
     except PlanishError as error:
         message = f"[bold red]{type(error).__name__}[/]: {escape(str(error))}"
         console.print(message, highlight=False, soft_wrap=True)
