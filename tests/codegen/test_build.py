@@ -7,7 +7,7 @@ import torch
 
 from planish.codegen.build import Interface, build
 from planish.compiler.evaluate import evaluate
-from planish.compiler.ir import Graph, Program
+from planish.compiler.ir import Program
 from planish.compiler.ops import weight
 from planish.compiler.text import parse
 from planish.runtime.artifact import Contents, load, write
@@ -55,10 +55,6 @@ def check(text: str, folder: Path, *calls: tuple[torch.Tensor, ...]) -> None:
         expected = evaluate(program.main, inputs, program.weights)
         for ours, reference in zip(executable(*inputs), expected, strict=True):
             torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
-
-
-def graph_of(program: Program) -> Graph:
-    return program.main
 
 
 TWO_LAYERS = """graph main<B: 1..64 = 4>(%x: f32[B, 24]) {
