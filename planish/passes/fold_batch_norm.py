@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 from planish.compiler.ir import Node, Program, Value
 from planish.compiler.ops import add, batch_norm, conv, full, linear, mul, rsqrt, sub, sum_
+from planish.compiler.ops.contract import conv_padding
 from planish.compiler.pass_ import Change, Context, Contract, Exact
 from planish.compiler.rewrite import Step, apply_steps
 from planish.passes.matching import axes, each_function, is_constant, reshaped
@@ -57,7 +59,7 @@ def _before(node: Node, uses: Uses) -> Value | str | None:
         return None
     if uses.get(norm, 0) > 1:
         return "the batch norm before it has another user"
-    if node.op is conv and (any(axes(node.attrs["padding"])) or node.attrs["groups"] != 1):
+    if node.op is conv and (any(chain(*conv_padding(node.attrs))) or node.attrs["groups"] != 1):
         return "padding or groups of the convolution after it change what its shift adds"
     if uses.get(w.node, 0) > 1:
         return "the weight after it has another user and would be stored twice"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from planish.compiler.ir import Node, Value, same_type
 from planish.compiler.ops import OPS, attention, concat, conv, expand, linear, matmul, pad, reshape, slice_, transpose
+from planish.compiler.ops.contract import conv_padding
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.rewrite import Step
 from planish.compiler.types import Dim, Shape, same_dim, same_shape, simplify
@@ -94,17 +95,22 @@ def _concat(node: Node, uses: Uses) -> Value | None:
     return concat(*flat, axis=axis, scope=node.scope)
 
 
-def _pad_in_conv(node: Node, uses: Uses) -> Value | None:
-    """A convolution pads zeros itself where both ends of a spatial axis get as many."""
+def _pad_in_conv(node: Node, uses: Uses) -> Value | str | None:
+    """A convolution pads zeros itself, also where the ends of an axis get different counts."""
     x = node.operands[0]
-    if x.node.op is not pad or x.node.attrs["value"] != 0:
+    if x.node.op is not pad:
         return None
-    before = axes(x.node.attrs["before"])
-    if before != axes(x.node.attrs["after"]) or before[0] or before[-1]:
-        return None
-    padding = tuple(a + b for a, b in zip(axes(node.attrs["padding"]), before[1:-1], strict=True))
-    inputs = (x.node.operands[0], *node.inputs[1:])
-    return conv(*inputs, scope=node.scope, **{**node.attrs, "padding": padding})
+    if (value := x.node.attrs["value"]) != 0:
+        return f"a convolution pads zeros, and the padding before it is {value}"
+    added = axes(x.node.attrs["before"]), axes(x.node.attrs["after"])
+    if any(side[0] or side[-1] for side in added):
+        return "the padding before the convolution adds images or channels"
+    before, after = (
+        tuple(a + b for a, b in zip(own, side[1:-1], strict=True))
+        for own, side in zip(conv_padding(node.attrs), added, strict=True)
+    )
+    padding = {"padding": before, "after": None if after == before else after}
+    return conv(x.node.operands[0], *node.inputs[1:], scope=node.scope, **{**node.attrs, **padding})
 
 
 def _broadcasts(node: Node, uses: Uses) -> Value | None:

@@ -31,6 +31,7 @@ def graph(
     *,
     dilation: int = 1,
     groups: int = 1,
+    after: tuple[int, ...] | None = None,
     dtype: DType = DType.f32,
 ) -> Graph:
     """A convolution with bias and ReLU6 over x of `shape`."""
@@ -38,7 +39,8 @@ def graph(
     x = ops.input_(name="x", shape=shape, dtype=dtype)
     w = ops.weight(name="w", shape=weight, dtype=dtype)
     b = ops.weight(name="b", shape=weight[:1], dtype=dtype)
-    y = ops.conv(x, w, b, stride=(stride,) * axes, padding=padding, dilation=(dilation,) * axes, groups=groups)
+    attrs = {"stride": (stride,) * axes, "padding": padding, "dilation": (dilation,) * axes}
+    y = ops.conv(x, w, b, **attrs, groups=groups, after=after)
     return Graph("main", (x,), (ops.clamp(y, low=0.0, high=6.0),))
 
 
@@ -64,9 +66,10 @@ def check(
 
 def _expected(attrs: Mapping[str, Any], t: dict[str, torch.Tensor]) -> torch.Tensor:
     function: Any = functional.conv1d if t["x"].ndim == 3 else functional.conv2d
-    geometry = (attrs["stride"], attrs["padding"], attrs["dilation"], attrs["groups"])
     x, w, b = (t[name].double() for name in "xwb")
-    y: torch.Tensor = function(x.movedim(-1, 1), w.movedim(-1, 1), b, *geometry)
+    sides = zip(reversed(attrs["padding"]), reversed(attrs["after"] or attrs["padding"]), strict=True)
+    padded = functional.pad(x.movedim(-1, 1), [count for side in sides for count in side])
+    y: torch.Tensor = function(padded, w.movedim(-1, 1), b, attrs["stride"], 0, attrs["dilation"], attrs["groups"])
     return y.movedim(1, -1).clamp(0, 6)
 
 
@@ -88,6 +91,18 @@ def test_convolutions_over_images_are_right(
     shape: tuple[int, ...], weight: tuple[int, ...], stride: int, padding: tuple[int, ...], isa: Isa
 ) -> None:
     check(Conv(), graph(shape, weight, stride, padding), isa=isa)
+
+
+@pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "padding", "after"),
+    [(3, 3, (0, 0), (1, 1)), (16, 3, (1, 0), (0, 2)), (8, 1, (0, 0), (1, 0)), (5, 2, (0, 1), (4, 3))],
+)
+def test_padding_may_differ_between_the_ends_of_an_axis(
+    channels: int, kernel: int, padding: tuple[int, int], after: tuple[int, int], isa: Isa
+) -> None:
+    made = graph((2, 9, 8, channels), (20, kernel, kernel, channels), 2, padding, after=after)
+    check(Conv(), made, isa=isa)
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 50])

@@ -44,6 +44,15 @@ def test_dilation_and_any_padding_are_right(padding: int) -> None:
     check(Depthwise(), graph((1, 12, 12, 17), (17, 3, 3, 1), 1, (padding,) * 2, dilation=2, groups=17))
 
 
+@pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+@pytest.mark.parametrize(("padding", "after"), [((0, 0), (1, 1)), ((2, 0), (0, 3)), ((0, 1), (5, 6))])
+def test_padding_may_differ_between_the_ends_of_an_axis(
+    padding: tuple[int, int], after: tuple[int, int], isa: Isa
+) -> None:
+    for stride in (1, 2):
+        check(Depthwise(), graph((2, 9, 10, 40), (40, 3, 3, 1), stride, padding, after=after, groups=40), isa=isa)
+
+
 def test_convolutions_over_time_are_right() -> None:
     check(Depthwise(), graph((2, 13, 20), (20, 5, 1), 1, (2,), groups=20))
 

@@ -39,6 +39,11 @@ REFUSALS = (
     (f"conv({X}, @w: f32[6, 3, 4], @b: f32[5]) {CONV}", "b f32[5] is no bias of w f32[6, 3, 4]"),
     (f"conv({X}, @w: f32[6, 5, 4]) {CONV}", "f32[2, -1, 6] has a negative dimension"),
     (f"conv({X}, @w: f32[6, 3, 4]) {{stride=[1, 1], padding=[0], dilation=[1]}}", "and a setting for each"),
+    (f"conv({X}, @w: f32[6, 3, 4]) {{stride=[1], padding=[0], dilation=[1], after=[1, 1]}}", "and a setting for each"),
+    (
+        f"conv({X}, @w: f32[6, 3, 4]) {{stride=[1], padding=[1], dilation=[1], after=[-1]}}",
+        "padding [1] and [-1] are no counts; slice the input instead",
+    ),
     (f"attention({X}, {X}, {X}) {{scale=1.0}}", "attention takes three tensors of rank 4, not"),
     ("attention(@q: f32[1, 3, 3, 6], @k: f32[1, 2, 5, 6], @v: f32[1, 2, 5, 7]) {scale=1.0}", "do not attend"),
     ("attention(@q: f32[1, 2, 3, 6], @k: f32[1, 2, 5, 8], @v: f32[1, 2, 5, 7]) {scale=1.0}", "do not attend"),

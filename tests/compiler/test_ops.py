@@ -59,6 +59,11 @@ PLAIN: tuple[Case, ...] = (
     (ops.matmul, ((2, 1, 3, 4), (5, 4, 6)), {}),
     (ops.conv, ((2, 7, 4), (6, 3, 2), (6,)), {"stride": (2,), "padding": (1,), "dilation": (2,), "groups": 2}),
     (ops.conv, ((2, 7, 8, 3), (5, 3, 2, 3)), {"stride": (2, 1), "padding": (0, 1), "dilation": (1, 3)}),
+    (
+        ops.conv,
+        ((1, 7, 8, 3), (5, 3, 3, 3)),
+        {"stride": (2, 2), "padding": (0, 1), "dilation": (1, 1), "after": (1, 3)},
+    ),
     (ops.attention, (HEADS, HEADS, HEADS), {"scale": 0.5}),
     (ops.attention, (HEADS, (2, 2, 5, 6), (2, 2, 5, 7)), {"scale": 0.5, "causal": True, "window": 2}),
     (ops.attention, (HEADS, HEADS, HEADS, (1, 1, 3, 3)), {"scale": 0.5}),
@@ -208,6 +213,7 @@ def test_every_op_has_an_example_here() -> None:
 SYMBOLIC = (
     "conv(%x, @k: f32[5, 3, 4]) {stride=[2], padding=[1], dilation=[1]}: f32[B, (S - 1)//2 + 1, 5]",
     "conv(%x, @k: f32[5, 3, 4]) {stride=[3], padding=[2], dilation=[2]}: f32[B, (S - 1)//3 + 1, 5]",
+    "conv(%x, @k: f32[5, 3, 4]) {stride=[2], padding=[0], dilation=[1], after=[1]}: f32[B, S//2, 5]",
     "max_pool(%x) {kernel=[3], stride=[2], padding=[1]}: f32[B, (S - 1)//2 + 1, 4]",
     "avg_pool(%x) {kernel=[2], stride=[2], padding=[0]}: f32[B, S//2, 4]",
     "linear(%x, @w: f32[7, 4]): f32[B, S, 7]",
@@ -290,6 +296,10 @@ def test_convolution_and_pooling_are_channels_last() -> None:
     x, w, b = torch.randn(2, 6, 5, 3), torch.randn(4, 3, 3, 3), torch.randn(4)
     y = ops.conv.reference(x, w, b, stride=(2, 1), padding=(1, 0), dilation=(1, 1), groups=1)
     expected = functional.conv2d(x.permute(0, 3, 1, 2), w.permute(0, 3, 1, 2), b, (2, 1), (1, 0))
+    torch.testing.assert_close(y, expected.permute(0, 2, 3, 1))
+    y = ops.conv.reference(x, w, b, stride=(2, 1), padding=(1, 0), dilation=(1, 1), groups=1, after=(2, 3))
+    padded = functional.pad(x.permute(0, 3, 1, 2), (0, 3, 1, 2))
+    expected = functional.conv2d(padded, w.permute(0, 3, 1, 2), b, (2, 1))
     torch.testing.assert_close(y, expected.permute(0, 2, 3, 1))
     z = ops.max_pool.reference(x, kernel=(2, 2), stride=(2, 2), padding=(0, 0))
     torch.testing.assert_close(z, functional.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1))

@@ -203,3 +203,49 @@ def test_symmetric_padding_joins_the_convolution() -> None:
   return %0
 }"""
     assert rewritten(CancelMovements(), before)[0] == after
+
+
+def test_asymmetric_padding_joins_the_convolution() -> None:
+    before = """graph main<B: 1..64 = 2>(%x: f32[B, 6, 6, 3]) {
+  %0 = pad(%x) {before=[0, 0, 1, 0], after=[0, 1, 0, 0]}: f32[B, 7, 7, 3]
+  %1 = conv(%0, @w: f32[4, 3, 3, 3]) {stride=[2, 2], padding=[0, 0], dilation=[1, 1]}: f32[B, 3, 3, 4]
+  %2 = pad(%1) {before=[0, 1, 0, 0], after=[0, 0, 1, 0]}: f32[B, 4, 4, 4]
+  %3 = conv(%2, @v: f32[2, 2, 2, 4]) {stride=[1, 1], padding=[0, 1], dilation=[1, 1], after=[1, 0]}: f32[B, 4, 4, 2]
+  return %3
+}"""
+    after = """graph main<B: 1..64 = 2>(%x: f32[B, 6, 6, 3]) {
+  %0 = conv(%x, @w: f32[4, 3, 3, 3]) {stride=[2, 2], padding=[0, 1], dilation=[1, 1], after=[1, 0]}: f32[B, 3, 3, 4]
+  %1 = conv(%0, @v: f32[2, 2, 2, 4]) {stride=[1, 1], padding=[1, 1], dilation=[1, 1]}: f32[B, 4, 4, 2]
+  return %1
+}"""
+    assert rewritten(CancelMovements(), before)[0] == after
+
+
+def test_padding_with_another_user_joins_the_convolution_and_stays_for_the_user() -> None:
+    before = """graph main<B: 1..64 = 2>(%x: f32[B, 6, 6, 3]) {
+  %0 = pad(%x) {before=[0, 0, 0, 0], after=[0, 1, 1, 0]}: f32[B, 7, 7, 3]
+  %1 = conv(%0, @w: f32[4, 3, 3, 3]) {stride=[2, 2], padding=[0, 0], dilation=[1, 1]}: f32[B, 3, 3, 4]
+  return %0, %1
+}"""
+    after = """graph main<B: 1..64 = 2>(%x: f32[B, 6, 6, 3]) {
+  %0 = pad(%x) {before=[0, 0, 0, 0], after=[0, 1, 1, 0]}: f32[B, 7, 7, 3]
+  %1 = conv(%x, @w: f32[4, 3, 3, 3]) {stride=[2, 2], padding=[0, 0], dilation=[1, 1], after=[1, 1]}: f32[B, 3, 3, 4]
+  return %0, %1
+}"""
+    assert rewritten(CancelMovements(), before)[0] == after
+
+
+def test_padding_that_a_convolution_cannot_do_stays_and_says_why() -> None:
+    before = """graph main<B: 1..64 = 2>(%x: f32[B, 6, 6, 3]) {
+  %0 = pad(%x) {before=[0, 1, 1, 0], after=[0, 1, 1, 0], value=1.0}: f32[B, 8, 8, 3]
+  %1 = conv(%0, @w: f32[4, 3, 3, 3]) {stride=[1, 1], padding=[0, 0], dilation=[1, 1]}: f32[B, 6, 6, 4]
+  %2 = pad(%1) {before=[0, 1, 1, 0], after=[0, 1, 1, 2]}: f32[B, 8, 8, 6]
+  %3 = conv(%2, @v: f32[4, 3, 3, 6]) {stride=[1, 1], padding=[0, 0], dilation=[1, 1]}: f32[B, 6, 6, 4]
+  return %3
+}"""
+    text, hits = rewritten(CancelMovements(), before)
+    assert text == before
+    assert refusals(hits) == [
+        "a convolution pads zeros, and the padding before it is 1.0",
+        "the padding before the convolution adds images or channels",
+    ]

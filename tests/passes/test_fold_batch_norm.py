@@ -1,5 +1,6 @@
 """fold-batch-norm: batch norms become part of their neighbour's weights."""
 
+import pytest
 import torch
 
 from planish.passes import FoldBatchNorm
@@ -66,12 +67,15 @@ def test_refuses_a_convolution_with_another_user() -> None:
     assert refusals(hits) == ["the conv before it has another user"]
 
 
-def test_refuses_padding_after_a_batch_norm() -> None:
-    before = """graph main<B: 1..64 = 2>(%x: f32[B, 8, 8, 4]) {
+@pytest.mark.parametrize(
+    "padding", ["padding=[1, 1], dilation=[1, 1]", "padding=[0, 0], dilation=[1, 1], after=[2, 2]"]
+)
+def test_refuses_padding_after_a_batch_norm(padding: str) -> None:
+    before = f"""graph main<B: 1..64 = 2>(%x: f32[B, 8, 8, 4]) {{
   %0 = batch_norm(@mean: f32[4], @variance: f32[4], %x): f32[B, 8, 8, 4]  # bn
-  %1 = conv(%0, @w: f32[5, 3, 3, 4], @b: f32[5]) {stride=[1, 1], padding=[1, 1], dilation=[1, 1]}: f32[B, 8, 8, 5]  # conv
+  %1 = conv(%0, @w: f32[5, 3, 3, 4], @b: f32[5]) {{stride=[1, 1], {padding}}}: f32[B, 8, 8, 5]  # conv
   return %1
-}"""
+}}"""
     weights = {"variance": torch.tensor([0.5, 1.0, 2.0, 0.1])}
     text, hits = rewritten(FoldBatchNorm(), before, weights)
     assert text == before

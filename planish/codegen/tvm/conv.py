@@ -15,7 +15,8 @@ from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
-from planish.compiler.types import Dim, DType, Shape, elements, same_dim
+from planish.compiler.ops.contract import conv_padding
+from planish.compiler.types import DType, Shape, elements, same_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Patches:
     channels: int
     stride: tuple[int, int]
     padding: tuple[int, int]
+    after: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
 
@@ -72,14 +74,19 @@ class Patches:
 
         attrs = call.anchor.attrs
         shape = (out[0], 1, *out[1:]) if flat else out
-        stride, padding = pair(attrs["stride"], 1), pair(attrs["padding"], 0)
-        groups = attrs["groups"]
+        padding, after = (pair(side, 0) for side in conv_padding(attrs))
+        stride, dilation, groups = pair(attrs["stride"], 1), pair(attrs["dilation"], 1), attrs["groups"]
         assert isinstance(groups, int)
-        return cls(view, shape, pair(kernel, 1), int(w.shape[-1]), stride, padding, pair(attrs["dilation"], 1), groups)
+        return cls(view, shape, pair(kernel, 1), int(w.shape[-1]), stride, padding, after, dilation, groups)
 
     @property
     def pointwise(self) -> bool:
-        return self.kernel == (1, 1) and self.padding == (0, 0) and self.groups == 1
+        return self.kernel == (1, 1) and not any(self.padded) and self.groups == 1
+
+    @property
+    def padded(self) -> tuple[bool, bool]:
+        """Whether patches may reach out of the image, by axis."""
+        return self.padding[0] + self.after[0] > 0, self.padding[1] + self.after[1] > 0
 
     @property
     def sampled(self) -> View:
@@ -120,24 +127,24 @@ class _Patch:
         per_unit = 2 if self.run.pairs else 1
         with T.serial(tirx.const(p.kernel[0], "int64")) as i:
             y = bind(top + i * p.dilation[0])
-            inside = self._inside(y, p.x.shape[1], p.padding[0])
+            inside = self._inside(y, 0)
             place = bind(self.place + i * (p.kernel[1] * p.channels // per_unit))
             if p.merged:
                 self._copy_row((n, y, left), inside, place)
                 return
             with T.serial(tirx.const(p.kernel[1], "int64")) as j:
                 x = bind(left + j * p.dilation[1])
-                both = tirx.And(inside, self._inside(x, p.x.shape[2], p.padding[1]))
+                both = tirx.And(inside, self._inside(x, 1))
                 self._copy((n, y, x), both, bind(place + j * (p.channels // per_unit)), 0, p.channels)
 
-    def _inside(self, at: "tirx.PrimExpr", size: Dim, padding: int) -> "tirx.PrimExpr":
-        if padding == 0:
+    def _inside(self, at: "tirx.PrimExpr", axis: int) -> "tirx.PrimExpr":
+        if not self.patches.padded[axis]:
             return tirx.const(True, "bool")
-        return tirx.And(at >= 0, at < self.k.dim(size))
+        return tirx.And(at >= 0, at < self.k.dim(self.patches.x.shape[1 + axis]))
 
     def _copy_row(self, index: "tuple[tirx.PrimExpr, ...]", inside: "tirx.PrimExpr", place: "tirx.PrimExpr") -> None:
         p = self.patches
-        if p.padding[1] == 0:
+        if not p.padded[1]:
             self._copy(index, inside, place, 0, p.run)
             return
         columns = tirx.const(p.kernel[1], "int64")
@@ -156,7 +163,7 @@ class _Patch:
         """Copy a run of which elements `low` to `high - 1` are there; none are where it is not `inside`."""
         p = self.patches
         start = bind(self.k.address(p.x, (*index, self.group * p.channels)))
-        if p.padding == (0, 0):
+        if not any(p.padded):
             self.run.copy(start, place, p.run)
             return
         last = bind(tirx.Select(inside, self.k.dim(high) if isinstance(high, int) else high, tirx.const(0, "int64")))

@@ -42,7 +42,15 @@ def _scaled(b: Builder, x: Value, factor: Any) -> Value:
 
 
 def _conv(
-    b: Builder, x: Value, w: Value, bias: Value | None, stride: Any, padding: Any, dilation: Any, groups: int
+    b: Builder,
+    x: Value,
+    w: Value,
+    bias: Value | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    after: tuple[int, ...] | None = None,
 ) -> Value:
     """Channels first in and out: transposes around our channels-last op, which passes cancel."""
     spatial = w.type.rank - 2
@@ -50,7 +58,7 @@ def _conv(
         raise UncoveredError
     batched = x if x.type.rank == w.type.rank else b.reshape(x, (1, *x.shape))
     attrs = {"stride": wide(stride, spatial), "padding": wide(padding, spatial), "dilation": wide(dilation, spatial)}
-    last = b.emit(ops.conv, channels_last(b, batched), channels_last(b, w), bias, **attrs, groups=groups)
+    last = b.emit(ops.conv, channels_last(b, batched), channels_last(b, w), bias, **attrs, groups=groups, after=after)
     result = channels_first(b, last)
     return result if batched is x else b.reshape(result, result.shape[1:])
 
@@ -62,11 +70,8 @@ def _conv_string(
     if padding == "valid":
         return _conv(b, x, w, bias, stride, 0, dilation, groups)
     totals = [d * (k - 1) for d, k in zip(wide(dilation, spatial), w.shape[2:], strict=True)]
-    if any(total % 2 for total in totals):
-        outer = (0,) * (x.type.rank - spatial)
-        before, after = (*outer, *(t // 2 for t in totals)), (*outer, *(t - t // 2 for t in totals))
-        return _conv(b, b.emit(ops.pad, x, before=before, after=after), w, bias, stride, 0, dilation, groups)
-    return _conv(b, x, w, bias, stride, [t // 2 for t in totals], dilation, groups)
+    after = tuple(t - t // 2 for t in totals) if any(t % 2 for t in totals) else None
+    return _conv(b, x, w, bias, stride, [t // 2 for t in totals], dilation, groups, after)
 
 
 def _conv_transposed(

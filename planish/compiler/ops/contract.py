@@ -1,9 +1,14 @@
 """Contractions: linear, matmul, convolution and attention."""
 
+from collections.abc import Mapping
+from itertools import chain
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from planish.compiler.attributes import Attr
 from planish.compiler.ir import op
 from planish.compiler.ops.checks import check_float, check_number, check_same_dtype, check_windows
 from planish.compiler.ops.elementwise import broadcast
@@ -47,9 +52,14 @@ def _conv(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     groups: int,
+    after: tuple[int, ...] | None = None,
 ) -> Tensor:
     function = functional.conv1d if x.ndim == 3 else functional.conv2d
-    y = function(x.movedim(-1, 1), w.movedim(-1, 1), b, stride, padding, dilation, groups)
+    x = x.movedim(-1, 1)
+    if after is not None:
+        sides = zip(reversed(padding), reversed(after), strict=True)
+        x, padding = functional.pad(x, tuple(chain(*sides))), (0,) * len(padding)
+    y = function(x, w.movedim(-1, 1), b, stride, padding, dilation, groups)
     return y.movedim(1, -1)
 
 
@@ -63,18 +73,32 @@ def conv(
     padding: Shape,
     dilation: Shape,
     groups: int = 1,
+    after: Shape | None = None,
 ) -> TensorType:
-    """Convolution, channels last: x [N, *spatial, C], w [O, *kernel, C / groups], b [O] -> [N, *spatial', O]."""
+    """Convolution, channels last: x [N, *spatial, C], w [O, *kernel, C / groups], b [O] -> [N, *spatial', O].
+
+    Each spatial axis gets `padding` zeros in front and `after` zeros behind; as many as in front where that is None.
+    """
     check_float(x)
     check_same_dtype(x, w, b)
-    check_windows(x, stride, padding, dilation)
+    ends = padding if after is None else after
+    check_windows(x, stride, padding, dilation, ends)
+    if any(isinstance(p, int) and p < 0 for p in (*padding, *ends)):
+        raise TypeRuleError(f"padding {list(padding)} and {list(ends)} are no counts; slice the input instead")
     if x.rank != w.rank:
         raise TypeRuleError(f"x {x} and w {w} are no convolution over {x.rank - 2} axes")
     if groups < 1 or not same_dim(x.shape[-1], w.shape[-1] * groups) or w.shape[0] % groups:
         raise TypeRuleError(f"{groups} groups do not fit x {x} and w {w}")
     _check_bias(w, b)
-    spatial = zip(x.shape[1:-1], w.shape[1:-1], stride, padding, dilation, strict=True)
-    return x.with_shape((x.shape[0], *(window_count(d, k, s, p, e) for d, k, s, p, e in spatial), w.shape[0]))
+    sizes = (d + before + end for d, before, end in zip(x.shape[1:-1], padding, ends, strict=True))
+    spatial = zip(sizes, w.shape[1:-1], stride, dilation, strict=True)
+    return x.with_shape((x.shape[0], *(window_count(d, k, s, 0, e) for d, k, s, e in spatial), w.shape[0]))
+
+
+def conv_padding(attrs: Mapping[str, Attr]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The zeros in front of and behind each spatial axis, from the attributes of a `conv`."""
+    before, after = attrs["padding"], attrs["after"]
+    return cast("tuple[int, ...]", before), cast("tuple[int, ...]", before if after is None else after)
 
 
 def _attention(
