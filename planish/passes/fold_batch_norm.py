@@ -10,7 +10,7 @@ from planish.compiler.ops import add, batch_norm, conv, full, linear, mul, rsqrt
 from planish.compiler.ops.contract import conv_padding
 from planish.compiler.pass_ import Change, Context, Contract, Exact
 from planish.compiler.rewrite import Step, apply_steps
-from planish.passes.matching import axes, each_function, is_constant, reshaped
+from planish.passes.matching import each_function, is_constant, reshaped
 
 Uses = Mapping[Node, int]
 
