@@ -98,19 +98,22 @@ def _concat(node: Node, uses: Uses) -> Value | None:
 def _pad_in_conv(node: Node, uses: Uses) -> Value | str | None:
     """A convolution pads zeros itself, also where the ends of an axis get different counts."""
     x = node.operands[0]
-    if x.node.op is not pad:
+    order = axes(x.node.attrs["order"]) if x.node.op is transpose else tuple(range(x.type.rank))
+    padded = (x.node.operands[0] if x.node.op is transpose else x).node
+    if padded.op is not pad:
         return None
-    if (value := x.node.attrs["value"]) != 0:
+    if (value := padded.attrs["value"]) != 0:
         return f"a convolution pads zeros, and the padding before it is {value}"
-    added = axes(x.node.attrs["before"]), axes(x.node.attrs["after"])
+    added = [tuple(axes(padded.attrs[side])[i] for i in order) for side in ("before", "after")]
     if any(side[0] or side[-1] for side in added):
         return "the padding before the convolution adds images or channels"
     before, after = (
         tuple(a + b for a, b in zip(own, side[1:-1], strict=True))
         for own, side in zip(conv_padding(node.attrs), added, strict=True)
     )
-    padding = {"padding": before, "after": None if after == before else after}
-    return conv(x.node.operands[0], *node.inputs[1:], scope=node.scope, **{**node.attrs, **padding})
+    attrs = {**node.attrs, "padding": before, "after": None if after == before else after}
+    bare = transposed(padded.operands[0], order, node.scope) if x.node.op is transpose else padded.operands[0]
+    return conv(bare, *node.inputs[1:], scope=node.scope, **attrs)
 
 
 def _broadcasts(node: Node, uses: Uses) -> Value | None:

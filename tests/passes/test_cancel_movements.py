@@ -249,3 +249,18 @@ def test_padding_that_a_convolution_cannot_do_stays_and_says_why() -> None:
         "a convolution pads zeros, and the padding before it is 1.0",
         "the padding before the convolution adds images or channels",
     ]
+
+
+def test_padding_of_a_channels_first_input_joins_the_convolution() -> None:
+    before = """graph main<B: 1..64 = 2>(%x: f32[B, 3, 6, 6]) {
+  %0 = pad(%x) {before=[0, 0, 0, 1], after=[0, 0, 1, 0]}: f32[B, 3, 7, 7]
+  %1 = transpose(%0) {order=[0, 2, 3, 1]}: f32[B, 7, 7, 3]
+  %2 = conv(%1, @w: f32[4, 3, 3, 3]) {stride=[2, 2], padding=[0, 0], dilation=[1, 1]}: f32[B, 3, 3, 4]
+  return %2
+}"""
+    after = """graph main<B: 1..64 = 2>(%x: f32[B, 3, 6, 6]) {
+  %0 = transpose(%x) {order=[0, 2, 3, 1]}: f32[B, 6, 6, 3]
+  %1 = conv(%0, @w: f32[4, 3, 3, 3]) {stride=[2, 2], padding=[0, 1], dilation=[1, 1], after=[1, 0]}: f32[B, 3, 3, 4]
+  return %1
+}"""
+    assert rewritten(CancelMovements(), before)[0] == after
