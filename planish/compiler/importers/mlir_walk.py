@@ -60,6 +60,14 @@ class _Undecided:
     right: Any
 
 
+class NarrowerSizeError(Exception):
+    """The model holds only while the size `name` is at most `high`, because of the op `where`."""
+
+    def __init__(self, name: str, high: int, where: str) -> None:
+        super().__init__(f"{where} needs {name} <= {high}")
+        self.name, self.high, self.where = name, high, where
+
+
 @dataclass(slots=True)
 class MlirWalk:
     """The state of one import from the torch dialect."""
@@ -205,11 +213,31 @@ class MlirWalk:
             steps = decomposed(target, stand_ins)
             like = None if steps else traced(target, stand_ins).graph.output_node().args[0]
         except (RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
+            self._narrow(args)
+            reason = self._fixed_size(target, args) or str(error).partition("\n")[0]
             raise ImportGraphError(f"{self.builder.where} of the ONNX model cannot run in torch: {reason}") from error
         if steps:
             return self.walk.by_decomposition(steps, args, {})
         return self.walk.by_torch(target, args, {}, _mapped(_traced_value, like))
+
+    def _narrow(self, args: Sequence[Any]) -> None:
+        """Raise NarrowerSizeError where operands fit together for small sizes alone, as s and min(512, s) do."""
+        dims = [d for a in args if isinstance(a, Value) for d in a.shape]
+        for dim in dims:
+            limits: tuple[Any, ...] = dim.args if isinstance(dim, sympy.Min) else ()
+            names = [d.name for d in limits if d.is_Symbol and d in dims]
+            if names and len(limits) == 2 and limits[0].is_Integer:
+                raise NarrowerSizeError(names[0], int(limits[0]), self.builder.where)
+
+    def _fixed_size(self, target: torch._ops.OpOverload, args: Sequence[Any]) -> str | None:
+        """What is wrong with a reshape to a shape that only one size fits."""
+        if "reshape" not in str(target) and "view" not in str(target):
+            return None
+        wanted = ", ".join(str(dim) for dim in args[1])
+        return (
+            f"{args[0].type} does not reshape to [{wanted}] at every size; the exporter has written a size of its "
+            "example into the file: export with dynamo=True, or without this dynamic axis"
+        )
 
     def _shape(self, shape: Sequence[Dim]) -> Value:
         """A shape as a vector of i64."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from planish.compiler import ops
 from planish.compiler.importers.builder import Builder
 from planish.compiler.importers.contents import LIMIT, Contents
 from planish.compiler.importers.dynamic import UNBOUNDED, Declared, declared_size
-from planish.compiler.importers.mlir_walk import MlirWalk, weight_name
+from planish.compiler.importers.mlir_walk import MlirWalk, NarrowerSizeError, weight_name
+from planish.compiler.importers.onnx_constants import fold_constants
 from planish.compiler.importers.trace import Fakes
 from planish.compiler.importers.trees import Imported
 from planish.compiler.importers.walk import Walk
@@ -21,6 +23,7 @@ from planish.compiler.ops.structure import FROM_TORCH
 from planish.compiler.types import Dim, Size
 from planish.errors import BackendMissing, ImportGraphError, InputError, nearest
 from planish.runtime import tree
+from planish.runtime.signature import Parameter, Signature
 
 # torch-mlir covers some ops (BatchNormalization among them) from this version on alone.
 _OPSET = 17
@@ -42,10 +45,25 @@ def import_onnx(model: Any, inputs: Any = None, *, dynamic: Mapping[str, Mapping
         raise BackendMissing(f"ONNX files need the package {error.name}: pip install 'planish[onnx]'") from error
     proto = _upgraded(_loaded(model))
     weights = _hoist_weights(proto)
+    fold_constants(proto)
     proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     examples = _examples(proto, weights, inputs)
     values, sizes = _inputs(proto, weights, examples, dynamic or {})
-    return _imported(proto, weights, values, sizes)
+    while True:
+        try:
+            return _imported(proto, weights, values, sizes)
+        except NarrowerSizeError as needed:
+            sizes[needed.name] = _narrowed(sizes[needed.name], needed)
+
+
+def _narrowed(size: Size, needed: NarrowerSizeError) -> Size:
+    """The size with the limit that the model sets, such as the length of its table of positions."""
+    if size.high != UNBOUNDED or size.hint > needed.high:
+        raise ImportGraphError(
+            f"{needed.where} of the ONNX model needs {size.name} <= {needed.high}, but it is declared as "
+            f"{size.low}..{size.high} with {size.hint} as usual; declare it with max={needed.high}"
+        )
+    return replace(size, high=needed.high)
 
 
 def _loaded(model: Any) -> Any:
@@ -213,8 +231,8 @@ def _imported(
         {name: t for name, t in builder.weights.items() if name in used},
         {"opaque": tuple(walk.opaque)} if walk.opaque else {},
     )
-    inputs = tree.mapping({name: tree.tensor() for name in values})
-    return Imported(program, inputs, _output_tree([o.name for o in proto.graph.output]), tuple(values))
+    signature = Signature(tuple(Parameter(name, tree.tensor()) for name in values), len(values))
+    return Imported(program, signature, _output_tree([o.name for o in proto.graph.output]))
 
 
 def _output_tree(names: Sequence[str]) -> tree.Tree:
