@@ -159,6 +159,16 @@ MIXED: tuple[tuple[Op, tuple[Tensor, ...], Mapping[str, Attr]], ...] = (
     (ops.batch_norm, (torch.zeros(4), torch.ones(4), ROWS.bfloat16(), torch.ones(4), torch.ones(4)), {}),
     (ops.group_norm, (ROWS.bfloat16()[None], torch.ones(4), torch.ones(4)), {"groups": 2}),
     (ops.rms_norm, (ROWS, torch.ones(4)), {}),
+    (ops.attention, (torch.ones(HEADS),) * 3 + (None, torch.tensor([0, 1])), {"scale": 1.0, "causal": True}),
+    (ops.cache_update, (torch.ones(HEADS), torch.ones(HEADS)[:, :, :2], *torch.tensor([[1, 2], [2, 1]])), {}),
+    (ops.quantization_scale, (ROWS,), {"group": 3}),
+    (ops.quantize, (ROWS, torch.ones(*ROWS.shape[:-1], 2)), {"group": 3}),
+    (ops.dequantize, (ROWS.to(torch.uint8), torch.ones(*ROWS.shape[:-1], 2)), {"group": 3, "bits": 4}),
+    (
+        ops.dequantize,
+        (ROWS.to(torch.uint8), torch.ones(*ROWS.shape[:-1], 1), torch.zeros(*ROWS.shape[:-1], 1, dtype=torch.uint8)),
+        {"group": 4, "bits": 4},
+    ),
 )
 
 

@@ -1,6 +1,7 @@
 """The op table: every op, one file a family."""
 
 from planish.compiler.ir import Op
+from planish.compiler.ops.cache import cache_update
 from planish.compiler.ops.contract import attention, conv, linear, matmul
 from planish.compiler.ops.elementwise import (
     abs_,
@@ -45,6 +46,7 @@ from planish.compiler.ops.elementwise import (
     where,
 )
 from planish.compiler.ops.normalize import batch_norm, group_norm, layer_norm, log_softmax, rms_norm, rope, softmax
+from planish.compiler.ops.quantize import dequantize, quantization_scale, quantize
 from planish.compiler.ops.reduce import (
     all_,
     amax,
@@ -81,6 +83,7 @@ OPS: tuple[Op, ...] = (
     *(eq, ne, lt, le, gt, ge, logical_and, logical_or),
     *(linear, matmul, conv, attention),
     *(softmax, log_softmax, layer_norm, rms_norm, batch_norm, group_norm, rope),
+    *(quantization_scale, quantize, dequantize, cache_update),
     *(sum_, mean, amax, amin, prod, any_, all_, argmax, cumsum, max_pool, avg_pool),
     *(reshape, transpose, expand, slice_, concat, pad, roll, flip, embedding, gather, index_select),
 )
@@ -100,6 +103,7 @@ __all__ = [
     "attention",
     "avg_pool",
     "batch_norm",
+    "cache_update",
     "cast",
     "ceil",
     "clamp",
@@ -107,6 +111,7 @@ __all__ = [
     "conv",
     "cos",
     "cumsum",
+    "dequantize",
     "dim_value",
     "div",
     "embedding",
@@ -147,6 +152,8 @@ __all__ = [
     "pad",
     "pow_",
     "prod",
+    "quantization_scale",
+    "quantize",
     "reciprocal",
     "relu",
     "remainder",

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from planish.compiler.attributes import Attr
 from planish.compiler.ir import op
-from planish.compiler.ops.checks import check_float, check_number, check_same_dtype, check_windows
+from planish.compiler.ops.checks import check_float, check_index, check_number, check_same_dtype, check_windows
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.ops.reduce import window_count
 from planish.compiler.types import Dim, DType, Shape, TensorType, same_dim, same_shape
@@ -102,14 +102,24 @@ def conv_padding(attrs: Mapping[str, Attr]) -> tuple[tuple[int, ...], tuple[int,
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, window: int | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    past: Tensor | None = None,
+    *,
+    causal: bool,
+    window: int | None,
+    scale: float,
 ) -> Tensor:
     groups = q.shape[-3] // k.shape[-3]
     k, v = (t.repeat_interleave(groups, -3) for t in (k, v))
     scores = torch.matmul(q, k.transpose(-1, -2)) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
-    if causal:
+    if past is not None:
+        scores = scores.masked_fill(~_cached_band(past, q.shape[-2], k.shape[-2], window)[:, None], -torch.inf)
+    elif causal:
         scores = scores.masked_fill(~_band(q.shape[-2], k.shape[-2], window), -torch.inf)
     return torch.matmul(torch.softmax(scores, -1).nan_to_num(0.0), v)
 
@@ -120,12 +130,20 @@ def _band(queries: int, keys: int, window: int | None) -> Tensor:
     return (distance >= 0) & (distance < (window or keys + 1))
 
 
+def _cached_band(past: Tensor, queries: int, slots: int, window: int | None) -> Tensor:
+    """Which slots [B, S, R] each query sees: the one of its own position and, going back, those before it."""
+    position = past[:, None, None] + torch.arange(queries)[None, :, None]
+    back = (position - torch.arange(slots)) % slots
+    return (back <= position) & (back < (window or slots + 1))
+
+
 @op(_attention, "contraction")
 def attention(
     q: TensorType,
     k: TensorType,
     v: TensorType,
     mask: TensorType | None = None,
+    past: TensorType | None = None,
     *,
     causal: bool = False,
     window: int | None = None,
@@ -136,6 +154,10 @@ def attention(
     G divides H (grouped queries share keys in order). `mask` broadcasts to [B, H, S, T]: bool keeps where true, float
     is added to the scores. `causal` aligns the last query with the last key; `window` (with causal) lets a query see
     that many latest keys, itself included. A query that sees no key gives zeros.
+
+    With `past` i64 [B] the keys are a cache as `cache_update` writes it: query i of row b is at position past[b] + i,
+    position p lies in slot p mod T, and each query sees its own position and those before it, as many as the window
+    lets it. The queries' own keys are in the cache already; a row holds T >= window + S - 1 slots, or never wraps.
     """
     check_float(q)
     check_same_dtype(q, k, v)
@@ -149,7 +171,17 @@ def attention(
         raise TypeRuleError(f"a window is positive and needs causal attention, not {window} with causal {causal}")
     if mask is not None:
         _check_mask(q, k, mask)
+    if past is not None:
+        _check_past(q, past, causal, mask)
     return q.with_shape((*q.shape[:3], v.shape[3]))
+
+
+def _check_past(q: TensorType, past: TensorType, causal: bool, mask: TensorType | None) -> None:
+    check_index(past)
+    if not causal or mask is not None:
+        raise TypeRuleError("attention over a cache is causal and takes no mask")
+    if past.rank != 1 or not same_dim(past.shape[0], q.shape[0]):
+        raise TypeRuleError(f"past {past} is not one position for each row of {q}")
 
 
 def _check_mask(q: TensorType, k: TensorType, mask: TensorType) -> None:

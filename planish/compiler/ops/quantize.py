@@ -1,0 +1,121 @@
+"""Quantization: numbers as codes with one scale a group, and back."""
+
+import torch
+from torch import Tensor
+
+from planish.compiler.ir import op
+from planish.compiler.ops.checks import check_float
+from planish.compiler.ops.structure import FROM_TORCH, TORCH_DTYPE
+from planish.compiler.types import Dim, DType, TensorType, same_shape, simplify
+from planish.errors import TypeRuleError
+
+
+def groups_of(width: Dim, group: int) -> Dim:
+    """How many groups of `group` elements cover `width`; the last may be shorter."""
+    return simplify((width + group - 1) // group)
+
+
+def _spread(x: Tensor, width: int, group: int) -> Tensor:
+    """One value a group [..., G] as one an element [..., width]."""
+    return x.repeat_interleave(group, -1)[..., :width]
+
+
+def _quantization_scale(x: Tensor, *, group: int, bits: int) -> Tensor:
+    missing = -x.shape[-1] % group
+    grouped = torch.nn.functional.pad(x.float(), (0, missing)).reshape(*x.shape[:-1], -1, group)
+    return grouped.abs().amax(-1) / (2 ** (bits - 1) - 1)
+
+
+@op(_quantization_scale)
+def quantization_scale(x: TensorType, *, group: int, bits: int = 8) -> TensorType:
+    """The scale of symmetric quantization by group: max |x| / (2**(bits - 1) - 1).
+
+    x [..., K] in groups of `group` along the last axis, of which the last may be shorter -> f32 [..., ceil(K / group)].
+    """
+    check_float(x)
+    _check_groups(x, group, bits)
+    return TensorType((*x.shape[:-1], groups_of(x.shape[-1], group)), DType.f32)
+
+
+def _quantize(x: Tensor, scale: Tensor, *, group: int, bits: int) -> Tensor:
+    limit = 2 ** (bits - 1) - 1
+    wide = _spread(scale, x.shape[-1], group)
+    inverse = torch.where(wide == 0, 0.0, 1.0 / wide)
+    return (x.float() * inverse).round().clamp(-limit, limit).to(torch.int8)
+
+
+@op(_quantize)
+def quantize(x: TensorType, scale: TensorType, *, group: int, bits: int = 8) -> TensorType:
+    """Symmetric codes: round(x * (1 / scale)), ties to even, clamped to +-(2**(bits - 1) - 1); zero where scale is 0.
+
+    x [..., K], scale f32 [..., ceil(K / group)] -> i8 [..., K].
+    """
+    check_float(x)
+    _check_groups(x, group, bits)
+    _check_scale(x, scale, group)
+    return TensorType(x.shape, DType.i8)
+
+
+def _dequantize(
+    q: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    *,
+    group: int,
+    bits: int,
+    codebook: tuple[float, ...],
+    dtype: DType,
+) -> Tensor:
+    width = q.shape[-1]
+    if codebook:
+        levels = torch.tensor(codebook, dtype=torch.float32)[q.long()]
+    elif zero is not None:
+        levels = q.float() - _spread(zero.float(), width, group)
+    else:
+        levels = q.float() - middle(FROM_TORCH[q.dtype], bits)
+    return (levels * _spread(scale.float(), width, group)).to(TORCH_DTYPE[dtype])
+
+
+def middle(codes: DType, bits: int) -> int:
+    """The code that means zero where no zero point is given: half the range of unsigned codes, 0 of signed ones."""
+    return 2 ** (bits - 1) if codes is DType.u8 else 0
+
+
+@op(_dequantize)
+def dequantize(
+    q: TensorType,
+    scale: TensorType,
+    zero: TensorType | None = None,
+    *,
+    group: int,
+    bits: int = 8,
+    codebook: tuple[float, ...] = (),
+    dtype: DType = DType.f32,
+) -> TensorType:
+    """Codes as numbers: (q - zero) * scale, or codebook[q] * scale.
+
+    q i8 or u8 [..., K] of codes that fit in `bits` (one code an element; kernels pack them); scale f32, f16 or bf16 and
+    zero u8 [..., ceil(K / group)]. Without `zero`, unsigned codes are centred at 2**(bits - 1) and signed ones at 0.
+    `codebook` has 2**bits levels, such as those of nf4 (arXiv 2305.14314), and takes unsigned codes and no zero.
+    """
+    _check_groups(q, group, bits)
+    if q.dtype not in (DType.i8, DType.u8) or not dtype.is_float:
+        raise TypeRuleError(f"dequantize takes codes of i8 or u8 to a float, not {q} to {dtype}")
+    check_float(scale)
+    _check_scale(q, scale, group)
+    if zero is not None and (zero.dtype is not DType.u8 or not same_shape(zero.shape, scale.shape)):
+        raise TypeRuleError(f"zero is u8 of the scale's shape, not {zero} for {scale}")
+    if codebook and (len(codebook) != 2**bits or q.dtype is not DType.u8 or zero is not None):
+        raise TypeRuleError(f"a codebook of {len(codebook)} levels needs unsigned codes of {bits} bits and no zero")
+    return TensorType(q.shape, dtype)
+
+
+def _check_groups(x: TensorType, group: int, bits: int) -> None:
+    if x.rank < 1 or group < 1 or not 2 <= bits <= 8:
+        raise TypeRuleError(f"groups of {group} at {bits} bits do not fit {x}; bits are 2 to 8")
+
+
+def _check_scale(x: TensorType, scale: TensorType, group: int) -> None:
+    wanted = (*x.shape[:-1], groups_of(x.shape[-1], group))
+    if not same_shape(scale.shape, wanted):
+        raise TypeRuleError(f"scale {scale} is not {list(wanted)}, one a group of {group} of {x}")
