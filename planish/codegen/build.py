@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy
 
+from planish.codegen.donation import donations
 from planish.codegen.emit import Entry, KernelUse, declarations, program_source, step_inputs, step_outputs
 from planish.codegen.schedule import Kernels, Schedule, Storage, schedule
 from planish.codegen.select import Choice, Selection, TorchCall, select
@@ -244,6 +245,7 @@ def _function(name: str, selection: Selection, plan: Schedule, interface: Interf
         values=tuple(spec_of(v) for v in plan.crossing),
         steps=tuple(_step(name, i, step, plan.storage) for i, step in enumerate(plan.steps)),
         calls=tuple(_calls(plan)),
+        donated=donations(selection),
     )
 
 

@@ -49,12 +49,18 @@ class Frame:
         self.sized = sized
         self._plan, self._memory, self._torch = plan, memory, torch
         self._values = {ValueId("input", i): operand for i, operand in enumerate(inputs)}
+        self._donated = {ValueId("output", o): ValueId("input", i) for o, i in plan.donated}
+        for _, i in plan.donated:
+            operands.check_writable(plan.inputs[i], inputs[i])
 
     def get(self, value: ValueId) -> Operand:
         """The operand of a value; outputs and crossing values are allocated when first asked for."""
         if value.kind == "weight":
             return self._memory.named[str(value.key)]
         if value not in self._values:
+            given = self._donated.get(value)
+            if given is not None:
+                return self._values[given]
             self._values[value] = operands.empty(self._spec(value).dtype, self._shape(value), self._torch)
         return self._values[value]
 

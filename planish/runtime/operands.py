@@ -61,6 +61,12 @@ def of_array(array: np.ndarray[Any, Any]) -> Operand:
     return Operand(array.__array_interface__["data"][0], array.shape, array)
 
 
+def check_writable(spec: InputSpec, operand: Operand) -> None:
+    """Raise InputError for an input whose memory a result is to take, but which is read-only."""
+    if isinstance(operand.owner, np.ndarray) and not operand.owner.flags.writeable:
+        raise InputError(f"input '{spec.name}' is updated in place, but the array is read-only: pass a copy")
+
+
 def empty(dtype: DTypeName, shape: tuple[int, ...], torch: Any | None) -> Operand:
     """New uninitialised memory: a torch tensor where `torch` is given, a numpy array otherwise."""
     if torch is None:

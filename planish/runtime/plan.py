@@ -177,7 +177,10 @@ class CallSpec:
 
 @dataclass(frozen=True, slots=True)
 class FunctionPlan:
-    """One entry function; `signature` has one tensor for each of `inputs`, `result` one for each of `outputs`."""
+    """One entry function; `signature` has one tensor for each of `inputs`, `result` one for each of `outputs`.
+
+    `donated` pairs a result with the input in whose memory it is computed, by their indices.
+    """
 
     sizes: tuple[SizeRange, ...]
     inputs: tuple[InputSpec, ...]
@@ -187,6 +190,7 @@ class FunctionPlan:
     values: tuple[TensorSpec, ...]
     steps: tuple[Step, ...]
     calls: tuple[CallSpec, ...] = ()
+    donated: tuple[tuple[int, int], ...] = ()
 
     def solver(self) -> SizeSolver:
         """What finds the sizes of a call; raises ParseError when the inputs do not determine them."""
@@ -202,11 +206,14 @@ class FunctionPlan:
             "values": [spec.to_json() for spec in self.values],
             "steps": [step.to_json() for step in self.steps],
             "calls": [call.to_json() for call in self.calls],
+            "donated": [list(pair) for pair in self.donated],
         }
 
     @classmethod
     def from_json(cls, field: Field) -> "FunctionPlan":
-        members = field.object("sizes", "inputs", "outputs", "input_tree", "output_tree", "values", "steps", "calls")
+        members = field.object(
+            *("sizes", "inputs", "outputs", "input_tree", "output_tree", "values", "steps", "calls", "donated")
+        )
         return cls(
             members["sizes"].each(_read_size),
             members["inputs"].each(InputSpec.from_json),
@@ -216,6 +223,7 @@ class FunctionPlan:
             members["values"].each(TensorSpec.from_json),
             members["steps"].each(_read_step),
             members["calls"].each(CallSpec.from_json),
+            members["donated"].each(_read_pair),
         )
 
 
@@ -277,12 +285,22 @@ def _check_types(function: FunctionPlan, path: str) -> None:
         for dimension in spec.shape:
             if extra := dimension.names - known:
                 raise ArtifactError(f"{path}: {spec} uses the size {min(extra)}, which is not declared")
+    _check_donated(function, path)
     for word, tensors, specs in (
         ("input_tree", function.signature.count, function.inputs),
         ("output_tree", function.result.count, function.outputs),
     ):
         if tensors != len(specs):
             raise ArtifactError(f"{path}.{word} has {tensors} tensors for {len(specs)} declared")
+
+
+def _check_donated(function: FunctionPlan, path: str) -> None:
+    taken: set[int] = set()
+    for result, given in function.donated:
+        known = result < len(function.outputs) and given < len(function.inputs)
+        if not known or given in taken or function.outputs[result] != function.inputs[given].type:
+            raise ArtifactError(f"{path}.donated: result {result} cannot take the memory of input {given}")
+        taken.add(given)
 
 
 def _check_steps(function: FunctionPlan, plan: Plan, path: str) -> None:
@@ -333,6 +351,13 @@ def _read_size(field: Field) -> SizeRange:
         return SizeRange(members["name"].text(), low, high, hint)
     except ParseError as error:
         raise field.error(f"a size ({error})") from error
+
+
+def _read_pair(field: Field) -> tuple[int, int]:
+    pair = field.each(Field.integer)
+    if len(pair) != 2 or min(pair) < 0:
+        raise field.error("a pair of a result and an input")
+    return pair[0], pair[1]
 
 
 def _read_step(field: Field) -> Step:

@@ -23,7 +23,8 @@ def _spread(x: Tensor, width: int, group: int) -> Tensor:
 def _quantization_scale(x: Tensor, *, group: int, bits: int) -> Tensor:
     missing = -x.shape[-1] % group
     grouped = torch.nn.functional.pad(x.float(), (0, missing)).reshape(*x.shape[:-1], -1, group)
-    return grouped.abs().amax(-1) / (2 ** (bits - 1) - 1)
+    largest: Tensor = grouped.abs().amax(-1)
+    return largest / (2 ** (bits - 1) - 1)
 
 
 @op(_quantization_scale)
