@@ -24,7 +24,7 @@ def _quantization_scale(x: Tensor, *, group: int, bits: int) -> Tensor:
     missing = -x.shape[-1] % group
     grouped = torch.nn.functional.pad(x.float(), (0, missing)).reshape(*x.shape[:-1], -1, group)
     largest: Tensor = grouped.abs().amax(-1)
-    return largest / (2 ** (bits - 1) - 1)
+    return largest / ((1 << (bits - 1)) - 1)
 
 
 @op(_quantization_scale)
@@ -39,7 +39,7 @@ def quantization_scale(x: TensorType, *, group: int, bits: int = 8) -> TensorTyp
 
 
 def _quantize(x: Tensor, scale: Tensor, *, group: int, bits: int) -> Tensor:
-    limit = 2 ** (bits - 1) - 1
+    limit = (1 << (bits - 1)) - 1
     wide = _spread(scale, x.shape[-1], group)
     inverse = torch.where(wide == 0, 0.0, 1.0 / wide)
     return (x.float() * inverse).round().clamp(-limit, limit).to(torch.int8)
@@ -79,7 +79,7 @@ def _dequantize(
 
 def middle(codes: DType, bits: int) -> int:
     """The code that means zero where no zero point is given: half the range of unsigned codes, 0 of signed ones."""
-    return 2 ** (bits - 1) if codes is DType.u8 else 0
+    return 1 << (bits - 1) if codes is DType.u8 else 0
 
 
 @op(_dequantize)
