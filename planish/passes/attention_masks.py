@@ -120,13 +120,13 @@ def _terms(mask: Value) -> Iterator[Value]:
     if mask.node.op is logical_and:
         for value in mask.node.operands:
             yield from _terms(value)
-    elif _only_broadcasts(mask):
+    elif only_broadcasts(mask):
         yield from _terms(mask.node.operands[0])
     else:
         yield mask
 
 
-def _only_broadcasts(mask: Value) -> bool:
+def only_broadcasts(mask: Value) -> bool:
     """Whether the mask is an expansion, or a reshape that adds leading axes of size 1."""
     if mask.node.op not in (expand, reshape):
         return False
@@ -139,7 +139,7 @@ def _only_broadcasts(mask: Value) -> bool:
 
 def _kept(mask: Value | None) -> tuple[Value, float] | None:
     """The condition and the low number of a mask that is 0 where the condition holds and low elsewhere."""
-    while mask is not None and mask.node.op is reshape and _only_broadcasts(mask):
+    while mask is not None and mask.node.op is reshape and only_broadcasts(mask):
         mask = mask.node.operands[0]
     if mask is None or mask.node.op is not where:
         return None

@@ -4,7 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from planish.compiler.ir import Node, Value
-from planish.compiler.ops import add, attention, cast, div, full, logical_not, matmul, mul, reshape, softmax, where
+from planish.compiler.ops import (
+    add,
+    attention,
+    cast,
+    div,
+    full,
+    logical_not,
+    matmul,
+    mul,
+    reshape,
+    softmax,
+    tanh,
+    where,
+)
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.types import DType, Shape, elements, same_dim, same_shape
 from planish.errors import TypeRuleError
@@ -21,11 +34,20 @@ class _Scores:
     masks: list[Value] = field(default_factory=list)
     leads: list[Shape] = field(default_factory=list)
     product: Node | None = None
+    cap: float | None = None
     inner: list[Value] = field(default_factory=list)
 
 
 def fuse(node: Node, uses: Uses) -> Value | str | None:
     """The attention that a matmul of probabilities and values ends, or why it is none."""
+    found = fuse_capped(node, uses)
+    if not isinstance(found, tuple):
+        return found
+    return found[0] if found[1] is None else f"its scores are capped at {found[1]:g} by tanh"
+
+
+def fuse_capped(node: Node, uses: Uses) -> tuple[Value, float | None] | str | None:
+    """As `fuse`, with the cap of scores that run through `cap * tanh(scores / cap)` before their mask."""
     probabilities, v = _through_views(node.operands[0]), node.operands[1]
     if _is_cast_softmax(probabilities):
         return f"its softmax runs in {probabilities.node.operands[0].dtype}, its product in {v.dtype}"
@@ -38,7 +60,8 @@ def fuse(node: Node, uses: Uses) -> Value | str | None:
     scores.inner.append(probabilities)
     if any(uses.get(value.node, 0) > 1 for value in scores.inner):
         return "its scores or probabilities have another user"
-    return _build(node, scores, scores.product, v)
+    built = _build(node, scores, scores.product, v)
+    return built if isinstance(built, str) else (built, scores.cap)
 
 
 def _is_cast_softmax(value: Value) -> bool:
@@ -88,6 +111,8 @@ def _walk_scaled(node: Node, scores: _Scores, scope: str) -> bool:
     number = literal(y)
     if not number or not same_shape(x.shape, node.types[0].shape):
         return False
+    if node.op is mul and x.node.op is tanh:
+        return _walk_capped(x, float(number), scores, scope)
     factor = number if node.op is mul else 1 / number
     outside = len(scores.masks)
     if not _walk(x, scores, scope):
@@ -96,6 +121,16 @@ def _walk_scaled(node: Node, scores: _Scores, scope: str) -> bool:
     scores.masks[outside:] = scaled
     scores.scale *= factor
     return True
+
+
+def _walk_capped(x: Value, cap: float, scores: _Scores, scope: str) -> bool:
+    """Scores that `cap * tanh(scores / cap)` keeps between -cap and cap; a scale inside, but no mask."""
+    masked, scale = len(scores.masks), scores.scale
+    if scores.cap is not None or scale != 1 or not _walk(x.node.operands[0], scores, scope):
+        return False
+    scores.inner.append(x)
+    scores.cap, scores.scale = cap, scores.scale * cap
+    return len(scores.masks) == masked
 
 
 def _walk_masked(node: Node, x: Value, mask: Value, scores: _Scores, scope: str) -> bool:
