@@ -12,6 +12,7 @@ from planish.passes.fuse_norms import FuseNorms
 from planish.passes.fuse_rope import FuseRope
 from planish.passes.merge_common_subexpressions import MergeCommonSubexpressions
 from planish.passes.merge_parallel_linears import MergeParallelLinears
+from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.simplify_arithmetic import SimplifyArithmetic
 from planish.passes.simplify_indices import SimplifyIndices
 
@@ -28,6 +29,7 @@ ALL: tuple[type[Pass], ...] = (
     FuseBias,
     FoldBatchNorm,
     MergeParallelLinears,
+    QuantizeWeights,
 )
 
 EXACT: tuple[Pass, ...] = (

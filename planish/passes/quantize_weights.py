@@ -1,0 +1,167 @@
+"""quantize-weights: linear(x, @w) -> linear(x, dequantize(@w.codes, @w.scale))."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from planish.compiler.ir import Graph, Node, Program, Value
+from planish.compiler.ops import dequantize, embedding, linear, quantization_scale, quantize, weight
+from planish.compiler.ops.structure import FROM_TORCH
+from planish.compiler.pass_ import Change, Context, Contract, Lossy
+from planish.compiler.rewrite import Hit, substitute
+from planish.errors import PassError
+from planish.passes.weight_codes import NF4, Codes, Format
+
+_RULE = "quantize"
+_LEAST_WIDTH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeWeights:
+    """Stores the weights of linear maps in 8 or 4 bits, rounded to nearest, and computes with them as they are.
+
+    bits: 4 or 8. format: "int", or "nf4" (arXiv 2305.14314), which has 4 bits.
+    group: columns that share a scale; 0 for a whole row. By default 128 at 4 bits and whole rows at 8. Where it does
+        not divide the width, the last group of a row is shorter.
+    symmetric: without zero points; with `false` every group has one (4 bits).
+    activations: "float" keeps the inputs of the maps as they are, "int8" also rounds those to 8 bits, with one scale a
+        group and token, so that products are of integers.
+    embeddings: whether tables that embeddings look up are quantized too.
+    skip: patterns of scopes to leave alone, such as `["lm_head", "layers.0.*"]`.
+    """
+
+    bits: int = 4
+    format: str = "int"
+    group: int | None = None
+    symmetric: bool = True
+    activations: str = "float"
+    embeddings: bool = True
+    skip: tuple[str, ...] = ()
+
+    name: ClassVar[str] = "quantize-weights"
+    contract: ClassVar[Contract] = Lossy("perplexity or the task's metric")
+
+    def __post_init__(self) -> None:
+        for option, allowed in (("bits", (4, 8)), ("format", ("int", "nf4")), ("activations", ("float", "int8"))):
+            if (value := getattr(self, option)) not in allowed:
+                raise PassError(f"quantize-weights: {option} is {' or '.join(map(str, allowed))}, not {value}")
+        if self.format == "nf4" and (self.bits != 4 or not self.symmetric or self.activations != "float"):
+            raise PassError("quantize-weights: nf4 has 4 bits, no zero points and float activations")
+        if self.bits == 8 and not self.symmetric:
+            raise PassError("quantize-weights: 8-bit weights are symmetric")
+        if self.group is not None and self.group != 0 and (self.group < 16 or self.group % 16):
+            raise PassError(f"quantize-weights: a group is a multiple of 16 columns, or 0 for rows, not {self.group}")
+
+    def apply(self, program: Program, context: Context) -> Change:
+        work = _Quantizer(self, program.weights)
+        hits: tuple[Hit, ...] = ()
+        for graph in program.functions.values():
+            after, found = work.rewrite(graph)
+            program, hits = program.with_function(after), hits + found
+        used = {str(n.attrs["name"]) for g in program.functions.values() for n in g.nodes() if n.op is weight}
+        kept = {name: tensor for name, tensor in {**program.weights, **work.made}.items() if name in used}
+        notes = {**program.notes, "quantized weights": work.summary()} if work.codes else program.notes
+        return Change(replace(program, weights=kept, notes=notes), hits)
+
+    def format_of(self, width: int) -> Format:
+        """The format of a weight with `width` columns."""
+        group = (0 if self.bits == 8 else 128) if self.group is None else self.group
+        return Format(self.bits, min(group, width) or width, self.symmetric, self.format == "nf4")
+
+
+@dataclass(slots=True)
+class _Quantizer:
+    """Codes of the weights seen so far, shared by all functions of a program."""
+
+    options: QuantizeWeights
+    weights: Mapping[str, Tensor]
+    codes: dict[str, Codes] = field(default_factory=dict)
+    made: dict[str, Tensor] = field(default_factory=dict)
+
+    def rewrite(self, graph: Graph) -> tuple[Graph, tuple[Hit, ...]]:
+        hits: list[Hit] = []
+        values: dict[str, Value] = {}
+
+        def visit(node: Node) -> tuple[Value, ...] | None:
+            if node.op is not linear and not (node.op is embedding and self.options.embeddings):
+                return None
+            at = 1 if node.op is linear else 0
+            of = node.operands[at]
+            if of.node.op is dequantize:
+                return None
+            why = self._refusal(node, of)
+            hits.append(Hit(_RULE, node.scope, why))
+            if why is not None:
+                return None
+            name = str(of.node.attrs["name"])
+            stored = values[name] if name in values else values.setdefault(name, self._stored(name, of))
+            inputs = [*node.inputs[:at], stored, *node.inputs[at + 1 :]]
+            if node.op is linear and self.options.activations == "int8":
+                inputs[0] = _rounded(node.operands[0], int(str(stored.node.attrs["group"])))
+            return node.op.node(tuple(inputs), node.attrs, node.scope).values
+
+        return substitute(graph, visit), tuple(hits)
+
+    def _refusal(self, node: Node, of: Value) -> str | None:
+        if of.node.op is not weight:
+            return f"its weight is computed by {of.node.op.name}"
+        if any(fnmatch(node.scope, pattern) for pattern in self.options.skip):
+            return "skipped by its scope"
+        if of.type.rank != 2 or not of.dtype.is_float:
+            return f"its weight {of.type} is no float matrix"
+        if int(str(of.shape[1])) < _LEAST_WIDTH:
+            return f"its weight has {of.shape[1]} columns; below {_LEAST_WIDTH} nothing is gained"
+        return self._unfit(str(of.node.attrs["name"]))
+
+    def _unfit(self, name: str) -> str | None:
+        if name in self.codes:
+            return None
+        tensor = self.weights[name]
+        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        if not largest < float("inf"):
+            return f"its weight {name} holds infinite or undefined numbers"
+        return "its scale would exceed f16" if largest > torch.finfo(torch.float16).max else None
+
+    def _stored(self, name: str, of: Value) -> Value:
+        """The weight as `dequantize` of stored codes."""
+        layout = self.options.format_of(int(str(of.shape[1])))
+        if name not in self.codes:
+            codes = self.codes[name] = layout.encode(self.weights[name].detach())
+            parts = {"codes": codes.codes, "scale": codes.scale, "zero": codes.zero}
+            self.made.update({f"{name}.{part}": t for part, t in parts.items() if t is not None})
+        names = (f"{name}.{part}" for part in ("codes", "scale", "zero"))
+        leaves = [_leaf(part, self.made[part]) for part in names if part in self.made]
+        codebook = NF4 if layout.nf4 else ()
+        attrs = {"group": layout.group, "bits": layout.bits, "codebook": codebook, "dtype": of.dtype}
+        return dequantize(*leaves, scope=of.node.scope, **attrs)
+
+    def summary(self) -> tuple[str, ...]:
+        """One line on size and error."""
+        before = sum(self.weights[name].nbytes for name in self.codes)
+        after = sum(self._bytes(codes) for codes in self.codes.values())
+        worst = max(self.codes, key=lambda name: self.codes[name].error)
+        mean = sum(codes.error for codes in self.codes.values()) / len(self.codes)
+        return (
+            f"{len(self.codes)} weights: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB; relative RMS error "
+            f"{mean:.4f} on average, {self.codes[worst].error:.4f} at most ({worst})",
+        )
+
+    def _bytes(self, codes: Codes) -> int:
+        zeros = 0 if codes.zero is None else codes.zero.nbytes
+        return codes.codes.nbytes * self.options.bits // 8 + codes.scale.nbytes + zeros
+
+
+def _leaf(name: str, tensor: Tensor) -> Value:
+    return weight(name=name, shape=tuple(tensor.shape), dtype=FROM_TORCH[tensor.dtype])
+
+
+def _rounded(x: Value, group: int) -> Value:
+    """x as codes of 8 bits and back: one scale a group of its last axis."""
+    scope = x.node.scope
+    scale = quantization_scale(x, group=group, scope=scope)
+    codes = quantize(x, scale, group=group, scope=scope)
+    return dequantize(codes, scale, group=group, dtype=x.dtype, scope=scope)

@@ -1,0 +1,117 @@
+"""Round-to-nearest quantization of weights: int8, int4 and nf4 codes with one scale a group."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from planish.compiler.ops.quantize import groups_of
+
+# Levels of NormalFloat4: quantiles of a normal distribution (arXiv 2305.14314, appendix E).
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+_BLOCK = 1 << 21  # elements that are quantized at once
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A weight [N, K] as codes i8 or u8 [N, K], scales f16 [N, G], zero points u8 [N, G] and its relative RMS error."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """Codes of `bits` in groups of `group` along K; `nf4` takes its codebook's levels, `symmetric` no zero points."""
+
+    bits: int
+    group: int
+    symmetric: bool = True
+    nf4: bool = False
+
+    def encode(self, weight: Tensor) -> Codes:
+        """The nearest codes of weight [N, K]; float scales are rounded to f16 first, so codes fit what is stored.
+
+        Symmetric 4-bit scales are chosen among three for the least squared error: the largest magnitude at code 7,
+        the signed largest value at code -8, and 0.9 of the latter.
+        """
+        rows, width = weight.shape
+        groups = int(groups_of(width, self.group))
+        codes = torch.empty(rows, width, dtype=torch.int8 if self.bits == 8 else torch.uint8)
+        scale = torch.empty(rows, groups, dtype=torch.float16)
+        zero = None if self.symmetric else torch.empty(rows, groups, dtype=torch.uint8)
+        lost = total = 0.0
+        for part in _blocks(rows, width):
+            x = self._grouped(weight[part])
+            q, s, z = self._nearest(x)
+            codes[part] = q.flatten(1)[:, :width].to(codes.dtype)
+            scale[part] = s.half()
+            if zero is not None and z is not None:
+                zero[part] = z.to(torch.uint8)
+            lost += float((self._levels(q, z) * s[..., None] - x).square().sum(dtype=torch.float64))
+            total += float(x.square().sum(dtype=torch.float64))
+        return Codes(codes, scale, zero, (lost / total) ** 0.5 if total else 0.0)
+
+    def _grouped(self, weight: Tensor) -> Tensor:
+        missing = -weight.shape[1] % self.group
+        return functional.pad(weight.float(), (0, missing)).reshape(weight.shape[0], -1, self.group)
+
+    def _nearest(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes [N, G, group], scales f32 [N, G] (f16 values) and zero points f32 [N, G] of groups x."""
+        largest = x.abs().amax(-1)
+        if self.nf4:
+            scale = _as_f16(largest)
+            middles = torch.tensor([(a + b) / 2 for a, b in pairwise(NF4)])
+            return torch.bucketize(x * _inverse(scale), middles), scale, None
+        if not self.symmetric:
+            low, high = x.amin(-1).clamp(max=0.0), x.amax(-1).clamp(min=0.0)
+            scale = _as_f16((high - low) / self._top)
+            zero = (-low * _inverse(scale)[..., 0]).round().clamp(0, self._top)
+            return (x * _inverse(scale) + zero[..., None]).round().clamp(0, self._top), scale, zero
+        if self.bits == 8:
+            scale = _as_f16(largest / 127)
+            return (x * _inverse(scale)).round().clamp(-127, 127), scale, None
+        scale = self._best_scale(x, largest)
+        return (x * _inverse(scale)).round().clamp(-8, 7) + 8, scale, None
+
+    @property
+    def _top(self) -> int:
+        return (1 << self.bits) - 1
+
+    def _best_scale(self, x: Tensor, largest: Tensor) -> Tensor:
+        signed = torch.where(x.amax(-1) == largest, largest, -largest)
+        tried = [_as_f16(s) for s in (largest / 7, signed / -8, signed / -8 * 0.9)]
+        errors = [((x * _inverse(s)).round().clamp_(-8, 7) * s[..., None] - x).square().sum(-1) for s in tried]
+        best = torch.stack(errors).argmin(0, keepdim=True)
+        return torch.stack(tried).gather(0, best)[0]
+
+    def _levels(self, q: Tensor, zero: Tensor | None) -> Tensor:
+        if self.nf4:
+            return torch.tensor(NF4)[q]
+        middle = 0 if self.bits == 8 else 8
+        return q - (middle if zero is None else zero[..., None])
+
+
+def _blocks(rows: int, width: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // max(1, width))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _as_f16(scale: Tensor) -> Tensor:
+    return scale.half().float()
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """1 / scale to multiply groups with, 0 where the scale is 0."""
+    return torch.where(scale == 0, 0.0, 1.0 / scale)[..., None]

@@ -1,0 +1,150 @@
+"""quantize-weights: codes within the bounds of their format, shared, refused by name."""
+
+import numpy as np
+import pytest
+import torch
+
+from planish.compiler.ops import dequantize
+from planish.compiler.pass_ import Context
+from planish.compiler.types import DType
+from planish.compiler.verify import verify
+from planish.errors import PassError
+from planish.passes import EXACT, QuantizeWeights, parse_pass
+from planish.passes.weight_codes import NF4, Codes, Format
+from tests.passes.harness import evaluate_program, graph_text, program_of, random_inputs, refusals
+
+LINEAR = graph_text(
+    "%x: f32[B, S, 64]",
+    "linear(%x, @w: f32[96, 64]): f32[B, S, 96]  # up",
+    "relu(%0): f32[B, S, 96]",
+    "linear(%1, @v: f32[48, 96], @b: f32[48]): f32[B, S, 48]  # down",
+    outputs="%2",
+)
+TIED = graph_text(
+    "%ids: i64[B, S]",
+    "embedding(@e: f32[50, 64], %ids): f32[B, S, 64]  # embed",
+    "linear(%0, @e: f32[50, 64]): f32[B, S, 50]  # head",
+    outputs="%1",
+)
+
+
+def _restored(codes: Codes, layout: Format) -> torch.Tensor:
+    codebook = NF4 if layout.nf4 else ()
+    attrs = {"group": layout.group, "bits": layout.bits, "codebook": codebook}
+    return dequantize.reference(codes.codes, codes.scale, codes.zero, dtype=DType.f32, **attrs)
+
+
+def _weight(rows: int = 40, width: int = 100) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(3))
+
+
+def _largest(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """The largest magnitude of each element's group, spelled out."""
+    parts = [part.abs().amax(1, keepdim=True).expand_as(part) for part in weight.split(group, 1)]
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("group", [16, 32, 100])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_symmetric_codes_are_nearest(bits: int, group: int) -> None:
+    weight, layout = _weight(), Format(bits, group)
+    codes = layout.encode(weight)
+    step = _largest(weight, group) / (127 if bits == 8 else 7)
+    # Four bits may clip the largest value, by at most 2 steps, for a smaller squared error than the plain grid has.
+    assert ((_restored(codes, layout) - weight).abs() <= (0.5 if bits == 8 else 2) * step * 1.002 + 1e-6).all()
+    plain = (weight / step).round().clamp(-8, 7) * step
+    assert (_restored(codes, layout) - weight).square().sum() <= (plain - weight).square().sum() * 1.001
+
+
+def test_zero_points_hold_one_sided_groups_at_half_a_step() -> None:
+    weight, layout = _weight().abs() + 0.5, Format(4, 32, symmetric=False)
+    codes = layout.encode(weight)
+    step = _largest(weight, 32) / 15
+    assert ((_restored(codes, layout) - weight).abs() <= 0.5 * step * 1.01).all()
+
+
+def test_nf4_takes_the_nearest_of_its_levels() -> None:
+    weight, layout = _weight(8, 64), Format(4, 64, nf4=True)
+    codes = layout.encode(weight)
+    scale = weight.abs().amax(1, keepdim=True).half().float()
+    nearest = np.abs((weight / scale).numpy()[..., None] - np.array(NF4, np.float32)).argmin(-1)
+    assert (codes.codes.numpy() == nearest).all()
+
+
+def test_the_stated_error_is_that_of_the_restored_weight() -> None:
+    weight = _weight()
+    for layout in (Format(4, 32), Format(8, 100), Format(4, 32, symmetric=False), Format(4, 32, nf4=True)):
+        codes = layout.encode(weight)
+        error = float((_restored(codes, layout) - weight).norm() / weight.norm())
+        assert codes.error == pytest.approx(error, rel=1e-3)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    for layout in (Format(4, 16), Format(8, 16), Format(4, 16, symmetric=False), Format(4, 16, nf4=True)):
+        assert not _restored(layout.encode(torch.zeros(2, 40)), layout).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "largest"),
+    [("{bits=8}", 0.02), ("{group=32}", 0.2), ("{group=32, symmetric=false}", 0.2), ('{format="nf4"}', 0.2),
+     ('{bits=8, activations="int8"}', 0.04)],
+)  # fmt: skip
+def test_results_stay_near(options: str, largest: float) -> None:
+    program = program_of(LINEAR)
+    change = parse_pass(f"quantize-weights{options}").apply(program, Context())
+    verify(change.program)
+    inputs = random_inputs(program.main, {"B": 2, "S": 5})
+    (expected,), (actual,) = evaluate_program(program, inputs), evaluate_program(change.program, inputs)
+    error = float((expected - actual).norm() / expected.norm())
+    assert 1e-4 < error < largest
+
+
+def test_plain_weights_are_gone_and_sizes_are_told() -> None:
+    change = QuantizeWeights(group=32).apply(program_of(LINEAR), Context())
+    assert set(change.program.weights) == {"w.codes", "w.scale", "v.codes", "v.scale", "b"}
+    assert change.program.notes["quantized weights"][0].startswith(
+        "2 weights: 0.0 MB -> 0.0 MB; relative RMS error 0.0"
+    )
+
+
+def test_a_tied_table_is_stored_once() -> None:
+    change = QuantizeWeights().apply(program_of(TIED), Context())
+    assert set(change.program.weights) == {"e.codes", "e.scale"}
+    assert str(change.program.main).count("= dequantize") == 1
+
+
+def test_embeddings_and_scopes_can_be_left_alone() -> None:
+    change = QuantizeWeights(embeddings=False).apply(program_of(TIED), Context())
+    assert set(change.program.weights) == {"e", "e.codes", "e.scale"}
+    change = QuantizeWeights(skip=("do*",)).apply(program_of(LINEAR), Context())
+    assert refusals(change.hits) == ["skipped by its scope"]
+
+
+def test_a_second_time_changes_nothing() -> None:
+    once = QuantizeWeights().apply(program_of(LINEAR), Context()).program
+    assert str(QuantizeWeights().apply(once, Context()).program) == str(once)
+
+
+def test_undefined_weights_are_refused_by_name() -> None:
+    bad = torch.full((96, 64), float("nan"))
+    change = QuantizeWeights().apply(program_of(LINEAR, {"w": bad}), Context())
+    assert refusals(change.hits) == ["its weight w holds infinite or undefined numbers"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("bits=3", "bits is 4 or 8, not 3"),
+        ("group=24", "a group is a multiple of 16 columns, or 0 for rows, not 24"),
+        ('format="fp4"', "format is int or nf4, not fp4"),
+        ('bits=8, format="nf4"', "nf4 has 4 bits"),
+        ("bits=8, symmetric=false", "8-bit weights are symmetric"),
+    ],
+)
+def test_impossible_options_are_refused(options: str, words: str) -> None:
+    with pytest.raises(PassError, match=words):
+        parse_pass(f"quantize-weights{{{options}}}")
+
+
+def test_it_is_no_part_of_the_exact_passes() -> None:
+    assert all(each.name != "quantize-weights" for each in EXACT)
