@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from planish.codegen.layout import Place, is_free
 from planish.codegen.template import Template
 from planish.compiler.ir import Graph, Node, Value
-from planish.compiler.ops import dim_value, full
+from planish.compiler.ops import dequantize, dim_value, full
 from planish.compiler.types import elements, same_dim, same_shape
 
-_LITERALS = (full, dim_value)
+_REPEATED = (full, dim_value, dequantize)
 
 
 @dataclass(eq=False, slots=True)
@@ -33,7 +33,7 @@ def fuse(graph: Graph, places: Mapping[Value, Place], templates: Sequence[Templa
     """Regions in an order in which each can run after those before it.
 
     Elementwise nodes join the kernel that computes their operand when nothing else reads it; whole elementwise regions
-    are computed where they are read. Literals are repeated in every region that reads them.
+    are computed where they are read. Literals and dequantized codes are repeated in every region that can read them.
     """
     return _Fusion(graph, places, templates).run()
 
@@ -57,17 +57,17 @@ class _Fusion:
 
     def run(self) -> tuple[Region, ...]:
         for node in self.order:
-            if "leaf" not in node.op.traits and node.op not in _LITERALS and not is_free(node, self.places):
+            if "leaf" not in node.op.traits and node.op not in _REPEATED and not is_free(node, self.places):
                 self._place(node)
-        for value in self._stored_literals():
+        for value in self._stored():
             self.regions[value] = Region(value.node, [value.node])
         return tuple(sorted(self.regions.values(), key=lambda region: self.order[region.nodes[-1]]))
 
-    def _stored_literals(self) -> tuple[Value, ...]:
-        """Literals that are read from memory: through a view, as an output, or by a kernel that computes nothing."""
+    def _stored(self) -> tuple[Value, ...]:
+        """What would be repeated, but is read from memory: through a view, as an output, or by a kernel without it."""
         read = {v for region in self.regions.values() for v in region.inputs()} | set(self.graph.outputs)
         roots = dict.fromkeys(self.places[v].root for v in read)
-        return tuple(v for v in roots if v.node.op in _LITERALS)
+        return tuple(v for v in roots if v.node.op in _REPEATED)
 
     def _place(self, node: Node) -> None:
         region = self._host(node)
@@ -102,27 +102,35 @@ class _Fusion:
         )
 
     def _absorb(self, region: Region, node: Node, value: Value) -> None:
-        """Compute `value` inside the region, where it is a literal or an elementwise region read only by `node`."""
-        template = first_template(region.anchor, self.templates)
-        if template is None or value.node in region.nodes:
+        """Compute `value` inside the region, where it is repeated or an elementwise region read only by `node`."""
+        if value.node in region.nodes:
             return
-        after = region.nodes.index(node) > region.nodes.index(region.anchor)
-        allowed = template.fuses_after if after else template.fuses_before
-        if value.node.op in _LITERALS:
+        if value.node.op in _REPEATED:
             inner = [value.node]
         elif value in self.regions and self._inlines(self.regions[value], value, node):
             inner = self.regions[value].nodes
         else:
             return
-        if all(allowed(region.anchor, n) for n in inner):
+        if all(self._takes(region, node, n) for n in inner):
             at = region.nodes.index(node)
             region.nodes[at:at] = [n for n in inner if n not in region.nodes]
             self.regions.pop(value, None)
 
+    def _takes(self, region: Region, node: Node, inner: Node) -> bool:
+        """Whether a template computes `inner` where `node` reads it; any that serves a contraction, else the first."""
+        anchor = region.anchor
+        if region.nodes.index(node) > region.nodes.index(anchor):
+            template = first_template(anchor, self.templates)
+            return template is not None and template.fuses_after(anchor, inner)
+        serving = [t for t in self.templates if anchor.op in t.ops]
+        few = serving if "contraction" in anchor.op.traits else serving[:1]
+        return any(template.fuses_before(anchor, inner) for template in few)
+
     def _inlines(self, region: Region, value: Value, node: Node) -> bool:
-        """Whether computing the region again for every element that `node` reads costs nothing extra."""
+        """Whether computing the region again for every element that `node` reads costs nothing extra; a contraction's
+        template knows."""
         return (
             self.readers[value] == 1
-            and all("elementwise" in n.op.traits or n.op in _LITERALS for n in region.nodes)
-            and same_dim(elements(value.shape), elements(node.types[0].shape))
+            and all("elementwise" in n.op.traits or n.op in _REPEATED for n in region.nodes)
+            and ("contraction" in node.op.traits or same_dim(elements(value.shape), elements(node.types[0].shape)))
         )
