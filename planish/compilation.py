@@ -25,7 +25,6 @@ from planish.recording import record
 from planish.runtime.artifact import Contents, write
 from planish.runtime.golden import Golden
 from planish.runtime.manifest import Target
-from planish.runtime.signature import Parameter, Signature
 from planish.targets import isa_of_profile, profile_of
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def run(
         program, passed = pipeline.run(program, Context(profile, dict(program.main.hints())))
     with clock.stage("generating code"):
         (folder / "build").mkdir()
-        interface = Interface(_signature(imported), imported.output_tree)
+        interface = Interface(imported.signature, imported.output_tree)
         built = build(program, {"main": interface}, isa, folder / "build", progress=say)
     with clock.stage("recording a result"):
         golden = record(model, imported, args, kwargs)
@@ -128,16 +127,6 @@ def with_workload(program: Program, workload: Workload | Mapping[str, int] | Non
             raise InputError(f"workload: {name} = {value} is outside the declared {size.low}..{size.high}")
     sizes = tuple(s if s.name not in wanted else type(s)(s.name, s.low, s.high, wanted[s.name]) for s in graph.sizes)
     return program.with_function(Graph(graph.name, graph.inputs, graph.outputs, sizes))
-
-
-def _signature(imported: Imported) -> Signature:
-    tree = imported.input_tree
-    named = [Parameter(str(name), item) for name, item in zip(tree.keys, tree.items, strict=True)]
-    order = {name: i for i, name in enumerate(imported.parameters)}
-    positional = 0
-    while positional < len(named) and order.get(named[positional].name) == positional:
-        positional += 1
-    return Signature(tuple(named), positional)
 
 
 def _contents(

@@ -8,7 +8,7 @@ import sympy
 from planish.codegen.schedule import ALIGNMENT, Kernels, Slot, Storage, read, slot_size
 from planish.codegen.select import Choice
 from planish.compiler.ir import Value
-from planish.compiler.types import Dim, Size, dim_text
+from planish.compiler.types import Dim, Size, dim_text, symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ def _prototype(use: KernelUse, choice: Choice) -> str:
 
 
 def _sizes(entry: Entry, indent: str = "  ") -> str:
-    lines = [f"{indent}const int64_t {size.name} = sizes[{i}];" for i, size in enumerate(entry.sizes)]
-    return "".join(f"{line} (void){size.name};\n" for line, size in zip(lines, entry.sizes, strict=True))
+    lines = [f"{indent}const int64_t {c_name(size.name)} = sizes[{i}];" for i, size in enumerate(entry.sizes)]
+    return "".join(f"{line} (void){c_name(size.name)};\n" for line, size in zip(lines, entry.sizes, strict=True))
 
 
 def _arena(entry: Entry) -> str:
@@ -139,7 +139,7 @@ def _call(entry: Entry, i: int, choice: Choice) -> Iterator[str]:
     if entry.step.barriers[i]:
         yield "  if (!f->times) planish_barrier(task, tasks);"
     pointers = [_pointer(entry, choice.roots[v], use.weight_offsets.get(v)) for v in call.inputs]
-    arguments = [*pointers, _pointer(entry, call.output, None), "scratch", *use.sizes, "task", "tasks"]
+    arguments = [*pointers, _pointer(entry, call.output, None), "scratch", *map(c_name, use.sizes), "task", "tasks"]
     yield f"  {use.symbol}({', '.join(arguments)});"
     yield (
         "  if (f->times) { planish_barrier(task, tasks); "
@@ -181,10 +181,19 @@ def _entry(entry: Entry) -> str:
 """
 
 
+def c_name(size: str) -> str:
+    """A named size in C, where a bare `int` or `w` would be a keyword or a variable of the task."""
+    return f"size_{size}"
+
+
 def c_dim(dim: Dim) -> str:
     """A dimension as a C expression over int64 sizes."""
     if isinstance(dim, int):
         return f"INT64_C({dim})"
+    return _c_expression(dim.xreplace({s: symbol(c_name(s.name)) for s in dim.free_symbols}))
+
+
+def _c_expression(dim: sympy.Expr) -> str:
     text = dim_text(dim) if not dim.has(sympy.Max, sympy.Min) else ""
     return text.replace("//", "/") if text else _nested(dim)
 
@@ -192,18 +201,18 @@ def c_dim(dim: Dim) -> str:
 def _nested(dim: sympy.Expr) -> str:
     if isinstance(dim, sympy.Max | sympy.Min):
         name = "max64" if isinstance(dim, sympy.Max) else "min64"
-        first, *rest = [c_dim(_int(a)) for a in sorted(dim.args, key=str)]
+        first, *rest = [_part(a) for a in sorted(dim.args, key=str)]
         for other in rest:
             first = f"{name}({first}, {other})"
         return first
     if isinstance(dim, sympy.Add | sympy.Mul):
         sign = " + " if isinstance(dim, sympy.Add) else " * "
-        return "(" + sign.join(c_dim(_int(a)) for a in dim.args) + ")"
+        return "(" + sign.join(_part(a) for a in dim.args) + ")"
     if isinstance(dim, sympy.floor):
         top, bottom = sympy.fraction(sympy.together(dim.args[0]))
-        return f"(({c_dim(_int(top))}) / ({c_dim(_int(bottom))}))"
+        return f"(({_part(top)}) / ({_part(bottom)}))"
     raise ValueError(f"{dim} has no C form")
 
 
-def _int(expr: sympy.Expr) -> Dim:
-    return int(expr) if expr.is_Integer else expr
+def _part(expr: sympy.Expr) -> str:
+    return f"INT64_C({expr})" if expr.is_Integer else _c_expression(expr)

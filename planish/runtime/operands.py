@@ -51,7 +51,8 @@ def take(spec: InputSpec, given: Any) -> Operand:
     array = np.asarray(given)
     dtype = spec.type.dtype
     if array.dtype != _NUMPY_TYPES[dtype] and not (dtype == "bf16" and array.dtype.name == "bfloat16"):
-        raise _wrong_dtype(spec, _numpy_name(array), array.shape, f".astype('{NUMPY[dtype]}')")
+        wanted = "ml_dtypes.bfloat16" if dtype == "bf16" else f"'{NUMPY[dtype]}'"
+        raise _wrong_dtype(spec, _numpy_name(array), array.shape, f".astype({wanted})")
     if array.flags.c_contiguous and array.flags.aligned:
         return of_array(array)
     return of_array(np.require(array, requirements=["C", "A"]))
