@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
+from planish.codegen.tvm import short_math
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.kernel import TVM_DTYPE
 from planish.codegen.tvm.power import power
@@ -143,7 +144,8 @@ def _clamp(node: Node, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 
 def _gelu(node: Node, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    return vm.gelu_tanh(x) if node.attrs["approximate"] == "tanh" else vm.gelu(x)
+    name = "gelu_tanh" if node.attrs["approximate"] == "tanh" else "gelu"
+    return _as_rounded(name)(node, x)
 
 
 def _rounded(name: str) -> _Function:
@@ -248,6 +250,12 @@ def _unary(function: _Function) -> _Function:
     return lambda _, x: function(x)
 
 
+def _as_rounded(name: str) -> _Function:
+    """The function of that name, only as accurate as bf16 where the result is one."""
+    full, short = getattr(vm, name), getattr(short_math, name)
+    return lambda node, x: short(x) if node.types[0].dtype is DType.bf16 else full(x)
+
+
 def _binary(function: _Function) -> _Function:
     return lambda _, x, y: function(x, y)
 
@@ -256,18 +264,18 @@ def _binary(function: _Function) -> _Function:
 TABLE: dict[Op, tuple[_Function, bool]] = {
     ops.neg: (_negate, False),
     ops.abs_: (_unary(vm.absolute), True),
-    ops.exp: (_unary(vm.exp), True),
+    ops.exp: (_as_rounded("exp"), True),
     ops.log: (_unary(vm.log), True),
     ops.sqrt: (_unary(vm.square_root), False),
     ops.rsqrt: (_unary(lambda x: _inverse(vm.square_root(x))), False),
     ops.reciprocal: (_unary(_inverse), False),
     ops.sin: (_unary(vm.sin), True),
     ops.cos: (_unary(vm.cos), True),
-    ops.tanh: (_unary(vm.tanh), True),
-    ops.sigmoid: (_unary(vm.sigmoid), True),
+    ops.tanh: (_as_rounded("tanh"), True),
+    ops.sigmoid: (_as_rounded("sigmoid"), True),
     ops.erf: (_unary(vm.erf), True),
     ops.relu: (_relu, True),
-    ops.silu: (_unary(vm.silu), True),
+    ops.silu: (_as_rounded("silu"), True),
     ops.gelu: (_gelu, True),
     ops.floor: (_rounded("llvm.floor"), False),
     ops.ceil: (_rounded("llvm.ceil"), False),
