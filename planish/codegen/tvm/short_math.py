@@ -1,4 +1,4 @@
-"""Elementary functions for values that are rounded to bf16 next: a relative error of 2^-11 where `vector_math` has ulps.
+"""Elementary functions for values that are rounded to bf16 next: a relative error of 2^-11 where `vector_math` has ulp.
 
 Half a unit in the last place of bf16 is 2^-9 of the value or more. The functions have the names, the ranges and the
 special values of those in `vector_math`, which says how to call them.
