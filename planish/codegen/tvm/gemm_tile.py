@@ -11,8 +11,14 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import bind, ramp
 
-# TVM rewrites bfloat16 values before code generation, so the instruction is wrapped in LLVM IR over 32-bit integers.
-_DOT_BF16 = """
+# TVM rewrites bfloat16 values before code generation, so instructions are wrapped in LLVM IR over integers.
+_BF16 = """
+declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
+define linkonce_odr <16 x i16> @planish_round_bf16(<16 x float> %x) alwaysinline {
+  %y = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %x)
+  %r = bitcast <16 x bfloat> %y to <16 x i16>
+  ret <16 x i16> %r
+}
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
 define linkonce_odr <16 x float> @planish_dot_bf16(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) alwaysinline {
   %x = bitcast <16 x i32> %a to <32 x bfloat>
@@ -113,6 +119,11 @@ class TileLoop:
         return T.call_llvm_pure_intrin(vector, "llvm.fma", x, weight, total)
 
 
+def rounded(tile: Tile, value: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """The bits of a vector of f32 rounded to bf16 in one instruction, inside `instructions`; denormals become 0."""
+    return T.call_extern(f"uint16x{tile.lanes}", "planish_round_bf16", value)
+
+
 def instructions(tile: Tile) -> "AbstractContextManager[object]":
     """The scope, inside the open prim_func, in which the tile's instructions are known."""
-    return T.attr(T.int32(0), "pragma_import_llvm", _DOT_BF16) if tile.pairs else nullcontext()
+    return T.attr(T.int32(0), "pragma_import_llvm", _BF16) if tile.pairs else nullcontext()
