@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import sympy
 
+from planish.codegen.batches import Loop, image_bytes
 from planish.codegen.schedule import ALIGNMENT, Kernels, Slot, Storage, read, slot_size
 from planish.codegen.select import Choice
 from planish.compiler.ir import Value
@@ -128,23 +129,43 @@ def _tasks(entry: Entry) -> str:
         "  double start = f->times && task == 0 ? planish_now() : 0;",
     ]
     for i, choice in enumerate(entry.step.calls):
-        lines += _call(entry, i, choice)
+        loop = next((loop for loop in entry.step.loops if i in loop), None)
+        if loop is not None and i == loop.first:
+            lines += _loop_head(loop)
+        lines += _call(entry, i, choice, loop)
+        if loop is not None and i == loop.last - 1:
+            lines.append("  }")
     return "\n".join([*lines, "}", ""])
 
 
-def _call(entry: Entry, i: int, choice: Choice) -> Iterator[str]:
+def _loop_head(loop: Loop) -> Iterator[str]:
+    """Every task gets half an image or more in a turn, so that what it writes stays close to it."""
+    yield f"  for (int64_t turn = max64(1, tasks / 2), done = 0; done < {c_name(loop.size)}; done += turn) {{"
+    yield f"  const int64_t images = min64(turn, {c_name(loop.size)} - done);"
+    yield "  if (done > 0) planish_barrier(task, tasks);"
+
+
+def _call(entry: Entry, i: int, choice: Choice, loop: Loop | None) -> Iterator[str]:
     call, use = choice.call, entry.uses[i]
     ops = " ".join(node.op.name for node in call.nodes)
     yield f"  /* {i}: {choice.template.name}: {ops} {call.output.type} # {call.scope} */"
     if entry.step.barriers[i]:
         yield "  if (!f->times) planish_barrier(task, tasks);"
-    pointers = [_pointer(entry, choice.roots[v], use.weight_offsets.get(v)) for v in call.inputs]
-    arguments = [*pointers, _pointer(entry, call.output, None), "scratch", *map(c_name, use.sizes), "task", "tasks"]
+    pointers = [_moved(entry, choice.roots[v], use.weight_offsets.get(v), loop) for v in call.inputs]
+    sizes = ["images" if loop is not None and size == loop.size else c_name(size) for size in use.sizes]
+    arguments = [*pointers, _moved(entry, call.output, None, loop), "scratch", *sizes, "task", "tasks"]
     yield f"  {use.symbol}({', '.join(arguments)});"
     yield (
         "  if (f->times) { planish_barrier(task, tasks); "
-        f"if (task == 0) {{ double now = planish_now(); f->times[{i}] = now - start; start = now; }} }}"
+        f"if (task == 0) {{ double now = planish_now(); f->times[{i}] += now - start; start = now; }} }}"
     )
+
+
+def _moved(entry: Entry, root: Value, weight_offset: int | None, loop: Loop | None) -> str:
+    """The buffer of a value, from the images of this turn on where it holds all of them."""
+    pointer = _pointer(entry, root, weight_offset)
+    whole = loop is None or root in entry.step.passing or root.shape[:1] != (symbol(loop.size),)
+    return pointer if whole else f"(unsigned char *)({pointer}) + done * {c_dim(image_bytes(root))}"
 
 
 def _pointer(entry: Entry, root: Value, weight_offset: int | None) -> str:
