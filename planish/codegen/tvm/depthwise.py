@@ -1,5 +1,6 @@
 """Depthwise convolutions on CPUs: vectors of channels, several output positions at a time in registers."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class Depthwise:
         w = call.anchor.operands[1]
         with kernel(call, isa) as (k, done):
             _Sweep.of(k).emit()
-        return Kernel(done[0], 0, {w: Packing(f"taps by channel{' widened' if w.dtype is DType.bf16 else ''}", _pack)})
+        layout = f"taps by channel{' widened' if w.dtype is DType.bf16 else ''}"
+        return Kernel(done[0], 0, {w: Packing(layout, _pack, _packed)})
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return finishes(anchor, node)
@@ -58,6 +60,10 @@ def _pack(weight: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
     if weight.dtype == numpy.uint16:
         weight = (weight.astype(numpy.uint32) << 16).view(numpy.float32)
     return numpy.ascontiguousarray(weight.reshape(weight.shape[0], -1).T).reshape(-1)
+
+
+def _packed(shape: tuple[int, ...], _: numpy.dtype) -> tuple[int, numpy.dtype]:
+    return math.prod(shape), numpy.dtype(numpy.float32)
 
 
 @dataclass(frozen=True, slots=True)
