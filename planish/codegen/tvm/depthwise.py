@@ -20,6 +20,7 @@ from planish.codegen.tvm.gemm_product import refuse_operands
 from planish.codegen.tvm.gemm_rows import unravel, widened
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, Packing, bind, kernel, ramp
+from planish.codegen.tvm.packing import widened as widened_weight
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
 from planish.compiler.types import DType, floor_div, simplify
@@ -30,7 +31,7 @@ _GROUP = 8  # vectors of channels that are one unit of work
 
 @dataclass(frozen=True, slots=True)
 class Depthwise:
-    """A convolution of every channel by itself over one or two axes, plus bias and elementwise nodes; f32 and bf16."""
+    """A convolution of every channel by itself over one or two axes, plus bias and elementwise nodes, in f32."""
 
     name: ClassVar[str] = "depthwise"
     ops: ClassVar[tuple[Op, ...]] = (ops.conv,)
@@ -39,13 +40,15 @@ class Depthwise:
         x, w = call.anchor.operands[:2]
         if call.anchor.attrs["groups"] != w.shape[0] or w.shape[-1] != 1 or x.shape[-1] != w.shape[0]:
             return "it is not depthwise with one output channel a group"
+        if x.dtype is DType.f64:
+            return "it multiplies in f32, not f64"
         return refuse_operands(call) or refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
         w = call.anchor.operands[1]
         with kernel(call, isa) as (k, done):
             _Sweep.of(k).emit()
-        layout = f"taps by channel{' widened' if w.dtype is DType.bf16 else ''}"
+        layout = f"taps by channel{' widened' if w.dtype is not DType.f32 else ''}"
         return Kernel(done[0], 0, {w: Packing(layout, _pack, _packed)})
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
@@ -57,9 +60,7 @@ class Depthwise:
 
 def _pack(weight: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
     """[C, ..., 1] as [taps, C] in f32."""
-    if weight.dtype == numpy.uint16:
-        weight = (weight.astype(numpy.uint32) << 16).view(numpy.float32)
-    return numpy.ascontiguousarray(weight.reshape(weight.shape[0], -1).T).reshape(-1)
+    return numpy.ascontiguousarray(widened_weight(weight).reshape(weight.shape[0], -1).T).reshape(-1)
 
 
 def _packed(shape: tuple[int, ...], _: numpy.dtype) -> tuple[int, numpy.dtype]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from planish.codegen.tvm import short_math
+from planish.codegen.tvm import short_math, wide_math
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.kernel import TVM_DTYPE
 from planish.codegen.tvm.power import power
@@ -40,6 +40,8 @@ def to_memory(x: "tirx.PrimExpr", dtype: DType) -> "tirx.PrimExpr":
 def compute(node: Node, operands: "list[tirx.PrimExpr]") -> "tirx.PrimExpr":
     """The result of an elementwise node from its operands, which all have as many lanes."""
     function, many_uses = TABLE[node.op]
+    if node.op in _WIDE and node.operands[0].dtype is DType.f64:
+        function = _WIDE[node.op]
     boolean = node.operands[0].dtype is DType.bool
     if boolean and node.op not in _OF_PREDICATES:
         operands = [_number(x, "uint8") for x in operands]
@@ -54,8 +56,8 @@ def refuse_elementwise(node: Node) -> str | None:
     if node.op not in _ONLY_F32:
         return None
     dtype = node.operands[0].dtype
-    if dtype is DType.f64:
-        return f"{node.op.name} of f64 has no kernel; cast to f32"
+    if dtype is DType.f64 and node.op is ops.pow_ and _small_power(node) is None:
+        return f"{node.op.name} of f64 has no kernel; cast to f32, or write exp(y * log(x))"
     if dtype.is_integer and not (node.op is ops.pow_ and _small_power(node) is not None):
         return f"{node.op.name} of {dtype} has no kernel; cast to f32"
     return None
@@ -303,6 +305,17 @@ TABLE: dict[Op, tuple[_Function, bool]] = {
     ops.logical_and: (_binary(lambda x, y: vm.both(_truth(x), _truth(y))), True),
     ops.logical_or: (_binary(lambda x, y: either(_truth(x), _truth(y))), True),
     ops.batch_norm: (_batch_norm, True),
+}
+_WIDE: dict[Op, _Function] = {
+    ops.exp: _unary(wide_math.exp),
+    ops.log: _unary(wide_math.log),
+    ops.sin: _unary(wide_math.sin),
+    ops.cos: _unary(wide_math.cos),
+    ops.tanh: _unary(wide_math.tanh),
+    ops.sigmoid: _unary(wide_math.sigmoid),
+    ops.erf: _unary(wide_math.erf),
+    ops.silu: _unary(wide_math.silu),
+    ops.gelu: lambda node, x: (wide_math.gelu_tanh if node.attrs["approximate"] == "tanh" else wide_math.gelu)(x),
 }
 _OF_PREDICATES = (ops.logical_and, ops.logical_or, ops.logical_not, ops.where, ops.cast)
 _ONLY_F32 = (ops.exp, ops.log, ops.sin, ops.cos, ops.tanh, ops.sigmoid, ops.erf, ops.silu, ops.gelu, ops.pow_)

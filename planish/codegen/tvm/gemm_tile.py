@@ -9,7 +9,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.isa import Isa
-from planish.codegen.tvm.kernel import bind, ramp
+from planish.codegen.tvm.kernel import TVM_DTYPE, bind, ramp
+from planish.compiler.types import DType
 
 # TVM rewrites bfloat16 values before code generation, so instructions are wrapped in LLVM IR over integers.
 _BF16 = """
@@ -31,12 +32,18 @@ define linkonce_odr <16 x float> @planish_dot_bf16(<16 x float> %c, <16 x i32> %
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """`rows` by `vectors` registers of `lanes` f32 sums; `pairs` multiplies two bf16 values a lane and step."""
+    """`rows` by `vectors` registers of `lanes` sums in `dtype`; `pairs` multiplies two bf16 values a lane and step."""
 
     rows: int
     vectors: int
     lanes: int
     pairs: bool = False
+    dtype: DType = DType.f32
+
+    @property
+    def sums(self) -> str:
+        """TVM's name for the dtype of the sums."""
+        return TVM_DTYPE[self.dtype]
 
     @property
     def width(self) -> int:
@@ -46,7 +53,7 @@ class Tile:
     @property
     def unit(self) -> str:
         """TVM's name for what one step reads a lane."""
-        return "int32" if self.pairs else "float32"
+        return "int32" if self.pairs else self.sums
 
 
 # speed against the best tile when no column is padding, by vectors; measured on Zen 4 and estimated for NEON
@@ -54,17 +61,23 @@ _WIDE = {1: 0.92, 2: 1.0, 3: 0.99, 4: 0.97}
 _NARROW = {1: 0.5, 2: 0.8, 3: 0.95, 4: 1.0}
 
 
-def choose_tile(isa: Isa, columns: int, pairs: bool = False) -> Tile:
+def choose_tile(isa: Isa, columns: int, pairs: bool = False, dtype: DType = DType.f32) -> Tile:
     """The tile that wastes least of the machine on `columns`: few padded columns, all sums in registers."""
     speed = _NARROW if isa.lanes == 4 else _WIDE
+    lanes = lanes_for(isa, dtype)
 
     def worth(vectors: int) -> float:
-        width = vectors * isa.lanes
+        width = vectors * lanes
         return speed[vectors] * columns / (-(-columns // width) * width)
 
     vectors = max((v for v in speed if isa.registers > 16 or v < 3), key=worth)
     sums = 12 if isa.registers <= 16 else 24
-    return Tile(min(sums // vectors, sums // 2), vectors, isa.lanes, pairs)
+    return Tile(min(sums // vectors, sums // 2), vectors, lanes, pairs, dtype)
+
+
+def lanes_for(isa: Isa, dtype: DType) -> int:
+    """Sums in a register for elements of `dtype`: f64 in f64, everything else in f32."""
+    return isa.lanes // 2 if dtype is DType.f64 else isa.lanes
 
 
 def body_rows(tile: Tile, rows: int | None) -> tuple[int, ...]:
@@ -82,7 +95,7 @@ _READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for readi
 
 
 class TileLoop:
-    """Sums tiles into registers and leaves them in `out`, a buffer of [rows][width] f32."""
+    """Sums tiles into registers and leaves them in `out`, a buffer of [rows][width] sums."""
 
     def __init__(self, tile: Tile, out: "tirx.Buffer") -> None:
         self.tile = tile
@@ -96,10 +109,10 @@ class TileLoop:
         """
         tile = self.tile
         # TVM keeps a local buffer off the heap, and LLVM its parts in registers, up to 1024 bytes: one a vector
-        sums = [[T.alloc_buffer((tile.lanes,), "float32") for _ in range(tile.vectors)] for _ in range(rows)]
+        sums = [[T.alloc_buffer((tile.lanes,), tile.sums) for _ in range(tile.vectors)] for _ in range(rows)]
         lanes = ramp(tirx.const(0, "int64"), tile.lanes)
         for total in chain(*sums):
-            T.buffer_store(total, T.broadcast(T.float32(0), tile.lanes), [lanes])
+            T.buffer_store(total, T.broadcast(tirx.const(0.0, tile.sums), tile.lanes), [lanes])
         with T.serial(tirx.const(depth, "int64")) as step:
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", fetch(step), *_READ_SOON))
             weights = [bind(panel(v, step)) for v in range(tile.vectors)]
@@ -113,7 +126,7 @@ class TileLoop:
                 T.buffer_store(self.out, total[lanes], [ramp(place, tile.lanes)])
 
     def _multiply_add(self, x: "tirx.PrimExpr", weight: "tirx.PrimExpr", total: "tirx.PrimExpr") -> "tirx.PrimExpr":
-        vector = f"float32x{self.tile.lanes}"
+        vector = f"{self.tile.sums}x{self.tile.lanes}"
         if self.tile.pairs:
             return T.call_extern(vector, "planish_dot_bf16", total, x, weight)
         return T.call_llvm_pure_intrin(vector, "llvm.fma", x, weight, total)

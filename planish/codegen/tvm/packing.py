@@ -14,14 +14,14 @@ def panels(rows: int, width: int, *, pairs: bool, widen: bool) -> Packing:
     """A weight [N, ...] as panels of `width` of its N rows: [N / width][K][width], zeros where N does not divide.
 
     K is everything but the first axis. `rows` splits N into groups that each start a panel of their own (N for none).
-    bf16 bits become f32 with `widen`, or two values of K in one 32-bit unit with `pairs` (K padded to even).
+    bf16 bits and f16 become f32 with `widen`, or two values of K in one 32-bit unit with `pairs` (K padded to even).
     """
     kind = "pairs" if pairs else "widened" if widen else "plain"
 
     def pack(weight: Array) -> Array:
         matrix = weight.reshape(weight.shape[0], -1)
         if widen:
-            matrix = (matrix.astype(numpy.uint32) << 16).view(numpy.float32)
+            matrix = widened(matrix)
         if pairs:
             matrix = numpy.pad(matrix, ((0, 0), (0, matrix.shape[1] % 2))).view(numpy.uint32)
         groups = [_panels(matrix[i : i + rows], width) for i in range(0, matrix.shape[0], rows)]
@@ -36,6 +36,13 @@ def panels(rows: int, width: int, *, pairs: bool, widen: bool) -> Packing:
         return padded * depth, numpy.dtype(numpy.float32) if widen else dtype
 
     return Packing(f"panels {width} of {rows} {kind}", pack, packed, rows if rows % width else width)
+
+
+def widened(weight: Array) -> Array:
+    """bf16 bits in uint16, or f16, as f32."""
+    if weight.dtype == numpy.uint16:
+        return (weight.astype(numpy.uint32) << 16).view(numpy.float32)
+    return weight.astype(numpy.float32)
 
 
 def _panels(matrix: Array, width: int) -> Array:
