@@ -64,14 +64,13 @@ def kernels(
 
 
 @app.command()
-def quality(
-    models: Models = "", peer: Annotated[str, typer.Option(help="The peer to measure.")] = "eager", threads: Threads = 2
-) -> None:
-    """Measure the quality of models on real data."""
-    (chosen,) = _chosen(peer, PEERS)
-    for model in _chosen(models, ZOO):
-        call = chosen.prepare(model, model.load(), model.inputs(2, model.length), threads)
-        typer.echo(f"{model.name}: {model.quality(call)}")
+def quality(name: Name = "quality", models: Models = "", threads: Threads = 2) -> None:
+    """Measure each model's metric on real data under eager and planish, and how far their outputs lie apart."""
+    from benchmarks.quality import quality_markdown, run_quality
+
+    with _progress() as say:
+        suite = run_quality(_chosen(models, ZOO), name, FOLDER / f"{name}.json", threads=threads, say=say)
+    typer.echo(quality_markdown(suite))
 
 
 @app.command()
