@@ -26,7 +26,7 @@ from planish.compiler.ir import Node, Op
 from planish.compiler.types import DType, floor_div, simplify
 
 _POSITIONS = 4  # output positions in registers: enough sums to hide the latency of a multiply-add
-_GROUP = 8  # vectors of channels that are one unit of work
+_GROUP = 8  # about as many vectors of channels are one unit of work
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class _Sweep:
         k, p = self.k, self.patches
         n, height, width = p.out[:3]
         blocks = floor_div(simplify(width + _POSITIONS - 1), _POSITIONS)
-        groups = max(1, -(-(self.channels // k.isa.lanes) // _GROUP))
+        groups = max(1, round(self.channels // k.isa.lanes / _GROUP))
         first, last = k.share(bind(k.dim(n) * k.dim(height) * k.dim(blocks) * groups))
         with T.serial(last - first) as u:
             image, group, row, block = unravel(k, bind(first + u), (n, groups, height, blocks))
@@ -100,8 +100,8 @@ class _Sweep:
     def _channels(self, position: "_Position", group: "tirx.PrimExpr", groups: int) -> None:
         lanes = self.k.isa.lanes
         vectors = self.channels // lanes
-        first = bind(group * _GROUP)
-        count = bind(tirx.min(tirx.const(_GROUP, "int64"), vectors - first))
+        first, last = (bind(T.truncdiv(g * vectors, tirx.const(groups, "int64"))) for g in (group, group + 1))
+        count = bind(last - first)
         rows = position.rows()
         if vectors:
             with T.If(position.interior()):
