@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.gemm import Gemm
+from planish.codegen.tvm.gemm_tile import Tile, choose_tile
 from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
 from planish.codegen.view import View
 from planish.compiler import ops
@@ -165,6 +166,22 @@ def test_bf16_is_summed_in_f32(depth: int, isa: Isa) -> None:
     got = run_call(Gemm(), call, t, sizes={"m": 21}, isa=isa)
     assert got.dtype is torch.bfloat16
     close(got, wanted(t), DType.bf16)
+
+
+@pytest.mark.parametrize("dtype", [DType.f32, DType.bf16])
+@pytest.mark.parametrize("columns", [8, 24, 40, 56, 23, 77, 119])
+def test_columns_that_end_in_half_a_vector_are_right(columns: int, dtype: DType) -> None:
+    x, y = linear((symbol("m"), 30), columns, dtype)
+    t = tensors((29, 30), columns, dtype)
+    call = call_of(Graph("main", (x,), (ops.gelu(y),)), ops.linear)
+    close(run_call(Gemm(), call, t, sizes={"m": 29}), functional.gelu(wanted(t)), dtype)
+
+
+def test_half_a_vector_saves_padding_only_where_there_are_512_bits() -> None:
+    assert choose_tile(ZEN4, 24) == Tile(12, 2, 16, half=True)
+    assert choose_tile(ZEN4, 384) == Tile(12, 2, 16)
+    assert not choose_tile(AVX2, 24).half
+    assert not choose_tile(NEON, 6).half
 
 
 def test_bf16_inputs_give_f32_through_a_cast() -> None:
