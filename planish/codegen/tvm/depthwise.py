@@ -25,7 +25,8 @@ from planish.compiler import ops
 from planish.compiler.ir import Node, Op
 from planish.compiler.types import DType, floor_div, simplify
 
-_POSITIONS = 4  # output positions in registers: enough sums to hide the latency of a multiply-add
+_FEW = 4  # output positions in registers: enough sums to hide the latency of a multiply-add
+_MANY = (7, 8, 6)  # the same for wide kernels, whose positions share more of what they read; the best on Zen 4 first
 _GROUP = 8  # about as many vectors of channels are one unit of work
 
 
@@ -67,6 +68,16 @@ def _packed(shape: tuple[int, ...], _: numpy.dtype) -> tuple[int, numpy.dtype]:
     return math.prod(shape), numpy.dtype(numpy.float32)
 
 
+def _positions(patches: Patches) -> int:
+    """How many output positions of a row are computed at once: of known widths the count that fits best."""
+    width = patches.out[2]
+    if patches.kernel[1] <= 3:
+        return _FEW
+    if not isinstance(width, int):
+        return _MANY[0]
+    return min(_MANY, key=lambda count: (-(-width // count) * count, _MANY.index(count)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Sweep:
     """The loops over images, groups of channels, output rows and blocks of output positions."""
@@ -74,6 +85,7 @@ class _Sweep:
     k: KernelBuilder
     patches: Patches
     channels: int
+    positions: int
     weights: "tirx.Buffer"
 
     @classmethod
@@ -83,17 +95,18 @@ class _Sweep:
         data = T.bind(tvm.ir.Call("tirx.reinterpret", [k.buffers[w].data], ret_ty=pointer), pointer)
         patches, channels = Patches.of(k.call), int(w.shape[0])
         taps = patches.kernel[0] * patches.kernel[1]
-        return cls(k, patches, channels, T.decl_buffer((k.dim(taps * channels),), "float32", data=data))
+        count = _positions(patches)
+        return cls(k, patches, channels, count, T.decl_buffer((k.dim(taps * channels),), "float32", data=data))
 
     def emit(self) -> None:
         k, p = self.k, self.patches
         n, height, width = p.out[:3]
-        blocks = floor_div(simplify(width + _POSITIONS - 1), _POSITIONS)
+        blocks = floor_div(simplify(width + self.positions - 1), self.positions)
         groups = max(1, round(self.channels // k.isa.lanes / _GROUP))
         first, last = k.share(bind(k.dim(n) * k.dim(height) * k.dim(blocks) * groups))
         with T.serial(last - first) as u:
             image, group, row, block = unravel(k, bind(first + u), (n, groups, height, blocks))
-            column = bind(block * _POSITIONS)
+            column = bind(block * self.positions)
             position = _Position(self, image, row, column, bind(column * p.stride[1] - p.padding[1]))
             self._channels(position, group, groups)
 
@@ -149,9 +162,9 @@ class _Position:
 
     def interior(self) -> "tirx.PrimExpr":
         """Whether every position of the block is there and reads inside the image."""
-        p, k = self.sweep.patches, self.sweep.k
-        reach = (_POSITIONS - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1]
-        there = self.column + _POSITIONS <= k.dim(p.out[2])
+        p, k, positions = self.sweep.patches, self.sweep.k, self.sweep.positions
+        reach = (positions - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1]
+        there = self.column + positions <= k.dim(p.out[2])
         return tirx.And(there, tirx.And(self.left >= 0, self.left + reach < k.dim(p.x.shape[2])))
 
     def emit(
@@ -162,7 +175,7 @@ class _Position:
         guarded: bool,
     ) -> None:
         """Compute `lanes` channels of the block; `guarded` looks at each position before it reads or writes."""
-        sums = [T.alloc_buffer((lanes,), "float32") for _ in range(_POSITIONS)]
+        sums = [T.alloc_buffer((lanes,), "float32") for _ in range(self.sweep.positions)]
         place = ramp(tirx.const(0, "int64"), lanes)
         for total in sums:
             T.buffer_store(total, self._bias(channel, lanes), [place])
