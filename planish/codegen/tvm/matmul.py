@@ -9,6 +9,7 @@ from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel
 from planish.codegen.tvm.matmul_blocks import build_product
 from planish.codegen.tvm.matmul_plan import ProductPlan
+from planish.codegen.tvm.matmul_vector import build_vector, reads_in_place
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
 
@@ -37,7 +38,8 @@ class Matmul:
         return refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
-        return build_product(ProductPlan.of(call, isa, self.rows, self.columns, self.depth))
+        plan = ProductPlan.of(call, isa, self.rows, self.columns, self.depth)
+        return build_vector(plan) if reads_in_place(plan) else build_product(plan)
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return finishes(anchor, node)
