@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from planish.errors import InputError
+from planish.runtime.buffers import LENT_BYTES, OutputPool
 from planish.runtime.dtypes import ITEMSIZE, NUMPY, TORCH, DTypeName
 from planish.runtime.plan import InputSpec
 
@@ -62,11 +63,18 @@ def of_array(array: np.ndarray[Any, Any]) -> Operand:
     return Operand(array.__array_interface__["data"][0], array.shape, array)
 
 
-def empty(dtype: DTypeName, shape: tuple[int, ...], torch: Any | None) -> Operand:
-    """New uninitialised memory: a torch tensor where `torch` is given, a numpy array otherwise."""
+def empty(dtype: DTypeName, shape: tuple[int, ...], torch: Any | None, pool: OutputPool) -> Operand:
+    """Uninitialised memory: a torch tensor where `torch` is given, a numpy array otherwise; large ones from `pool`."""
+    size = prod(shape) * ITEMSIZE[dtype]
     if torch is None:
-        return of_array(np.empty(shape, NUMPY[dtype]))
-    tensor = torch.empty(shape, dtype=getattr(torch, TORCH[dtype]))
+        if size < LENT_BYTES:
+            return of_array(np.empty(shape, _NUMPY_TYPES[dtype]))
+        return of_array(np.ndarray(shape, _NUMPY_TYPES[dtype], pool.array(size)))
+    torch_dtype = getattr(torch, TORCH[dtype])
+    if size < LENT_BYTES:
+        tensor = torch.empty(shape, dtype=torch_dtype, device="cpu")
+    else:
+        tensor = torch.empty(0, dtype=torch_dtype, device="cpu").set_(pool.storage(size, torch), 0, shape)
     return Operand(tensor.data_ptr(), shape, tensor)
 
 
