@@ -134,8 +134,7 @@ class CompiledModel:
         main = self.executable.main
         if self._imported is None:
             return main(*args, **kwargs)
-        leaves = main.plan.signature.leaves(args, kwargs)
-        return self._imported.rebuild(main.run(leaves))
+        return self._imported.rebuild(main.run(main.leaves(args, kwargs)))
 
     @property
     def executable(self) -> Executable:
@@ -178,7 +177,14 @@ class CompiledModel:
 
         Raises ArtifactError when something else is in the way or the disk cannot be written.
         """
+        if self._path.resolve() in Path(path).resolve().parents:
+            raise ArtifactError(f"'{path}' lies inside the artifact that is saved; give another path")
         copy(self._path, path, overwrite=overwrite)
+
+    def __reduce__(self) -> Any:
+        raise InputError(
+            "a CompiledModel cannot be pickled or copied; save it and load the artifact instead"
+        )
 
     def __repr__(self) -> str:
         return f"CompiledModel({self._loaded!r})" if self._loaded else f"CompiledModel({inspect(self._path)})"

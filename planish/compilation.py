@@ -67,11 +67,7 @@ def run(
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
-    if isinstance(passes, str):
-        raise PassError(f"passes is a sequence such as ['{passes}'], not a text")
-    pipeline = Pipeline(
-        tuple(parse_pass(p, ALL) if isinstance(p, str) else p for p in (EXACT if passes is None else passes))
-    )
+    pipeline = Pipeline(_chosen_passes(passes))
     profile = profile_of(target)
     isa = isa_of_profile(profile)
     args, kwargs = arguments(inputs)
@@ -90,6 +86,16 @@ def run(
     with clock.stage("writing the artifact"):
         write(folder / "artifact", _contents(program, built, profile, golden, report, pipeline))
     return Compiled(folder / "artifact", report, imported)
+
+
+def _chosen_passes(passes: Sequence[Pass | str] | None) -> tuple[Pass, ...]:
+    if isinstance(passes, str):
+        raise PassError(f"passes is a sequence such as ['{passes}'], not a text")
+    chosen = tuple(parse_pass(p, ALL) if isinstance(p, str) else p for p in (EXACT if passes is None else passes))
+    for given in chosen:
+        if isinstance(given, type) or not hasattr(given, "apply"):
+            raise PassError(f"passes holds {given!r}; a pass is a text such as 'fold-constants' or FoldConstants()")
+    return chosen
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -117,11 +123,15 @@ def _import(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: 
 def with_workload(program: Program, workload: Workload | Mapping[str, int] | None) -> Program:
     """The program with the workload's sizes as hints; raises InputError on an unknown or impossible size."""
     wanted = workload.sizes if isinstance(workload, Workload) else workload or {}
+    if not isinstance(wanted, Mapping):
+        raise InputError(f"workload is a dict of sizes such as {{'batch': 8}}, not {wanted!r}")
     graph = program.main
     known = {size.name: size for size in graph.sizes}
     for name, value in wanted.items():
         if name not in known:
             raise InputError(f"workload: the model has no size '{name}'{nearest(name, known)}")
+        if type(value) is not int:
+            raise InputError(f"workload: {name} = {value!r}; a size is an integer")
         if not known[name].low <= value <= known[name].high:
             size = known[name]
             raise InputError(f"workload: {name} = {value} is outside the declared {size.low}..{size.high}")

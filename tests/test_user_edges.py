@@ -1,5 +1,7 @@
 """What strangers bring to `compile`: unusual calls, names, sizes, weights and models, each right or refused by name."""
 
+import copy
+import pickle
 import re
 import shutil
 from collections import namedtuple
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import planish
-from planish.errors import ArtifactError, ImportGraphError, InputError
+from planish.errors import ArtifactError, ImportGraphError, InputError, PassError
+from planish.passes.fold_constants import FoldConstants
 from planish.runtime.storage import staging
 
 
@@ -161,6 +164,8 @@ REFUSED: dict[str, tuple[Callable[[], tuple[Any, Any]], type[Exception], str]] =
         "a model of TorchScript cannot be exported",
     ),
     "a sparse input": (lambda: (linear(), torch.eye(4).to_sparse()), InputError, r"give a dense tensor: \.to_dense"),
+    "a numpy array": (lambda: (linear(), random(2, 4).numpy()), InputError, "torch.from_numpy"),
+    "an unknown name": (lambda: (linear(), {"inputs": random(2, 4)}), InputError, "no input 'inputs'; .* 'input'"),
     "an empty input": (lambda: (linear(), random(0, 4)), InputError, r"shape \[0, 4\]; empty tensors"),
     "a model that fails": (half_weights, InputError, "Linear itself fails on the example inputs: .*dtype"),
     "dropout": (dropout_in_training, ImportGraphError, r"dropout.* in '1' draws random numbers.*model\.eval\(\)"),
@@ -181,6 +186,36 @@ def test_what_no_program_can_be_is_refused_with_the_remedy(case: str) -> None:
     model, inputs = make()
     with pytest.raises(kind, match=words):
         planish.compile(model, inputs=inputs)
+
+
+def test_options_of_the_wrong_kind_are_refused_by_name() -> None:
+    model, x, sizes = linear(), random(2, 4), {"input": {0: "batch"}}
+    with pytest.raises(PassError, match=r"passes holds <class .*FoldConstants'>; a pass is a text"):
+        planish.compile(model, inputs=x, passes=[FoldConstants])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"workload is a dict of sizes such as .*, not \[1\]"):
+        planish.compile(model, inputs=x, workload=[1])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="workload: batch = '8'; a size is an integer"):
+        planish.compile(model, inputs=x, dynamic=sizes, workload={"batch": "8"})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match=r"threads is 1\.5; a call needs at least one, as an integer"):
+        planish.compile(model, inputs=x, threads=1.5)  # type: ignore[arg-type]
+
+
+def test_a_compiled_model_says_what_it_is_not_made_for(tmp_path: Path) -> None:
+    fast = planish.compile(linear(), inputs=random(2, 4))
+    for duplicate in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(InputError, match="cannot be pickled or copied; save it and load the artifact"):
+            duplicate(fast)
+    with pytest.raises(InputError, match=r"input 'input' is missing; it takes f32\[2, 4\]"):
+        fast()
+    fast.save(tmp_path / "a.planish")
+    with pytest.raises(ArtifactError, match="lies inside the artifact that is saved"):
+        planish.load(tmp_path / "a.planish").save(tmp_path / "a.planish" / "b")
+
+
+def test_bf16_inputs_of_numpy_are_told_how_to_convert() -> None:
+    fast = planish.compile(linear().bfloat16(), inputs=random(2, 4).bfloat16())
+    with pytest.raises(InputError, match=r"takes bf16\[2, 4\], was given f32.*\.astype\(ml_dtypes\.bfloat16\)"):
+        fast(random(2, 4).numpy())
 
 
 def test_a_full_temporary_disk_is_said_before_work_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import sympy
 import torch
 from torch import fx, nn
@@ -28,7 +29,7 @@ from planish.compiler.importers.trees import Computed, Imported, positional, pos
 from planish.compiler.importers.walk import Walk
 from planish.compiler.ir import Graph, Program, Value
 from planish.compiler.types import Size, symbol
-from planish.errors import ImportGraphError, InputError
+from planish.errors import ImportGraphError, InputError, nearest
 from planish.runtime.tree import describe
 
 Dynamic = Mapping[str, Any] | Sequence[Any] | None
@@ -53,6 +54,7 @@ def import_torch(
     _check_model(model)
     names, rest = positional_names(model.forward)
     kwargs = _in_order(kwargs or {}, names)
+    _check_names(model, kwargs)
     arguments = {**positional(names, rest, args), **kwargs}
     leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
     _check_leaves(leaves)
@@ -107,8 +109,21 @@ def _check_model(model: nn.Module) -> None:
             raise ImportGraphError(f"weight '{name}' lies on {tensor.device}; move the model to the CPU to compile")
 
 
+def _check_names(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in kwargs:
+        if name not in parameters:
+            raise InputError(f"{type(model).__name__} has no input '{name}'{nearest(name, parameters)}")
+
+
 def _check_leaves(leaves: Sequence[Any]) -> None:
     for leaf in leaves:
+        if isinstance(leaf, np.ndarray):
+            raise InputError(
+                "an example input is a numpy array; give the model's own tensor: torch.from_numpy"
+            )
         if isinstance(leaf, torch.Tensor) and leaf.device.type != "cpu":
             raise InputError(f"an example input lies on {leaf.device}; move it and the model to the CPU to compile")
         if isinstance(leaf, torch.Tensor) and leaf.layout is not torch.strided:
