@@ -1,10 +1,12 @@
 """The whole compilation of one model: import, passes, code, recorded result, artifact."""
 
+import ctypes
+import gc
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +87,9 @@ def run(
     report = CompileReport(passed, kernel_rows(built.selections), dict(clock.seconds), program.notes)
     with clock.stage("writing the artifact"):
         write(folder / "artifact", _contents(program, built, profile, golden, report, pipeline))
+    imported = replace(imported, program=imported.program.with_weights({}))
+    del program, built
+    _return_memory()
     return Compiled(folder / "artifact", report, imported)
 
 
@@ -158,3 +163,11 @@ def _contents(
         report=report.to_json(),
         report_text=str(report),
     )
+
+
+def _return_memory() -> None:
+    """Give freed memory back: weights that passes computed, which glibc would keep, and cycles of the importer."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
