@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from planish.codegen.template import Template
 from planish.codegen.tvm.attention import Attention
+from planish.codegen.tvm.attention_wide import AttentionWide
 from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.conv import Conv
 from planish.codegen.tvm.depthwise import Depthwise
@@ -113,6 +114,28 @@ def test_f16_attention_is_right(queries: int, isa: Isa) -> None:
     close(run_call(Attention(), call_of(Graph("main", (q, k, v), (y,)), ops.attention), memory, isa=isa), wanted)
 
 
+@ISAS
+@pytest.mark.parametrize("kind", ["plain", "causal", "window", "bool", "float"])
+@pytest.mark.parametrize(("queries", "keys", "head"), [(1, 1, 1), (7, 33, 20), (33, 33, 32)])
+def test_f64_attention_is_right(queries: int, keys: int, head: int, kind: str, isa: Isa) -> None:
+    q, k, v = (leaf(n, DType.f64, 2, 4 if n == "q" else 2, queries if n == "q" else keys, head) for n in "qkv")
+    memory = {str(x.node.attrs["name"]): random(DType.f64, *map(int, x.shape)) for x in (q, k, v)}
+    behind = torch.arange(queries)[:, None] + (keys - queries) - torch.arange(keys)
+    masks = {"causal": behind >= 0, "window": (behind >= 0) & (behind < 3), "bool": torch.rand(queries, keys) < 0.7}
+    masks["float"] = random(DType.f64, queries, keys)
+    masks["bool"][:, 0] = True
+    inputs = [q, k, v]
+    if kind in ("bool", "float"):
+        inputs.append(leaf("mask", DType[kind] if kind == "bool" else DType.f64, 1, 1, queries, keys))
+        memory["mask"] = masks[kind]
+    y = ops.attention(*inputs, scale=0.3, causal=kind in ("causal", "window"), window=3 if kind == "window" else None)
+    call = call_of(Graph("main", tuple(inputs), (y,)), ops.attention)
+    wanted = functional.scaled_dot_product_attention(
+        memory["q"], memory["k"], memory["v"], masks.get(kind), scale=0.3, enable_gqa=True
+    )
+    close(run_call(AttentionWide(), call, memory, isa=isa, tasks=3), wanted)
+
+
 @KINDS
 @pytest.mark.parametrize("isa", [AVX2, NEON], ids=["avx2", "neon"])
 def test_products_need_no_library(isa: Isa, dtype: DType, tmp_path: Path) -> None:
@@ -122,3 +145,9 @@ def test_products_need_no_library(isa: Isa, dtype: DType, tmp_path: Path) -> Non
     build_object(functions, isa, tmp_path / "k.o")
     symbols = subprocess.run(["nm", "-u", tmp_path / "k.o"], capture_output=True, text=True, check=True).stdout
     assert set(symbols.split()) - {"U"} <= {"memset", "memcpy"}
+
+
+def test_attention_in_f64_leaves_narrower_floats_to_its_sibling() -> None:
+    q = leaf("q", DType.f32, 1, 1, 4, 8)
+    call = call_of(Graph("main", (q,), (ops.attention(q, q, q, scale=1.0),)), ops.attention)
+    assert AttentionWide().refuse(call, host_isa()) == "it computes in f64, not f32"
