@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: run, kernels, quality, table, plot."""
+"""The command line of the benchmarks: run, kernels, compile, quality, table, plot."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -61,6 +61,16 @@ def kernels(
     with _progress() as say:
         suite = run_kernels(_chosen(only, KERNELS), name, path, threads=threads, effort=Effort(seconds), say=say)
     typer.echo(kernel_markdown(suite))
+
+
+@app.command("compile")
+def compile_models(name: Name = "compile", models: Models = "", threads: Threads = 2) -> None:
+    """Compile models, each in a process of its own: seconds by stage and peak memory."""
+    from benchmarks.compile import compile_markdown, run_compile
+
+    with _progress() as say:
+        suite = run_compile(_chosen(models, ZOO), name, FOLDER / f"{name}.json", threads=threads, say=say)
+    typer.echo(compile_markdown(suite))
 
 
 @app.command()
