@@ -182,9 +182,7 @@ class CompiledModel:
         copy(self._path, path, overwrite=overwrite)
 
     def __reduce__(self) -> Any:
-        raise InputError(
-            "a CompiledModel cannot be pickled or copied; save it and load the artifact instead"
-        )
+        raise InputError("a CompiledModel cannot be pickled or copied; save it and load the artifact instead")
 
     def __repr__(self) -> str:
         return f"CompiledModel({self._loaded!r})" if self._loaded else f"CompiledModel({inspect(self._path)})"
