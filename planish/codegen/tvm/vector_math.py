@@ -158,8 +158,7 @@ def exp_nonpositive(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """e^x for x <= 0 within 3 ulp above -10 and 5 ulp below, cheaper than `exp`; 0 below -87.33."""
     low = like(x, -87.33)
     x = keep(x)
-    capped = keep(select(x < low, low, x))
-    return keep(select(x < low, like(x, 0.0), keep(_exponential(capped, _EXPONENTIAL_SHORT))))
+    return keep(select(x < low, like(x, 0.0), keep(_exponential(x, _EXPONENTIAL_SHORT))))
 
 
 def _exponential(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimExpr":
