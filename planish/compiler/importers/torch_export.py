@@ -177,7 +177,7 @@ def _reason(model: nn.Module, error: Exception) -> str:
     useful = [line for line in lines if line and not line.startswith(("For more information", "The error above"))]
     if "Constraints violated" in str(error):
         useful = [line for line in useful if "Constraints violated" not in line and "Suggested fixes" not in line]
-        advice = "give a size the range that the model allows (len(x) fixes it, x.shape[0] does not), or leave it static"
+        advice = "give the size the range that the model allows (x.shape[0] keeps it, len(x) not), or leave it static"
         return f"{type(model).__name__} does not take the dynamic sizes: {'; '.join(useful[:3])}. To go on, {advice}"
     what = useful[0].partition(". ")[0].rstrip(".") if useful else type(error).__name__
     return f"torch.export cannot export {type(model).__name__}: {what}. To go on, {_advice(str(error))}"
