@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: run, kernels, quality, table, plot."""
+"""The command line of the benchmarks: run, kernels, compile, quality, table, plot."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -63,15 +63,24 @@ def kernels(
     typer.echo(kernel_markdown(suite))
 
 
+@app.command("compile")
+def compile_models(name: Name = "compile", models: Models = "", threads: Threads = 2) -> None:
+    """Compile models, each in a process of its own: seconds by stage and peak memory."""
+    from benchmarks.compile import compile_markdown, run_compile
+
+    with _progress() as say:
+        suite = run_compile(_chosen(models, ZOO), name, FOLDER / f"{name}.json", threads=threads, say=say)
+    typer.echo(compile_markdown(suite))
+
+
 @app.command()
-def quality(
-    models: Models = "", peer: Annotated[str, typer.Option(help="The peer to measure.")] = "eager", threads: Threads = 2
-) -> None:
-    """Measure the quality of models on real data."""
-    (chosen,) = _chosen(peer, PEERS)
-    for model in _chosen(models, ZOO):
-        call = chosen.prepare(model, model.load(), model.inputs(2, model.length), threads)
-        typer.echo(f"{model.name}: {model.quality(call)}")
+def quality(name: Name = "quality", models: Models = "", threads: Threads = 2) -> None:
+    """Measure each model's metric on real data under eager and planish, and how far their outputs lie apart."""
+    from benchmarks.quality import quality_markdown, run_quality
+
+    with _progress() as say:
+        suite = run_quality(_chosen(models, ZOO), name, FOLDER / f"{name}.json", threads=threads, say=say)
+    typer.echo(quality_markdown(suite))
 
 
 @app.command()

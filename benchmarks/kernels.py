@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from pydantic import TypeAdapter
@@ -15,7 +15,9 @@ from benchmarks.results import Machine, write
 from benchmarks.run import machine, max_abs_error
 from benchmarks.timing import Effort, take_turns
 from planish.errors import PlanishError
-from planish.hardware_profiles import measure_peak, measure_stream
+from planish.hardware_profiles import measure_move, measure_peak
+
+_Bound: TypeAlias = Literal["peak", "bandwidth"]
 
 _REPEAT = 50
 _BYTES = {"f32": 4, "bf16": 2}
@@ -46,16 +48,45 @@ class _Softmax(nn.Module):
         return torch.softmax(x, -1)
 
 
+class _Gelu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(x)
+
+
 class _Add(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
+
+
+class _AddNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(768)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x + y)
+        return normed
+
+
+@dataclass(frozen=True, slots=True)
+class _Roof:
+    """What bounds a kernel now: `work` at `rate`, in 10^9 operations or bytes and their count a second."""
+
+    bound: _Bound
+    work: float
+    rate: float
+
+    @property
+    def seconds(self) -> float:
+        return self.work / self.rate
 
 
 @dataclass(frozen=True, slots=True)
 class KernelCase:
     """One module at one size: `rows` is dynamic, `width` is the inner size, `out` the columns of a product.
 
-    `bound` says what it is measured against: the peak rate of `dtype`, or the bandwidth of reading its footprint.
+    A product is measured against the peak rate of `dtype`. Everything else is measured against the slower one of moving
+    its bytes and of `instructions`, those of one element on the units that multiply and add, at the rate of the peak.
     """
 
     name: str
@@ -63,9 +94,9 @@ class KernelCase:
     rows: int
     width: int
     dtype: str
-    bound: Literal["peak", "bandwidth"]
     operands: int = 1
     out: int | None = None
+    instructions: int = 0
 
     def inputs(self, rows: int | None = None) -> tuple[Tensor, ...]:
         """Normal noise `(rows, width)` for each operand, from a fixed seed."""
@@ -74,18 +105,21 @@ class KernelCase:
         return tuple(torch.randn(shape, generator=noise).to(_DTYPES[self.dtype]) for _ in range(self.operands))
 
     @property
-    def work(self) -> float:
-        """Operations of a product (a multiply-add is two), or the bytes read and written."""
-        if self.bound == "peak":
-            return 2.0 * self.rows * self.width * (self.out or self.width)
-        return float(self.rows * self.width * (self.operands + 1) * _BYTES[self.dtype])
+    def operations(self) -> float:
+        """Operations as the peak counts them: a multiply-add, or another instruction in its place, is two."""
+        return 2.0 * self.rows * self.width * (self.out or self.instructions)
+
+    @property
+    def written(self) -> int:
+        """The bytes of the result, which are also those of each operand that is no weight."""
+        return self.rows * self.width * _BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class KernelResult:
     """One kernel: `kernels_ms` inside a call, `call_ms` and `eager_ms` of whole calls, all medians.
 
-    `rate` is the work over `kernels_ms` in G/s (operations or bytes), `share` its part of `limit`.
+    `rate` is the work over `kernels_ms` in G/s, of operations or of bytes as `bound` says; `share` its part of `limit`.
     """
 
     name: str
@@ -93,7 +127,7 @@ class KernelResult:
     rows: int
     width: int
     out: int | None
-    bound: str
+    bound: _Bound
     kernels_ms: float
     call_ms: float
     eager_ms: float
@@ -109,18 +143,24 @@ def _product(width: int, out: int, dtype: str) -> Callable[[], nn.Module]:
 
 
 PRODUCTS = tuple(
-    KernelCase(f"linear-gelu-{width}x{out}", _product(width, out, dtype), rows, width, dtype, "peak", out=out)
+    KernelCase(f"linear-gelu-{width}x{out}", _product(width, out, dtype), rows, width, dtype, out=out)
     for dtype in ("f32", "bf16")
     for width, out in ((384, 1536), (1536, 384), (768, 3072))
     for rows in (16, 128, 1024)
 )
+# Instructions of an element that Zen 4 runs where it multiplies and adds: products, multiply-adds and comparisons.
+# Sums, extremes and shifts have units of their own. An exponential takes seven multiply-adds and a comparison.
+_SOFTMAX, _GELU, _NORM = 9, 12, 3
 ROWWISE = tuple(
     case
     for rows in (128, 8192)
     for case in (
-        KernelCase("layer-norm", lambda: _Norm(768), rows, 768, "f32", "bandwidth"),
-        KernelCase("softmax", _Softmax, rows, 768, "f32", "bandwidth"),
-        KernelCase("add", _Add, rows, 768, "f32", "bandwidth", operands=2),
+        KernelCase("layer-norm", lambda: _Norm(768), rows, 768, "f32", instructions=_NORM),
+        KernelCase("add-layer-norm", _AddNorm, rows, 768, "f32", operands=2, instructions=_NORM),
+        KernelCase("rms-norm", lambda: nn.RMSNorm(768), rows, 768, "f32", instructions=_NORM),
+        KernelCase("softmax", _Softmax, rows, 768, "f32", instructions=_SOFTMAX),
+        KernelCase("gelu", _Gelu, rows, 768, "f32", instructions=_GELU),
+        KernelCase("add", _Add, rows, 768, "f32", operands=2),
     )
 )
 KERNELS: tuple[KernelCase, ...] = PRODUCTS + ROWWISE
@@ -168,15 +208,17 @@ def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
     turns = take_turns({"planish": lambda: compiled(*inputs), "eager": lambda: eager(*inputs)}, effort)
     before = machine_limit(case, threads)
     kernels_ms = sum(row.ms for row in compiled.profile(*inputs, repeat=_REPEAT).rows)
-    limit = (before + machine_limit(case, threads)) / 2
-    rate = case.work / kernels_ms / 1e6
+    after = machine_limit(case, threads)
+    roof = max(before, after, key=lambda r: r.seconds)
+    limit = (before.rate + after.rate) / 2 if before.bound == after.bound else roof.rate
+    rate = roof.work / kernels_ms * 1e3
     return KernelResult(
         name=case.name,
         dtype=case.dtype,
         rows=case.rows,
         width=case.width,
         out=case.out,
-        bound=case.bound,
+        bound=roof.bound,
         kernels_ms=kernels_ms,
         call_ms=turns.timings["planish"].median_ms,
         eager_ms=turns.timings["eager"].median_ms,
@@ -188,8 +230,11 @@ def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
     )
 
 
-def machine_limit(case: KernelCase, threads: int) -> float:
-    """G/s right now: the peak rate of the case's dtype, or the bandwidth of reading as many bytes as it touches."""
-    if case.bound == "peak":
-        return measure_peak(case.dtype, 0.15, threads=threads)
-    return measure_stream(0.15, threads=threads, read_bytes=max(int(case.work), 1 << 16))
+def machine_limit(case: KernelCase, threads: int) -> _Roof:
+    """What bounds the case right now: the peak rate, or moving its bytes by a C loop that reads and writes alike."""
+    peak = _Roof("peak", case.operations / 1e9, measure_peak(case.dtype, 0.15, threads=threads))
+    if case.out is not None:
+        return peak
+    moved = case.written * (case.operands + 1) / 1e9
+    rate = measure_move(0.15, write_bytes=case.written, reads=case.operands, threads=threads)
+    return max(peak, _Roof("bandwidth", moved, rate), key=lambda roof: roof.seconds)

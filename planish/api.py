@@ -3,11 +3,11 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planish.errors import InputError, nearest
+from planish.errors import ArtifactError, InputError, nearest
 from planish.hardware_profiles.host import host_supports
 from planish.runtime.artifact import PROGRAM, copy
 from planish.runtime.artifact import load as load_artifact
@@ -43,10 +43,11 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
 
     model: an `nn.Module` in eval mode, or the path of an `.onnx` file.
     target: `"cpu"` for the machine at hand, a profile's name (`planish profiles`), a TOML's path, or a `Profile`.
-    inputs: example inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments. An ONNX file
-        whose inputs all have static shapes or defaults needs none.
+    inputs: example inputs, torch tensors: one tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        An ONNX file needs none; given ones, torch or numpy, set the usual sizes and are what is recorded.
     dynamic: axes whose size may differ from call to call, `{input: {axis: name}}`; a name alone takes any size from 1,
-        `(name, low, high)` or a `Size` takes that range. Everything else is fixed to the example's size.
+        `(name, low, high)` or a `Size` takes that range, and a `Size`'s hint is its usual value. Everything else is
+        fixed to the example's size. In an ONNX file the axes that it names are dynamic already.
     workload: the sizes that calls will mostly have, by name; they steer memory planning and estimates.
     passes: objects or one-line texts such as `"fold-constants"`, in order; by default all exact passes.
     threads: how many threads a call uses; all cores of the process by default.
@@ -54,12 +55,12 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
 
     Raises InputError (wrong example inputs), ImportGraphError (a model that cannot be captured), ProfileError (an
     unknown target), PassError (an unknown pass or option), TemplateError (an op without a kernel), BackendMissing (an
-    extra that is not installed, with the pip command).
+    extra that is not installed, with the pip command), ArtifactError (no room on the disk).
     """
     from planish.compilation import run
 
     say = progress or (lambda stage: None)
-    folder = Path(tempfile.mkdtemp(prefix="planish-"))
+    folder = _new_folder(model)
     try:
         done = run(model, target, inputs, dynamic, workload, passes, folder, say)
         say("checking against the model")
@@ -69,6 +70,31 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
         raise
     weakref.finalize(compiled, shutil.rmtree, folder, ignore_errors=True)
     return compiled
+
+
+_SPARE_BYTES = 32 << 20  # for objects, sources and the compilers' temporary files
+
+
+def _new_folder(model: Any) -> Path:
+    """A temporary folder that has room for the artifact; LLVM ends the process when its disk is full."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="planish-"))
+    except OSError as error:
+        raise ArtifactError(f"no temporary folder can be made: {error}; set TMPDIR to another disk") from error
+    needed, free = _SPARE_BYTES + _weight_bytes(model), shutil.disk_usage(folder).free
+    if free < needed:
+        folder.rmdir()
+        raise ArtifactError(
+            f"'{folder.parent}' has {free >> 20} MiB free, compiling takes {needed >> 20}; set TMPDIR to another disk"
+        )
+    return folder
+
+
+def _weight_bytes(model: Any) -> int:
+    if isinstance(model, str | Path):
+        return Path(model).stat().st_size if Path(model).is_file() else 0
+    parameters: Callable[[], Iterable[Any]] = getattr(model, "parameters", tuple)
+    return sum(tensor.numel() * tensor.element_size() for tensor in parameters())
 
 
 def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> "CompiledModel":
@@ -108,8 +134,7 @@ class CompiledModel:
         main = self.executable.main
         if self._imported is None:
             return main(*args, **kwargs)
-        leaves = main.plan.signature.leaves(args, kwargs)
-        return self._imported.rebuild(main.run(leaves))
+        return self._imported.rebuild(main.run(main.leaves(args, kwargs)))
 
     @property
     def executable(self) -> Executable:
@@ -152,7 +177,12 @@ class CompiledModel:
 
         Raises ArtifactError when something else is in the way or the disk cannot be written.
         """
+        if self._path.resolve() in Path(path).resolve().parents:
+            raise ArtifactError(f"'{path}' lies inside the artifact that is saved; give another path")
         copy(self._path, path, overwrite=overwrite)
+
+    def __reduce__(self) -> Any:
+        raise InputError("a CompiledModel cannot be pickled or copied; save it and load the artifact instead")
 
     def __repr__(self) -> str:
         return f"CompiledModel({self._loaded!r})" if self._loaded else f"CompiledModel({inspect(self._path)})"

@@ -77,9 +77,11 @@ def compile_command(
     """
     import planish
     from planish.cli_inputs import load_reference, sizes_of
-    from planish.runtime.storage import check_target
+    from planish.runtime.storage import check_target, staging
 
     check_target(output.absolute(), overwrite=overwrite)
+    with staging(output.absolute()):  # what cannot be written is said before the work, not after it
+        pass
     with console.status("loading the model") as status:
         module, inputs, dynamic = load_reference(model)
         compiled = planish.compile(

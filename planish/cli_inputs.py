@@ -28,7 +28,7 @@ def load_reference(reference: str) -> tuple[Any, Any, Any]:
     if reference.endswith(".onnx"):
         return reference, None, None
     name, _, attribute = reference.partition(":")
-    if not attribute:
+    if not name or not attribute:
         raise InputError(f"'{reference}' is neither an .onnx file nor package.module:function")
     sys.path.insert(0, str(Path.cwd()))
     module = _import_module(name, reference)

@@ -1,10 +1,12 @@
 """The whole compilation of one model: import, passes, code, recorded result, artifact."""
 
+import ctypes
+import gc
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,6 @@ from planish.recording import record
 from planish.runtime.artifact import Contents, write
 from planish.runtime.golden import Golden
 from planish.runtime.manifest import Target
-from planish.runtime.signature import Parameter, Signature
 from planish.targets import isa_of_profile, profile_of
 
 if TYPE_CHECKING:
@@ -68,11 +69,7 @@ def run(
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
-    if isinstance(passes, str):
-        raise PassError(f"passes is a sequence such as ['{passes}'], not a text")
-    pipeline = Pipeline(
-        tuple(parse_pass(p, ALL) if isinstance(p, str) else p for p in (EXACT if passes is None else passes))
-    )
+    pipeline = Pipeline(_chosen_passes(passes))
     profile = profile_of(target)
     isa = isa_of_profile(profile)
     args, kwargs = arguments(inputs)
@@ -83,14 +80,27 @@ def run(
         program, passed = pipeline.run(program, Context(profile, dict(program.main.hints())))
     with clock.stage("generating code"):
         (folder / "build").mkdir()
-        interface = Interface(_signature(imported), imported.output_tree)
+        interface = Interface(imported.signature, imported.output_tree)
         built = build(program, {"main": interface}, isa, folder / "build", progress=say)
     with clock.stage("recording a result"):
         golden = record(model, imported, args, kwargs)
     report = CompileReport(passed, kernel_rows(built.selections), dict(clock.seconds), program.notes)
     with clock.stage("writing the artifact"):
         write(folder / "artifact", _contents(program, built, profile, golden, report, pipeline))
+    imported = replace(imported, program=imported.program.with_weights({}))
+    del program, built
+    _return_memory()
     return Compiled(folder / "artifact", report, imported)
+
+
+def _chosen_passes(passes: Sequence[Pass | str] | None) -> tuple[Pass, ...]:
+    if isinstance(passes, str):
+        raise PassError(f"passes is a sequence such as ['{passes}'], not a text")
+    chosen = tuple(parse_pass(p, ALL) if isinstance(p, str) else p for p in (EXACT if passes is None else passes))
+    for given in chosen:
+        if isinstance(given, type) or not hasattr(given, "apply"):
+            raise PassError(f"passes holds {given!r}; a pass is a text such as 'fold-constants' or FoldConstants()")
+    return chosen
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -118,26 +128,20 @@ def _import(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: 
 def with_workload(program: Program, workload: Workload | Mapping[str, int] | None) -> Program:
     """The program with the workload's sizes as hints; raises InputError on an unknown or impossible size."""
     wanted = workload.sizes if isinstance(workload, Workload) else workload or {}
+    if not isinstance(wanted, Mapping):
+        raise InputError(f"workload is a dict of sizes such as {{'batch': 8}}, not {wanted!r}")
     graph = program.main
     known = {size.name: size for size in graph.sizes}
     for name, value in wanted.items():
         if name not in known:
             raise InputError(f"workload: the model has no size '{name}'{nearest(name, known)}")
+        if type(value) is not int:
+            raise InputError(f"workload: {name} = {value!r}; a size is an integer")
         if not known[name].low <= value <= known[name].high:
             size = known[name]
             raise InputError(f"workload: {name} = {value} is outside the declared {size.low}..{size.high}")
     sizes = tuple(s if s.name not in wanted else type(s)(s.name, s.low, s.high, wanted[s.name]) for s in graph.sizes)
     return program.with_function(Graph(graph.name, graph.inputs, graph.outputs, sizes))
-
-
-def _signature(imported: Imported) -> Signature:
-    tree = imported.input_tree
-    named = [Parameter(str(name), item) for name, item in zip(tree.keys, tree.items, strict=True)]
-    order = {name: i for i, name in enumerate(imported.parameters)}
-    positional = 0
-    while positional < len(named) and order.get(named[positional].name) == positional:
-        positional += 1
-    return Signature(tuple(named), positional)
 
 
 def _contents(
@@ -159,3 +163,11 @@ def _contents(
         report=report.to_json(),
         report_text=str(report),
     )
+
+
+def _return_memory() -> None:
+    """Give freed memory back: weights that passes computed, which glibc would keep, and cycles of the importer."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

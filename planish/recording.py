@@ -14,6 +14,7 @@ from planish.compiler.importers import Imported
 from planish.compiler.ir import Graph
 from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.compiler.types import DType, elements, evaluate_dim, evaluate_shape
+from planish.errors import InputError
 from planish.runtime.golden import Golden
 from planish.runtime.manifest import Tolerance
 
@@ -39,11 +40,19 @@ def record(model: Any, imported: Imported, args: tuple[Any, ...], kwargs: dict[s
         args, kwargs = _replaced((args, kwargs), dict(zip(map(id, leaves), cut, strict=True)))
         leaves = cut
     if isinstance(model, nn.Module):
-        results = tuple(map(torch.as_tensor, imported.result_leaves(model(*args, **kwargs))))
+        results = tuple(map(torch.as_tensor, imported.result_leaves(_called(model, args, kwargs))))
     else:
         results = evaluate(graph, leaves, imported.program.weights)
     inputs, outputs = (tuple(numpy.array(as_array(t)) for t in group) for group in (leaves, results))
     return Golden(inputs, outputs, _tolerance(graph, results))
+
+
+def _called(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        what = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{type(model).__name__} itself fails on the example inputs: {what}; mend them") from error
 
 
 def smaller_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
@@ -82,5 +91,6 @@ def _tolerance(graph: Graph, results: tuple[Tensor, ...]) -> Tolerance:
     """By the narrowest float of the graph, relative to the largest output and at least 1."""
     dtypes = {value.dtype for node in graph.nodes() for value in node.values}
     relative = max((_NARROW.get(dtype, F32_TOLERANCE) for dtype in dtypes), default=F32_TOLERANCE)
-    scale = max((float(r.abs().max()) for r in results if r.is_floating_point() and r.numel()), default=1.0)
+    finite = (r[r.isfinite()] for r in results if r.is_floating_point())
+    scale = max((float(r.abs().max()) for r in finite if r.numel()), default=1.0)
     return Tolerance(rtol=relative, atol=relative * max(scale, 1.0))

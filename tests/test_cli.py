@@ -209,6 +209,7 @@ MISTAKES = {
     "a raise": ("compile cli_nets:raises -o o", r"raised ValueError: no such checkpoint \(.*cli_nets.py, line 23\)"),
     "inputs": ("compile cli_nets:dotted -o o", "ImportGraphError: torch.export cannot export Net: .*'x'"),
     "neither": ("compile model.pt -o o", "'model.pt' is neither an .onnx file nor package.module:function"),
+    "no module": ("compile :make -o o", "':make' is neither an .onnx file nor package.module:function"),
     "an onnx file": ("compile no.onnx -o o", "ImportGraphError: 'no.onnx' is no ONNX model that can be read"),
     "an occupied place": ("compile cli_nets:make -o cli_nets.py", "ArtifactError: '.*' exists and is no artifact"),
     "a lost folder": ("compile cli_nets:make -o no/such/o", "ArtifactError: cannot save '.*no/such/o'"),

@@ -30,7 +30,7 @@ from planish.runtime.plan import (
     ValueId,
 )
 from planish.runtime.signature import Signature
-from planish.runtime.tensors import weight_offsets
+from planish.runtime.tensors import Deferred, Weight, weight_offsets
 from planish.runtime.tree import Tree
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from planish.codegen.tvm.kernel import Kernel, Packing
 
 LIBRARY = "kernels/model.so"
+_PART_BYTES = 4 << 20  # of a weight that are packed at once: small beside any model, long enough for numpy
 _NATIVE = Path(__file__).parent / "native"
 
 
@@ -53,11 +54,11 @@ class Interface:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Built:
-    """What `build` made: the plan, the packed weights by entry name, the selection of each function, and the library
-    with its readable sources by file name and the C declarations of its entries."""
+    """What `build` made: the plan, the weights by entry name, packed as they are written, the selection of each
+    function, and the library with its readable sources by file name and the C declarations of its entries."""
 
     plan: Plan
-    weights: Mapping[str, numpy.ndarray]
+    weights: Mapping[str, Weight]
     selections: Mapping[str, Selection]
     library: Path | None
     sources: Mapping[str, str]
@@ -84,7 +85,6 @@ def build(
     progress("building kernels")
     for choice in (c for s in schedules.values() for step in s.steps if isinstance(step, Kernels) for c in step.calls):
         library.add(choice)
-    progress("packing weights")
     weights = _weights(program, library, schedules.values())
     offsets = weight_offsets(weights)
     entries = [
@@ -175,14 +175,24 @@ def _weight_uses(schedules: Iterable[Schedule], library: _Library) -> Iterable[t
                         yield str(root.node.attrs["name"]), library.packings(choice).get(value)
 
 
-def _weights(program: Program, library: _Library, schedules: Iterable[Schedule]) -> Mapping[str, numpy.ndarray]:
-    packed: dict[str, numpy.ndarray] = {}
+def _weights(program: Program, library: _Library, schedules: Iterable[Schedule]) -> Mapping[str, Weight]:
+    found: dict[str, Weight] = {}
     for name, packing in _weight_uses(schedules, library):
         entry = entry_name(name, packing)
-        if entry not in packed:
-            array = as_array(program.weights[name])
-            packed[entry] = array if packing is None else packing.pack(array)
-    return packed
+        if entry not in found:
+            found[entry] = _packed(program.weights[name], packing)
+    return found
+
+
+def _packed(tensor: "torch.Tensor", packing: "Packing | None") -> Weight:
+    """The weight as its kernels read it, made when it is written; it shares the tensor's memory until then."""
+    if packing is None:
+        return as_array(tensor)
+    array = as_array(tensor)
+    size, dtype = packing.packed(array.shape, array.dtype)
+    row_bytes = max(1, array.nbytes // max(1, len(array)))
+    step = packing.rows * max(1, _PART_BYTES // (row_bytes * packing.rows)) if packing.rows else max(1, len(array))
+    return Deferred(dtype, size, lambda: (packing.pack(array[i : i + step]) for i in range(0, len(array), step)))
 
 
 def as_array(tensor: "torch.Tensor") -> numpy.ndarray:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import sympy
 
+from planish.codegen.batches import Loop, image_bytes
 from planish.codegen.schedule import ALIGNMENT, Kernels, Slot, Storage, read, slot_size
 from planish.codegen.select import Choice
 from planish.compiler.ir import Value
-from planish.compiler.types import Dim, Size, dim_text
+from planish.compiler.types import Dim, Size, dim_text, symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ def _prototype(use: KernelUse, choice: Choice) -> str:
 
 
 def _sizes(entry: Entry, indent: str = "  ") -> str:
-    lines = [f"{indent}const int64_t {size.name} = sizes[{i}];" for i, size in enumerate(entry.sizes)]
-    return "".join(f"{line} (void){size.name};\n" for line, size in zip(lines, entry.sizes, strict=True))
+    lines = [f"{indent}const int64_t {c_name(size.name)} = sizes[{i}];" for i, size in enumerate(entry.sizes)]
+    return "".join(f"{line} (void){c_name(size.name)};\n" for line, size in zip(lines, entry.sizes, strict=True))
 
 
 def _arena(entry: Entry) -> str:
@@ -128,23 +129,43 @@ def _tasks(entry: Entry) -> str:
         "  double start = f->times && task == 0 ? planish_now() : 0;",
     ]
     for i, choice in enumerate(entry.step.calls):
-        lines += _call(entry, i, choice)
+        loop = next((loop for loop in entry.step.loops if i in loop), None)
+        if loop is not None and i == loop.first:
+            lines += _loop_head(loop)
+        lines += _call(entry, i, choice, loop)
+        if loop is not None and i == loop.last - 1:
+            lines.append("  }")
     return "\n".join([*lines, "}", ""])
 
 
-def _call(entry: Entry, i: int, choice: Choice) -> Iterator[str]:
+def _loop_head(loop: Loop) -> Iterator[str]:
+    """Every task gets half an image or more in a turn, so that what it writes stays close to it."""
+    yield f"  for (int64_t turn = max64(1, tasks / 2), done = 0; done < {c_name(loop.size)}; done += turn) {{"
+    yield f"  const int64_t images = min64(turn, {c_name(loop.size)} - done);"
+    yield "  if (done > 0) planish_barrier(task, tasks);"
+
+
+def _call(entry: Entry, i: int, choice: Choice, loop: Loop | None) -> Iterator[str]:
     call, use = choice.call, entry.uses[i]
     ops = " ".join(node.op.name for node in call.nodes)
     yield f"  /* {i}: {choice.template.name}: {ops} {call.output.type} # {call.scope} */"
     if entry.step.barriers[i]:
         yield "  if (!f->times) planish_barrier(task, tasks);"
-    pointers = [_pointer(entry, choice.roots[v], use.weight_offsets.get(v)) for v in call.inputs]
-    arguments = [*pointers, _pointer(entry, call.output, None), "scratch", *use.sizes, "task", "tasks"]
+    pointers = [_moved(entry, choice.roots[v], use.weight_offsets.get(v), loop) for v in call.inputs]
+    sizes = ["images" if loop is not None and size == loop.size else c_name(size) for size in use.sizes]
+    arguments = [*pointers, _moved(entry, call.output, None, loop), "scratch", *sizes, "task", "tasks"]
     yield f"  {use.symbol}({', '.join(arguments)});"
     yield (
         "  if (f->times) { planish_barrier(task, tasks); "
-        f"if (task == 0) {{ double now = planish_now(); f->times[{i}] = now - start; start = now; }} }}"
+        f"if (task == 0) {{ double now = planish_now(); f->times[{i}] += now - start; start = now; }} }}"
     )
+
+
+def _moved(entry: Entry, root: Value, weight_offset: int | None, loop: Loop | None) -> str:
+    """The buffer of a value, from the images of this turn on where it holds all of them."""
+    pointer = _pointer(entry, root, weight_offset)
+    whole = loop is None or root in entry.step.passing or root.shape[:1] != (symbol(loop.size),)
+    return pointer if whole else f"(unsigned char *)({pointer}) + done * {c_dim(image_bytes(root))}"
 
 
 def _pointer(entry: Entry, root: Value, weight_offset: int | None) -> str:
@@ -181,10 +202,19 @@ def _entry(entry: Entry) -> str:
 """
 
 
+def c_name(size: str) -> str:
+    """A named size in C, where a bare `int` or `w` would be a keyword or a variable of the task."""
+    return f"size_{size}"
+
+
 def c_dim(dim: Dim) -> str:
     """A dimension as a C expression over int64 sizes."""
     if isinstance(dim, int):
         return f"INT64_C({dim})"
+    return _c_expression(dim.xreplace({s: symbol(c_name(s.name)) for s in dim.free_symbols}))
+
+
+def _c_expression(dim: sympy.Expr) -> str:
     text = dim_text(dim) if not dim.has(sympy.Max, sympy.Min) else ""
     return text.replace("//", "/") if text else _nested(dim)
 
@@ -192,18 +222,18 @@ def c_dim(dim: Dim) -> str:
 def _nested(dim: sympy.Expr) -> str:
     if isinstance(dim, sympy.Max | sympy.Min):
         name = "max64" if isinstance(dim, sympy.Max) else "min64"
-        first, *rest = [c_dim(_int(a)) for a in sorted(dim.args, key=str)]
+        first, *rest = [_part(a) for a in sorted(dim.args, key=str)]
         for other in rest:
             first = f"{name}({first}, {other})"
         return first
     if isinstance(dim, sympy.Add | sympy.Mul):
         sign = " + " if isinstance(dim, sympy.Add) else " * "
-        return "(" + sign.join(c_dim(_int(a)) for a in dim.args) + ")"
+        return "(" + sign.join(_part(a) for a in dim.args) + ")"
     if isinstance(dim, sympy.floor):
         top, bottom = sympy.fraction(sympy.together(dim.args[0]))
-        return f"(({c_dim(_int(top))}) / ({c_dim(_int(bottom))}))"
+        return f"(({_part(top)}) / ({_part(bottom)}))"
     raise ValueError(f"{dim} has no C form")
 
 
-def _int(expr: sympy.Expr) -> Dim:
-    return int(expr) if expr.is_Integer else expr
+def _part(expr: sympy.Expr) -> str:
+    return f"INT64_C({expr})" if expr.is_Integer else _c_expression(expr)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from planish.codegen.batches import Loop, batch_loops
 from planish.codegen.select import Choice, Selection, TorchCall, Work
 from planish.compiler.ir import Value
 from planish.compiler.types import Dim, evaluate_dim, simplify
@@ -30,11 +31,16 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kernels:
-    """A native step: its calls, and for each whether a barrier must stand before it."""
+    """A native step: its calls, and for each whether a barrier must stand before it.
+
+    `loops` run a few positions of the batch at a time; the values in `passing` live within one turn of a loop.
+    """
 
     calls: tuple[Choice, ...]
     barriers: tuple[bool, ...]
     slots: tuple[Slot, ...]
+    loops: tuple[Loop, ...] = ()
+    passing: frozenset[Value] = frozenset()
 
 
 Step = Kernels | TorchCall
@@ -115,15 +121,41 @@ def _crossing(runs: Sequence[Sequence[Work]]) -> tuple[Value, ...]:
 def _kernels(calls: Sequence[Choice], storage: dict[Value, Storage], selection: Selection) -> Kernels:
     slots: list[Slot] = []
     free: list[int] = []
-    last = {v: i for i, choice in enumerate(calls) for v in read(choice)}
     hints = selection.graph.hints()
+    loops = batch_loops(calls, hints)
+    lives = _lives(calls, loops)
+    ours = [v for v in lives if v not in storage]
+    for i in range(len(calls)):
+        for value in (v for v in ours if lives[v].first == i):
+            storage[value] = Storage("slot", _take(slots, free, buffer_bytes(value), hints))
+        free += sorted(int(storage[v].key) for v in ours if lives[v].last == i)
+    passing = frozenset(v for v in ours if lives[v].within_loop)
+    return Kernels(tuple(calls), _barriers(calls, storage), tuple(slots), loops, passing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """The first and last call during which the buffer of a result must not be used for another."""
+
+    first: int
+    last: int
+    within_loop: bool = False
+
+
+def _lives(calls: Sequence[Choice], loops: tuple[Loop, ...]) -> dict[Value, _Life]:
+    """Of every result, in order. A loop comes back to its calls: what crosses its border lives throughout."""
+    lives: dict[Value, _Life] = {}
+    last = {v: i for i, choice in enumerate(calls) for v in read(choice)}
     for i, choice in enumerate(calls):
         out = choice.call.output
-        if out not in storage:
-            storage[out] = Storage("slot", _take(slots, free, buffer_bytes(out), hints))
-        dead = {v for v in (*read(choice), out) if last.get(v, i) == i}
-        free += sorted(int(storage[v].key) for v in dead if storage[v].kind == "slot")
-    return Kernels(tuple(calls), _barriers(calls, storage), tuple(slots))
+        end = last.get(out, i)
+        before, after = (next((loop for loop in loops if at in loop), None) for at in (i, end))
+        if before is not None and before is after:
+            lives[out] = _Life(i, end, True)
+            continue
+        inside = [loop.last - 1 for loop in loops for at, c in enumerate(calls) if at in loop and out in read(c)]
+        lives[out] = _Life(i if before is None else before.first, max([end, *inside]))
+    return lives
 
 
 def _take(slots: list[Slot], free: list[int], size: Dim, hints: Mapping[str, int]) -> int:

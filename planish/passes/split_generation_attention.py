@@ -17,6 +17,7 @@ from planish.compiler.ops import (
     input_,
     le,
     logical_and,
+    logical_not,
     lt,
     matmul,
     mul,
@@ -102,16 +103,19 @@ def _split(mask: Value, conditions: list[Value], biases: list[Value]) -> None:
 def _kept(node: Node) -> tuple[Value, Value] | None:
     """The condition under which a `where` is not the lowest number, and what it is then."""
     condition, x, y = node.operands
-    for low, other, keep in ((y, x, condition), (x, y, negated(condition))):
+    keep = _decided(condition)
+    for low, other, kept in ((y, x, keep), (x, y, negated(keep))):
         number = literal(low)
         if number is not None and number < -1e30:
-            return _decided(keep), other
+            return kept, other
     return None
 
 
 def _decided(condition: Value) -> Value:
     """`not (where(c, 0, low) < number)` and the like as c: a comparison of two literals by a condition."""
     node = condition.node
+    if node.op is logical_not:
+        return negated(_decided(node.operands[0]))
     if node.op.name not in _COMPARE or node.operands[0].node.op is not where:
         return condition
     inner, x, y = node.operands[0].node.operands

@@ -5,9 +5,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from planish.errors import ArtifactError
 from planish.hardware_profiles.host import host_supports
@@ -27,7 +24,7 @@ from planish.runtime.storage import (
     read_manifest,
     staging,
 )
-from planish.runtime.tensors import TensorFile, write_weights
+from planish.runtime.tensors import TensorFile, Weight, write_weights
 
 PLAN, PROGRAM, WEIGHTS, GOLDEN = "plan.json", "program.txt", "weights.safetensors", "golden.safetensors"
 REPORT, REPORT_TEXT, HEADER = "report.json", "report.txt", "planish.h"
@@ -44,7 +41,7 @@ class Contents:
 
     plan: Plan
     target: Target
-    weights: Mapping[str, np.ndarray[Any, Any]]
+    weights: Mapping[str, Weight]
     library: Path | None
     planish: str
     program: str = ""

@@ -37,8 +37,12 @@ class CompiledFunction:
 
         Raises InputError with the input, what it takes and what was given.
         """
-        results = self.run(self.plan.signature.leaves(args, kwargs, self._types))
+        results = self.run(self.leaves(args, kwargs))
         return self.plan.result.build(iter(results))
+
+    def leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The input tensors of a call, in the order of the plan; raises InputError naming the input at fault."""
+        return self.plan.signature.leaves(args, kwargs, self._types)
 
     def run(self, leaves: Sequence[Any]) -> list[Any]:
         """The output tensors for the input tensors, both flat and in the order of the plan."""
@@ -46,7 +50,7 @@ class CompiledFunction:
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
         """The time of each kernel: medians over `repeat` calls after one that is not counted."""
-        return self.profile_leaves(self.plan.signature.leaves(args, kwargs, self._types), repeat=repeat)
+        return self.profile_leaves(self.leaves(args, kwargs), repeat=repeat)
 
     def profile_leaves(self, leaves: Sequence[Any], *, repeat: int = 10) -> CallProfile:
         """`profile` for input tensors as `run` takes them."""
@@ -135,8 +139,8 @@ class Executable:
     def __init__(
         self, plan: Plan, library: NativeLibrary | None, weights: TensorFile, *, threads: int | None = None
     ) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; a call needs at least one")
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise InputError(f"threads is {threads!r}; a call needs at least one, as an integer")
         memory = Memory(weights, plan.weights)
         self.plan = plan
         self.threads = threads or (library.threads() if library else 1)

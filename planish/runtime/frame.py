@@ -7,7 +7,7 @@ from typing import Any
 
 from planish.errors import ArtifactError
 from planish.runtime import operands
-from planish.runtime.buffers import ArenaPool
+from planish.runtime.buffers import ArenaPool, OutputPool
 from planish.runtime.dtypes import TORCH
 from planish.runtime.fields import Field, Json
 from planish.runtime.operands import Operand
@@ -28,10 +28,10 @@ class Sized:
 
 
 class Memory:
-    """What all functions share: the weights and the pool of arenas."""
+    """What all functions share: the weights and the pools of arenas and outputs."""
 
     def __init__(self, weights: TensorFile, types: Mapping[str, TensorSpec]) -> None:
-        self.arenas = ArenaPool()
+        self.arenas, self.outputs = ArenaPool(), OutputPool()
         self.weights_address = weights.address
         self._weights = weights
         self.named = {
@@ -61,7 +61,8 @@ class Frame:
             given = self._donated.get(value)
             if given is not None:
                 return self._values[given]
-            self._values[value] = operands.empty(self._spec(value).dtype, self._shape(value), self._torch)
+            spec, shape = self._spec(value), self._shape(value)
+            self._values[value] = operands.empty(spec.dtype, shape, self._torch, self._memory.outputs)
         return self._values[value]
 
     def run_torch(self, step: TorchStep) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from planish.errors import InputError
+from planish.runtime.buffers import LENT_BYTES, OutputPool
 from planish.runtime.dtypes import ITEMSIZE, NUMPY, TORCH, DTypeName
 from planish.runtime.plan import InputSpec
 
@@ -51,7 +52,8 @@ def take(spec: InputSpec, given: Any) -> Operand:
     array = np.asarray(given)
     dtype = spec.type.dtype
     if array.dtype != _NUMPY_TYPES[dtype] and not (dtype == "bf16" and array.dtype.name == "bfloat16"):
-        raise _wrong_dtype(spec, _numpy_name(array), array.shape, f".astype('{NUMPY[dtype]}')")
+        wanted = "ml_dtypes.bfloat16" if dtype == "bf16" else f"'{NUMPY[dtype]}'"
+        raise _wrong_dtype(spec, _numpy_name(array), array.shape, f".astype({wanted})")
     if array.flags.c_contiguous and array.flags.aligned:
         return of_array(array)
     return of_array(np.require(array, requirements=["C", "A"]))
@@ -67,11 +69,18 @@ def check_writable(spec: InputSpec, operand: Operand) -> None:
         raise InputError(f"input '{spec.name}' is updated in place, but the array is read-only: pass a copy")
 
 
-def empty(dtype: DTypeName, shape: tuple[int, ...], torch: Any | None) -> Operand:
-    """New uninitialised memory: a torch tensor where `torch` is given, a numpy array otherwise."""
+def empty(dtype: DTypeName, shape: tuple[int, ...], torch: Any | None, pool: OutputPool) -> Operand:
+    """Uninitialised memory: a torch tensor where `torch` is given, a numpy array otherwise; large ones from `pool`."""
+    size = prod(shape) * ITEMSIZE[dtype]
     if torch is None:
-        return of_array(np.empty(shape, NUMPY[dtype]))
-    tensor = torch.empty(shape, dtype=getattr(torch, TORCH[dtype]))
+        if size < LENT_BYTES:
+            return of_array(np.empty(shape, _NUMPY_TYPES[dtype]))
+        return of_array(np.ndarray(shape, _NUMPY_TYPES[dtype], pool.array(size)))
+    torch_dtype = getattr(torch, TORCH[dtype])
+    if size < LENT_BYTES:
+        tensor = torch.empty(shape, dtype=torch_dtype, device="cpu")
+    else:
+        tensor = torch.empty(0, dtype=torch_dtype, device="cpu").set_(pool.storage(size, torch), 0, shape)
     return Operand(tensor.data_ptr(), shape, tensor)
 
 

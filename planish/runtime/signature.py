@@ -19,10 +19,14 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The parameters in order; the first `positional` ones may be given by place, and all by name."""
+    """The parameters in order; the first `positional` ones may be given by place, and all by name.
+
+    `rest` names the parameter, a tuple, that takes the positional arguments after those, as `*rest` does.
+    """
 
     parameters: tuple[Parameter, ...]
     positional: int
+    rest: str = ""
 
     def __post_init__(self) -> None:
         names = [parameter.name for parameter in self.parameters]
@@ -30,14 +34,21 @@ class Signature:
             raise ValueError(f"parameters need distinct names, not {names}")
         if not 0 <= self.positional <= len(names):
             raise ValueError(f"{self.positional} of {len(names)} parameters cannot be positional")
+        if self.rest and self.rest not in names[self.positional :]:
+            raise ValueError(f"no parameter that only has a name is called '{self.rest}'")
 
     @classmethod
     def of_example(
-        cls, arguments: Mapping[str, Any], is_tensor: Callable[[Any], bool], *, positional: int | None = None
+        cls,
+        arguments: Mapping[str, Any],
+        is_tensor: Callable[[Any], bool],
+        *,
+        positional: int | None = None,
+        rest: str = "",
     ) -> "Signature":
         """The signature of a call whose arguments, by parameter name and in order, are examples."""
         parameters = tuple(Parameter(name, describe(value, is_tensor, name)) for name, value in arguments.items())
-        return cls(parameters, len(parameters) if positional is None else positional)
+        return cls(parameters, len(parameters) if positional is None else positional, rest)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,24 +79,27 @@ class Signature:
     def to_json(self) -> Json:
         return {
             "positional": self.positional,
+            "rest": self.rest,
             "parameters": [{"name": p.name, "tree": p.tree.to_json()} for p in self.parameters],
         }
 
     @classmethod
     def from_json(cls, field: Field) -> "Signature":
         """The signature that `to_json` wrote; raises ArtifactError with the path of what is wrong."""
-        members = field.object("positional", "parameters")
+        members = field.object("positional", "parameters", optional=("rest",))
         parameters = members["parameters"].each(_read_parameter)
         try:
-            return cls(parameters, members["positional"].integer())
+            return cls(parameters, members["positional"].integer(), members["rest"].text() if "rest" in members else "")
         except ValueError as error:
             raise field.error(f"a signature ({error})") from error
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        if len(args) > self.positional:
+        given = dict(zip(self._names(), args[: self.positional], strict=False))
+        if self.rest and len(args) >= self.positional and self.rest not in kwargs:
+            given[self.rest] = tuple(args[self.positional :])
+        elif len(args) > self.positional:
             names = ", ".join(self._names()) or "none"
             raise InputError(f"{len(args)} inputs were given by place, {self.positional} can be; inputs: {names}")
-        given = dict(zip(self._names(), args, strict=False))
         for name, value in kwargs.items():
             if name not in self._names():
                 raise InputError(f"no input is called '{name}'{nearest(name, self._names())}")

@@ -131,7 +131,10 @@ def staging(path: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         yield folder
     except OSError as error:
-        raise ArtifactError(f"cannot save '{path}': {error}; nothing was changed there, save elsewhere") from error
+        # A failed copytree lists (source, target, reason) for each file; the first tells enough.
+        listed = isinstance(error, shutil.Error) and isinstance(error.args[0], list)
+        what = error.args[0][0][2] if listed else error
+        raise ArtifactError(f"cannot save '{path}': {what}; nothing was changed there, save elsewhere") from error
     finally:
         if folder is not None:
             remove(folder)

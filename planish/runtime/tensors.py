@@ -3,7 +3,7 @@
 import json
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -35,7 +35,29 @@ class Stored:
     end: int
 
 
-def weight_offsets(weights: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, int]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Deferred:
+    """A weight of known size whose arrays, one after another its elements, are made while it is written."""
+
+    dtype: np.dtype[Any]
+    size: int
+    parts: Callable[[], Iterable[np.ndarray[Any, Any]]]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.dtype.itemsize
+
+
+Weight = np.ndarray[Any, Any] | Deferred
+
+
+def weight_offsets(weights: Mapping[str, Weight]) -> dict[str, int]:
     """Where `write_weights` puts each weight: bytes from the base pointer that kernels get, multiples of 64."""
     offsets, position = {}, 0
     for name, array in weights.items():
@@ -44,17 +66,25 @@ def weight_offsets(weights: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, int
     return offsets
 
 
-def write_weights(path: Path, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Write `weights` in their order, each flattened and padded with zeros to a multiple of 64 bytes."""
+def write_weights(path: Path, weights: Mapping[str, Weight]) -> None:
+    """Write `weights` in their order, each flattened and padded with zeros to a multiple of 64 bytes.
+
+    Of deferred weights one part at a time is in memory.
+    """
     entries, offsets = {}, weight_offsets(weights)
-    for name, array in weights.items():
-        size = _padded(array.nbytes)
-        entries[name] = Stored(_dtype_of(array), (size // array.itemsize,), offsets[name], offsets[name] + size)
+    for name, weight in weights.items():
+        size = _padded(weight.nbytes)
+        entries[name] = Stored(_dtype_of(weight), (size // weight.itemsize,), offsets[name], offsets[name] + size)
     with path.open("wb") as file:
         file.write(_header(entries))
-        for array in weights.values():
-            _write_array(file, array)
-            file.write(bytes(_padded(array.nbytes) - array.nbytes))
+        for name, weight in weights.items():
+            written = 0
+            for part in weight.parts() if isinstance(weight, Deferred) else (weight,):
+                _write_array(file, part)
+                written += part.nbytes
+            if written != weight.nbytes:
+                raise ArtifactError(f"'{name}' has {written} bytes, {weight.nbytes} were announced; report this")
+            file.write(bytes(_padded(written) - written))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, tuple[DTypeName, np.ndarray[Any, Any]]]) -> None:
@@ -158,10 +188,10 @@ def _header(entries: Mapping[str, Stored]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _dtype_of(array: np.ndarray[Any, Any]) -> str:
-    if array.dtype.name not in _NAMES or not array.dtype.isnative:
-        raise ArtifactError(f"a weight of dtype {array.dtype} cannot be stored; known: {', '.join(_NAMES)}")
-    return _NAMES[array.dtype.name]
+def _dtype_of(weight: Weight) -> str:
+    if weight.dtype.name not in _NAMES or not weight.dtype.isnative:
+        raise ArtifactError(f"a weight of dtype {weight.dtype} cannot be stored; known: {', '.join(_NAMES)}")
+    return _NAMES[weight.dtype.name]
 
 
 def _write_array(file: BinaryIO, array: np.ndarray[Any, Any]) -> None:

@@ -45,10 +45,12 @@ def run_call(
     sizes: Mapping[str, int] | None = None,
     isa: Isa | None = None,
     tasks: int = 2,
+    shift: int = 0,
 ) -> torch.Tensor:
     """Build the call, run its tasks one after another and return the output in its logical shape.
 
-    `buffers` holds, by input or weight name, the flat memory that the views of the call refer to.
+    `buffers` holds, by input or weight name, the flat memory that the views of the call refer to. The output's memory
+    begins `shift` bytes past a multiple of 64.
     """
     isa, sizes = isa or host_isa(), dict(sizes or {})
     assert (why := template.refuse(call, isa)) is None, why
@@ -58,7 +60,10 @@ def run_call(
         link([], [Path(folder, "k.o")], isa, Path(folder, "k.so"))
         library = ctypes.CDLL(str(Path(folder, "k.so")))
         arrays = [_memory(value, built.packings, buffers) for value in call.inputs]
-        out = numpy.zeros(evaluate_dim(call.view.extent, sizes) * call.view.dtype.itemsize, numpy.uint8)
+        out_bytes = evaluate_dim(call.view.extent, sizes) * call.view.dtype.itemsize
+        room = numpy.zeros(out_bytes + 128, numpy.uint8)
+        start = -room.ctypes.data % 64 + shift
+        out = room[start : start + out_bytes]
         scratch_bytes = evaluate_dim(built.scratch_bytes, sizes)
         for task in range(tasks):
             scratch = numpy.zeros(scratch_bytes + 64, numpy.uint8)

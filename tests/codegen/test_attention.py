@@ -232,7 +232,7 @@ def test_compiles_for_neon_and_needs_libc_alone(dtype: DType, tmp_path: Path) ->
 def test_refuses_what_it_cannot_compute_by_its_words() -> None:
     isa = host_isa()
     whole = attention_call(Shape(1, 1, 1, 3, 3, 4, 4), DType.f64)
-    assert Attention().refuse(whole, isa) == "attention takes f32 or bf16, not f64"
+    assert Attention().refuse(whole, isa) == "attention takes f32, bf16 or f16, not f64"
     assert "constant head sizes" in str(Attention().refuse(_dynamic_head(), isa))
     followed = attention_call(Shape(1, 1, 1, 3, 3, 4, 4))
     after: Value = relu(followed.output)

@@ -39,7 +39,7 @@ def graph(
     x = ops.input_(name="x", shape=shape, dtype=dtype)
     w = ops.weight(name="w", shape=weight, dtype=dtype)
     b = ops.weight(name="b", shape=weight[:1], dtype=dtype)
-    attrs = {"stride": (stride,) * axes, "padding": padding, "dilation": (dilation,) * axes}
+    attrs: dict[str, Any] = {"stride": (stride,) * axes, "padding": padding, "dilation": (dilation,) * axes}
     y = ops.conv(x, w, b, **attrs, groups=groups, after=after)
     return Graph("main", (x,), (ops.clamp(y, low=0.0, high=6.0),))
 

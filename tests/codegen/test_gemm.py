@@ -1,6 +1,7 @@
 """Linear layers on CPUs against torch: odd sizes, epilogues, views, dtypes, instruction sets and work splits."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional
 
 from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.gemm import Gemm
+from planish.codegen.tvm.gemm_tile import Tile, choose_tile
 from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
 from planish.codegen.view import View
 from planish.compiler import ops
@@ -167,6 +169,24 @@ def test_bf16_is_summed_in_f32(depth: int, isa: Isa) -> None:
     close(got, wanted(t), DType.bf16)
 
 
+@pytest.mark.parametrize("dtype", [DType.f32, DType.bf16])
+@pytest.mark.parametrize(("columns", "halved"), [(24, True), *((n, False) for n in (8, 24, 40, 56, 23, 77, 119))])
+def test_columns_that_end_in_half_a_vector_are_right(columns: int, halved: bool, dtype: DType) -> None:
+    x, y = linear((symbol("m"), 30), columns, dtype)
+    t = tensors((29, 30), columns, dtype)
+    call = call_of(Graph("main", (x,), (ops.gelu(y),)), ops.linear)
+    got = run_call(Gemm(), call, t, sizes={"m": 29}, isa=replace(host_isa(), halved=halved))
+    close(got, functional.gelu(wanted(t)), dtype)
+
+
+def test_half_a_vector_saves_padding_only_where_there_are_512_bits() -> None:
+    assert choose_tile(AVX512, 24) == Tile(12, 2, 16, half=True)
+    assert choose_tile(ZEN4, 24) == Tile(8, 3, 8)
+    assert choose_tile(ZEN4, 384) == Tile(12, 2, 16)
+    assert not choose_tile(AVX2, 24).half
+    assert not choose_tile(NEON, 6).half
+
+
 def test_bf16_inputs_give_f32_through_a_cast() -> None:
     x, y = linear((21, 64), 35, DType.bf16)
     t = tensors((21, 64), 35, DType.bf16)
@@ -202,8 +222,8 @@ def test_refuses_an_operand_that_is_computed_in_the_kernel() -> None:
 
 
 def test_refuses_other_dtypes() -> None:
-    x, y = linear((4, 8), 6, DType.f64)
-    assert refusal(x, y) == "it multiplies f32 and bf16, not f64"
+    x, y = linear((4, 8), 6, DType.i32)
+    assert refusal(x, y) == "it multiplies floating-point numbers, not i32"
 
 
 def test_refuses_strided_last_axes() -> None:

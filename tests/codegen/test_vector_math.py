@@ -13,7 +13,7 @@ import torch
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from planish.codegen.tvm import vector_math
+from planish.codegen.tvm import short_math, vector_math
 from planish.codegen.tvm.build import build_object, link
 from planish.codegen.tvm.isa import AVX2, NEON, Isa
 from planish.codegen.tvm.kernel import ramp
@@ -21,8 +21,13 @@ from planish.codegen.tvm.power import power
 from tests.codegen.harness import host_isa
 
 UNARY = ("exp", "exp_nonpositive", "log", "tanh", "sigmoid", "silu", "erf", "gelu", "gelu_tanh", "sin", "cos")
-NAMES = (*UNARY, "power")
-FUNCTIONS = {**{name: getattr(vector_math, name) for name in UNARY}, "power": power}
+SHORT = ("exp", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh")
+FUNCTIONS = {
+    **{name: getattr(vector_math, name) for name in UNARY},
+    **{f"short_{name}": getattr(short_math, name) for name in SHORT},
+    "power": power,
+}
+NAMES = tuple(FUNCTIONS)
 
 
 def _function(name: str, lanes: int) -> object:
@@ -155,6 +160,38 @@ def test_activations_of_infinities() -> None:
     assert _run("gelu", ends)[0] == math.inf
     assert abs(_run("gelu", ends)[1]) < 1e-30
     assert numpy.isnan(_run("gelu", ends)[2])
+
+
+@pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+@pytest.mark.parametrize(
+    ("name", "function", "low", "high"),
+    [
+        ("exp", torch.exp, -87.0, 88.0),
+        ("tanh", torch.tanh, -20.0, 20.0),
+        ("sigmoid", torch.sigmoid, -87.0, 87.0),
+        ("silu", torch.nn.functional.silu, -87.0, 87.0),
+        ("gelu", torch.nn.functional.gelu, -4.5, 60.0),
+        ("gelu_tanh", lambda x: torch.nn.functional.gelu(x, approximate="tanh"), -3.5, 60.0),
+    ],
+)
+def test_short_functions_have_eleven_bits(
+    name: str, function: Callable[[torch.Tensor], torch.Tensor], low: float, high: float, isa: Isa
+) -> None:
+    x = _spread(1e-8, 90.0)
+    x = x[(x > low) & (x < high)]
+    wanted = _float64(function, x)
+    assert (numpy.abs(_run(f"short_{name}", x, isa=isa) - wanted) / numpy.abs(wanted)).max() <= 2.0**-11
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short_functions_end_as_the_long_ones_do(name: str) -> None:
+    ends = numpy.array([math.inf, -math.inf, math.nan, 100.0, -100.0, 0.0], numpy.float32)
+    numpy.testing.assert_allclose(_run(f"short_{name}", ends), _run(name, ends), rtol=1e-4, atol=1e-12)
+
+
+def test_short_gelu_vanishes_far_below_zero() -> None:
+    x = numpy.linspace(-60.0, -4.5, 5000)
+    assert numpy.abs(_run("short_gelu", x) - _float64(torch.nn.functional.gelu, x.astype(numpy.float32))).max() <= 1e-7
 
 
 @pytest.mark.parametrize("name", ["sin", "cos"])

@@ -93,13 +93,13 @@ def gemma2() -> nn.Module:
 
 def mixtral() -> nn.Module:
     config = transformers.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **_GATED)
-    return build(transformers.MixtralForCausalLM, config)
+    return build(transformers.MixtralForCausalLM, config, experts="batched_mm")
 
 
 def bloom() -> nn.Module:
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = transformers.BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=4, **tokens)
-    return build(transformers.BloomForCausalLM, config)
+    return build(transformers.BloomForCausalLM, config, attention="eager")
 
 
 ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {

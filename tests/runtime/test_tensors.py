@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 from planish.errors import ArtifactError
-from planish.runtime.tensors import TensorFile, weight_offsets, write_tensors, write_weights
+from planish.runtime.tensors import Deferred, TensorFile, weight_offsets, write_tensors, write_weights
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -34,6 +34,20 @@ def test_every_weight_starts_at_its_offset_from_an_aligned_base(tmp_path: Path) 
         assert offset % 64 == 0
         expected = np.ascontiguousarray(WEIGHTS[name]).tobytes()
         assert raw[start + offset : start + offset + len(expected)] == expected
+
+
+def test_a_deferred_weight_is_written_part_by_part(tmp_path: Path) -> None:
+    array = RNG.random(100, np.float32)
+    deferred = Deferred(array.dtype, 100, lambda: (array[i : i + 30] for i in range(0, 100, 30)))
+    write_weights(tmp_path / "whole", {"before": WEIGHTS["odd"], "w": array, "after": WEIGHTS["bytes"]})
+    write_weights(tmp_path / "parts", {"before": WEIGHTS["odd"], "w": deferred, "after": WEIGHTS["bytes"]})
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_refuses_a_deferred_weight_of_another_size_than_announced(tmp_path: Path) -> None:
+    deferred = Deferred(np.dtype(np.float32), 20, lambda: [np.zeros(19, np.float32)])
+    with pytest.raises(ArtifactError, match="'w' has 76 bytes, 80 were announced"):
+        write_weights(tmp_path / "w.safetensors", {"w": deferred})
 
 
 def test_the_safetensors_library_reads_our_weights(tmp_path: Path) -> None:

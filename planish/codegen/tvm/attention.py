@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention over f32 or bf16 views, computed in f32.
+    """Attention over f32, bf16 or f16 views, computed in f32.
 
     A unit of work is one block of up to `queries` queries that share a head of keys; it visits at most `keys` keys at
-    a time. bf16 results are rounded once. A query that sees no key gives zeros.
+    a time. Narrow results are rounded once. A query that sees no key gives zeros.
     """
 
     queries: int = 64
@@ -30,11 +30,16 @@ class Attention:
     ops: ClassVar[tuple[Op, ...]] = (attention,)
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
+        dtype = call.anchor.operands[0].dtype
+        if dtype not in (DType.f32, DType.bf16, DType.f16):
+            return f"attention takes f32, bf16 or f16, not {dtype}"
+        return self.refuse_shapes(call)
+
+    def refuse_shapes(self, call: Call) -> str | None:
+        """Why a kernel of attention cannot serve the call whatever its dtype, or None."""
         if call.prologue or call.epilogue:
             return "attention computes nothing beside itself"
         q, _, v = call.anchor.operands[:3]
-        if q.dtype not in (DType.f32, DType.bf16):
-            return f"attention takes f32 or bf16, not {q.dtype}"
         if not isinstance(q.shape[3], int) or not isinstance(v.shape[3], int):
             return f"attention needs constant head sizes, not {q.shape[3]} and {v.shape[3]}"
         if any(not isinstance(a, int | float | type(None)) for a in call.anchor.attrs.values()):

@@ -21,7 +21,7 @@ from planish.compiler.types import DType, Shape, elements, same_dim
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution over one or two axes, channels last, plus bias and elementwise nodes; f32 and bf16."""
+    """A convolution over one or two axes, channels last, plus bias and elementwise nodes; any float dtype."""
 
     name: ClassVar[str] = "conv"
     ops: ClassVar[tuple[Op, ...]] = (ops.conv,)

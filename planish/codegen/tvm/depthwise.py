@@ -1,5 +1,6 @@
 """Depthwise convolutions on CPUs: vectors of channels, several output positions at a time in registers."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,17 +20,19 @@ from planish.codegen.tvm.gemm_product import refuse_operands
 from planish.codegen.tvm.gemm_rows import unravel, widened
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, Packing, bind, kernel, ramp
+from planish.codegen.tvm.packing import widened as widened_weight
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
 from planish.compiler.types import DType, floor_div, simplify
 
-_POSITIONS = 4  # output positions in registers: enough sums to hide the latency of a multiply-add
-_GROUP = 8  # vectors of channels that are one unit of work
+_FEW = 4  # output positions in registers: enough sums to hide the latency of a multiply-add
+_MANY = (7, 8, 6)  # the same for wide kernels, whose positions share more of what they read; the best on Zen 4 first
+_GROUP = 8  # about as many vectors of channels are one unit of work
 
 
 @dataclass(frozen=True, slots=True)
 class Depthwise:
-    """A convolution of every channel by itself over one or two axes, plus bias and elementwise nodes; f32 and bf16."""
+    """A convolution of every channel by itself over one or two axes, plus bias and elementwise nodes, in f32."""
 
     name: ClassVar[str] = "depthwise"
     ops: ClassVar[tuple[Op, ...]] = (ops.conv,)
@@ -38,13 +41,16 @@ class Depthwise:
         x, w = call.anchor.operands[:2]
         if call.anchor.attrs["groups"] != w.shape[0] or w.shape[-1] != 1 or x.shape[-1] != w.shape[0]:
             return "it is not depthwise with one output channel a group"
+        if x.dtype is DType.f64:
+            return "it multiplies in f32, not f64"
         return refuse_operands(call) or refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
         w = call.anchor.operands[1]
         with kernel(call, isa) as (k, done):
             _Sweep.of(k).emit()
-        return Kernel(done[0], 0, {w: Packing(f"taps by channel{' widened' if w.dtype is DType.bf16 else ''}", _pack)})
+        layout = f"taps by channel{' widened' if w.dtype is not DType.f32 else ''}"
+        return Kernel(done[0], 0, {w: Packing(layout, _pack, _packed)})
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return finishes(anchor, node)
@@ -55,9 +61,21 @@ class Depthwise:
 
 def _pack(weight: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
     """[C, ..., 1] as [taps, C] in f32."""
-    if weight.dtype == numpy.uint16:
-        weight = (weight.astype(numpy.uint32) << 16).view(numpy.float32)
-    return numpy.ascontiguousarray(weight.reshape(weight.shape[0], -1).T).reshape(-1)
+    return numpy.ascontiguousarray(widened_weight(weight).reshape(weight.shape[0], -1).T).reshape(-1)
+
+
+def _packed(shape: tuple[int, ...], _: numpy.dtype) -> tuple[int, numpy.dtype]:
+    return math.prod(shape), numpy.dtype(numpy.float32)
+
+
+def _positions(patches: Patches) -> int:
+    """How many output positions of a row are computed at once: of known widths the count that fits best."""
+    width = patches.out[2]
+    if patches.kernel[1] <= 3:
+        return _FEW
+    if not isinstance(width, int):
+        return _MANY[0]
+    return min(_MANY, key=lambda count: (-(-width // count) * count, _MANY.index(count)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +85,7 @@ class _Sweep:
     k: KernelBuilder
     patches: Patches
     channels: int
+    positions: int
     weights: "tirx.Buffer"
 
     @classmethod
@@ -76,25 +95,26 @@ class _Sweep:
         data = T.bind(tvm.ir.Call("tirx.reinterpret", [k.buffers[w].data], ret_ty=pointer), pointer)
         patches, channels = Patches.of(k.call), int(w.shape[0])
         taps = patches.kernel[0] * patches.kernel[1]
-        return cls(k, patches, channels, T.decl_buffer((k.dim(taps * channels),), "float32", data=data))
+        count = _positions(patches)
+        return cls(k, patches, channels, count, T.decl_buffer((k.dim(taps * channels),), "float32", data=data))
 
     def emit(self) -> None:
         k, p = self.k, self.patches
         n, height, width = p.out[:3]
-        blocks = floor_div(simplify(width + _POSITIONS - 1), _POSITIONS)
-        groups = max(1, -(-(self.channels // k.isa.lanes) // _GROUP))
+        blocks = floor_div(simplify(width + self.positions - 1), self.positions)
+        groups = max(1, round(self.channels // k.isa.lanes / _GROUP))
         first, last = k.share(bind(k.dim(n) * k.dim(height) * k.dim(blocks) * groups))
         with T.serial(last - first) as u:
             image, group, row, block = unravel(k, bind(first + u), (n, groups, height, blocks))
-            column = bind(block * _POSITIONS)
+            column = bind(block * self.positions)
             position = _Position(self, image, row, column, bind(column * p.stride[1] - p.padding[1]))
             self._channels(position, group, groups)
 
     def _channels(self, position: "_Position", group: "tirx.PrimExpr", groups: int) -> None:
         lanes = self.k.isa.lanes
         vectors = self.channels // lanes
-        first = bind(group * _GROUP)
-        count = bind(tirx.min(tirx.const(_GROUP, "int64"), vectors - first))
+        first, last = (bind(T.truncdiv(g * vectors, tirx.const(groups, "int64"))) for g in (group, group + 1))
+        count = bind(last - first)
         rows = position.rows()
         if vectors:
             with T.If(position.interior()):
@@ -142,9 +162,9 @@ class _Position:
 
     def interior(self) -> "tirx.PrimExpr":
         """Whether every position of the block is there and reads inside the image."""
-        p, k = self.sweep.patches, self.sweep.k
-        reach = (_POSITIONS - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1]
-        there = self.column + _POSITIONS <= k.dim(p.out[2])
+        p, k, positions = self.sweep.patches, self.sweep.k, self.sweep.positions
+        reach = (positions - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1]
+        there = self.column + positions <= k.dim(p.out[2])
         return tirx.And(there, tirx.And(self.left >= 0, self.left + reach < k.dim(p.x.shape[2])))
 
     def emit(
@@ -155,7 +175,7 @@ class _Position:
         guarded: bool,
     ) -> None:
         """Compute `lanes` channels of the block; `guarded` looks at each position before it reads or writes."""
-        sums = [T.alloc_buffer((lanes,), "float32") for _ in range(_POSITIONS)]
+        sums = [T.alloc_buffer((lanes,), "float32") for _ in range(self.sweep.positions)]
         place = ramp(tirx.const(0, "int64"), lanes)
         for total in sums:
             T.buffer_store(total, self._bias(channel, lanes), [place])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
+from planish.codegen.tvm import short_math, wide_math
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.kernel import TVM_DTYPE
 from planish.codegen.tvm.power import power
@@ -39,6 +40,8 @@ def to_memory(x: "tirx.PrimExpr", dtype: DType) -> "tirx.PrimExpr":
 def compute(node: Node, operands: "list[tirx.PrimExpr]") -> "tirx.PrimExpr":
     """The result of an elementwise node from its operands, which all have as many lanes."""
     function, many_uses = TABLE[node.op]
+    if node.op in _WIDE and node.operands[0].dtype is DType.f64:
+        function = _WIDE[node.op]
     boolean = node.operands[0].dtype is DType.bool
     if boolean and node.op not in _OF_PREDICATES:
         operands = [_number(x, "uint8") for x in operands]
@@ -53,8 +56,8 @@ def refuse_elementwise(node: Node) -> str | None:
     if node.op not in _ONLY_F32:
         return None
     dtype = node.operands[0].dtype
-    if dtype is DType.f64:
-        return f"{node.op.name} of f64 has no kernel; cast to f32"
+    if dtype is DType.f64 and node.op is ops.pow_ and _small_power(node) is None:
+        return f"{node.op.name} of f64 has no kernel; cast to f32, or write exp(y * log(x))"
     if dtype.is_integer and not (node.op is ops.pow_ and _small_power(node) is not None):
         return f"{node.op.name} of {dtype} has no kernel; cast to f32"
     return None
@@ -143,7 +146,8 @@ def _clamp(node: Node, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 
 def _gelu(node: Node, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    return vm.gelu_tanh(x) if node.attrs["approximate"] == "tanh" else vm.gelu(x)
+    name = "gelu_tanh" if node.attrs["approximate"] == "tanh" else "gelu"
+    return _as_rounded(name)(node, x)
 
 
 def _rounded(name: str) -> _Function:
@@ -248,6 +252,12 @@ def _unary(function: _Function) -> _Function:
     return lambda _, x: function(x)
 
 
+def _as_rounded(name: str) -> _Function:
+    """The function of that name, only as accurate as bf16 where the result is one."""
+    full, short = getattr(vm, name), getattr(short_math, name)
+    return lambda node, x: short(x) if node.types[0].dtype is DType.bf16 else full(x)
+
+
 def _binary(function: _Function) -> _Function:
     return lambda _, x, y: function(x, y)
 
@@ -256,18 +266,18 @@ def _binary(function: _Function) -> _Function:
 TABLE: dict[Op, tuple[_Function, bool]] = {
     ops.neg: (_negate, False),
     ops.abs_: (_unary(vm.absolute), True),
-    ops.exp: (_unary(vm.exp), True),
+    ops.exp: (_as_rounded("exp"), True),
     ops.log: (_unary(vm.log), True),
     ops.sqrt: (_unary(vm.square_root), False),
     ops.rsqrt: (_unary(lambda x: _inverse(vm.square_root(x))), False),
     ops.reciprocal: (_unary(_inverse), False),
     ops.sin: (_unary(vm.sin), True),
     ops.cos: (_unary(vm.cos), True),
-    ops.tanh: (_unary(vm.tanh), True),
-    ops.sigmoid: (_unary(vm.sigmoid), True),
+    ops.tanh: (_as_rounded("tanh"), True),
+    ops.sigmoid: (_as_rounded("sigmoid"), True),
     ops.erf: (_unary(vm.erf), True),
     ops.relu: (_relu, True),
-    ops.silu: (_unary(vm.silu), True),
+    ops.silu: (_as_rounded("silu"), True),
     ops.gelu: (_gelu, True),
     ops.floor: (_rounded("llvm.floor"), False),
     ops.ceil: (_rounded("llvm.ceil"), False),
@@ -295,6 +305,17 @@ TABLE: dict[Op, tuple[_Function, bool]] = {
     ops.logical_and: (_binary(lambda x, y: vm.both(_truth(x), _truth(y))), True),
     ops.logical_or: (_binary(lambda x, y: either(_truth(x), _truth(y))), True),
     ops.batch_norm: (_batch_norm, True),
+}
+_WIDE: dict[Op, _Function] = {
+    ops.exp: _unary(wide_math.exp),
+    ops.log: _unary(wide_math.log),
+    ops.sin: _unary(wide_math.sin),
+    ops.cos: _unary(wide_math.cos),
+    ops.tanh: _unary(wide_math.tanh),
+    ops.sigmoid: _unary(wide_math.sigmoid),
+    ops.erf: _unary(wide_math.erf),
+    ops.silu: _unary(wide_math.silu),
+    ops.gelu: lambda node, x: (wide_math.gelu_tanh if node.attrs["approximate"] == "tanh" else wide_math.gelu)(x),
 }
 _OF_PREDICATES = (ops.logical_and, ops.logical_or, ops.logical_not, ops.where, ops.cast)
 _ONLY_F32 = (ops.exp, ops.log, ops.sin, ops.cos, ops.tanh, ops.sigmoid, ops.erf, ops.silu, ops.gelu, ops.pow_)

@@ -1,7 +1,7 @@
 """Folds: sums, extremes and their like over vectors of elements, in several registers at once."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,6 +15,7 @@ from planish.codegen.tvm.transpose import halves
 from planish.compiler.types import Dim
 
 State: TypeAlias = "tuple[tirx.PrimExpr, ...]"
+Read: TypeAlias = "Callable[[tirx.PrimExpr, int], tirx.PrimExpr]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,56 +157,9 @@ class Registers:
         for buffer, part in zip(buffers, self.fold.step(state, value, where), strict=True):
             T.buffer_store(buffer, part, [ramp(0, lanes)])
 
-    def line(self, k: KernelBuilder, width: Dim, read: "Callable[[tirx.PrimExpr, int], tirx.PrimExpr]") -> None:
+    def line(self, k: KernelBuilder, width: Dim, read: Read) -> None:
         """Take `width` elements in, of which `read(at, lanes)` gives consecutive ones."""
-        lanes = self.lanes
-        size = bind(k.dim(width))
-        if isinstance(width, int):
-            self._long_line(size, width // lanes // self.ways, width // lanes, width % lanes > 0, read)
-            return
-        with T.If(size >= lanes):
-            with T.Then():
-                whole = bind(T.truncdiv(size, integer(lanes)))
-                rounds = bind(T.truncdiv(whole, integer(self.ways)))
-                self._long_line(size, rounds, whole, size > whole * lanes, read)
-            with T.Else(), T.serial(size) as i:
-                self.take(read(bind(i + 0), 1), i)
-
-    def _long_line(
-        self,
-        size: "tirx.PrimExpr",
-        rounds: "tirx.PrimExpr | int",
-        whole: "tirx.PrimExpr | int",
-        rest: "tirx.PrimExpr | bool",
-        read: "Callable[[tirx.PrimExpr, int], tirx.PrimExpr]",
-    ) -> None:
-        lanes = self.lanes
-        if not (isinstance(rounds, int) and rounds == 0):
-            with T.serial(rounds) as i:
-                for way in range(self.ways):
-                    at = bind((i * self.ways + way) * lanes)
-                    self.take(read(at, lanes), at, way=way)
-        left = whole - rounds * self.ways
-        if not (isinstance(left, int) and left == 0):
-            with T.serial(left) as i:
-                at = bind((rounds * self.ways + i) * lanes)
-                self.take(read(at, lanes), at)
-        if isinstance(rest, bool):
-            if rest:
-                self._end(size, whole, read)
-            return
-        with T.If(rest), T.Then():
-            self._end(size, whole, read)
-
-    def _end(
-        self,
-        size: "tirx.PrimExpr",
-        whole: "tirx.PrimExpr | int",
-        read: "Callable[[tirx.PrimExpr, int], tirx.PrimExpr]",
-    ) -> None:
-        """The last vector, which overlaps the one before it."""
-        at = bind(size - self.lanes)
-        self.take(read(at, self.lanes), at, from_lane=whole * self.lanes - at)
+        lines(k, width, [(self, read)])
 
     def vector(self, way: int = 0) -> State:
         """The state of each lane of one vector."""
@@ -222,6 +176,62 @@ class Registers:
             state = _kept(self.fold.join(tuple(bind(p[0]) for p in parts), tuple(bind(p[1]) for p in parts)))
             lanes //= 2
         return _kept(self.fold.join(state, tuple(bind(buffer[0]) for buffer in self._single)))
+
+
+def lines(k: KernelBuilder, width: Dim, group: "Sequence[tuple[Registers, Read]]") -> None:
+    """Take lines of `width` elements in side by side, each into registers of its own; all have the same lanes and ways.
+
+    `read(at, lanes)` gives consecutive elements of a line.
+    """
+    lanes, ways = group[0][0].lanes, group[0][0].ways
+    size = bind(k.dim(width))
+    if isinstance(width, int):
+        _long_lines(size, width // lanes // ways, width // lanes, width % lanes > 0, group)
+        return
+    with T.If(size >= lanes):
+        with T.Then():
+            whole = bind(T.truncdiv(size, integer(lanes)))
+            rounds = bind(T.truncdiv(whole, integer(ways)))
+            _long_lines(size, rounds, whole, size > whole * lanes, group)
+        with T.Else(), T.serial(size) as i:
+            for registers, read in group:
+                registers.take(read(bind(i + 0), 1), i)
+
+
+def _long_lines(
+    size: "tirx.PrimExpr",
+    rounds: "tirx.PrimExpr | int",
+    whole: "tirx.PrimExpr | int",
+    rest: "tirx.PrimExpr | bool",
+    group: "Sequence[tuple[Registers, Read]]",
+) -> None:
+    lanes, ways = group[0][0].lanes, group[0][0].ways
+    if not (isinstance(rounds, int) and rounds == 0):
+        with T.serial(rounds) as i:
+            for way in range(ways):
+                at = bind((i * ways + way) * lanes)
+                for registers, read in group:
+                    registers.take(read(at, lanes), at, way=way)
+    left = whole - rounds * ways
+    if not (isinstance(left, int) and left == 0):
+        with T.serial(left) as i:
+            at = bind((rounds * ways + i) * lanes)
+            for registers, read in group:
+                registers.take(read(at, lanes), at)
+    if isinstance(rest, bool):
+        if rest:
+            _ends(size, whole, group)
+        return
+    with T.If(rest), T.Then():
+        _ends(size, whole, group)
+
+
+def _ends(size: "tirx.PrimExpr", whole: "tirx.PrimExpr | int", group: "Sequence[tuple[Registers, Read]]") -> None:
+    """The last vector, which overlaps the one before it."""
+    lanes = group[0][0].lanes
+    at = bind(size - lanes)
+    for registers, read in group:
+        registers.take(read(at, lanes), at, from_lane=whole * lanes - at)
 
 
 def line_lanes(width: Dim, lanes: int) -> int:

@@ -14,7 +14,7 @@ from planish.compiler.ir import Node, Op
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """x [..., K] times a weight [N, K], plus bias and elementwise nodes; f32 and bf16, any sizes."""
+    """x [..., K] times a weight [N, K], plus bias and elementwise nodes; any float dtype and sizes."""
 
     name: ClassVar[str] = "gemm"
     ops: ClassVar[tuple[Op, ...]] = (ops.linear,)

@@ -8,11 +8,11 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 from planish.codegen.call import Call
 from planish.codegen.tvm.expression import Expression, store
 from planish.codegen.tvm.gemm_rows import unravel
-from planish.codegen.tvm.gemm_tile import Tile
+from planish.codegen.tvm.gemm_tile import Tile, rounded
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.view import View
 from planish.compiler.ir import Node, Value
-from planish.compiler.types import Shape, same_dim, same_shape
+from planish.compiler.types import DType, Shape, same_dim, same_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +30,39 @@ class Finish:
 
     def __call__(self, row: "tirx.PrimExpr", rows: "tirx.PrimExpr", column: "tirx.PrimExpr") -> None:
         lanes, width = self.tile.lanes, self.tile.width
-        whole: tirx.PrimExpr = tirx.const(self.tile.vectors, "int64")
+        whole: tirx.PrimExpr = tirx.const(width // lanes, "int64")
         if self.columns % width:
             whole = bind(tirx.min(whole, T.truncdiv(self.columns - column, tirx.const(lanes, "int64"))))
         with T.serial(rows) as r:
             lead = self._lead(bind(row + r))
             with T.serial(whole) as v:
                 self._write(lead, r, bind(v * lanes), column, lanes)
-            if self.columns % lanes:
-                left = tirx.Select(column + width > self.columns, T.int64(self.columns % lanes), T.int64(0))
-                with T.serial(left) as j:
-                    self._write(lead, r, bind(whole * lanes + j), column, 1)
+            self._rest(lead, r, column)
+
+    def _rest(self, lead: "tuple[tirx.PrimExpr, ...]", r: "tirx.PrimExpr", column: "tirx.PrimExpr") -> None:
+        """The columns after the last whole vector, which are fewer in the last panel where panels do not divide."""
+        width, tail = self.tile.width, self.columns % self.tile.width
+        if not tail:
+            self._parts(lead, r, column, width)
+        elif width % self.tile.lanes or tail % self.tile.lanes:
+            with T.If(column + width <= self.columns):
+                with T.Then():
+                    T.evaluate(0)
+                    self._parts(lead, r, column, width)
+                with T.Else():
+                    T.evaluate(0)
+                    self._parts(lead, r, column, tail)
+
+    def _parts(
+        self, lead: "tuple[tirx.PrimExpr, ...]", r: "tirx.PrimExpr", column: "tirx.PrimExpr", columns: int
+    ) -> None:
+        """The columns from the last whole vector to `columns`, in ever smaller vectors."""
+        done, lanes = columns // self.tile.lanes * self.tile.lanes, self.tile.lanes
+        while done < columns:
+            lanes //= 2
+            if done + lanes <= columns:
+                self._write(lead, r, tirx.const(done, "int64"), column, lanes)
+                done += lanes
 
     def _lead(self, row: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, ...]":
         """The index of a row over all axes but the last; the row itself on the last of them where that is as good."""
@@ -68,7 +90,10 @@ class Finish:
         bias = call.anchor.inputs[2] if len(call.anchor.inputs) > 2 else None
         index = (*lead, place)
         value = Expression(self.k, {anchor: total}).at(call.output, index, lanes)
-        store(self.k, call.view, index, value, lanes)
+        if self.tile.pairs and lanes >= 8 and call.view.dtype is DType.bf16:
+            T.buffer_store(self.k.output, rounded(value, lanes), [ramp(self.k.address(call.view, index), lanes)])
+        else:
+            store(self.k, call.view, index, value, lanes)
 
 
 def _rows_in_line(call: Call) -> bool:

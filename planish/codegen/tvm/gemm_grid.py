@@ -141,7 +141,7 @@ class _Task:
             done,
             self.grid.depth,
             lambda i, step: self.left.load(base, i, step),
-            lambda v, step: self.weights[ramp(weights + step * tile.width + v * tile.lanes, tile.lanes)],
+            lambda v, step: self.weights[ramp(weights + step * tile.width + v * tile.lanes, tile.lanes_of(v))],
             lambda step: T.address_of(self.weights[ahead + step * tile.lanes]),
         )
 

@@ -45,6 +45,11 @@ class Product:
         return self.call.anchor.operands[1]
 
     @property
+    def dtype(self) -> DType:
+        """What products are summed in."""
+        return DType.f64 if self.x.dtype is DType.f64 else DType.f32
+
+    @property
     def depth(self) -> int:
         return int(elements(self.w.shape[1:]))
 
@@ -66,7 +71,7 @@ class Product:
 
         def left(k: KernelBuilder, grid: Grid, group: "tirx.PrimExpr") -> Rows:
             stride = copied_stride(grid.depth, grid.tile.lanes)
-            dtype = DType.i32 if self.pairs else DType.f32
+            dtype = DType.i32 if self.pairs else self.dtype
             target = k.scratch_buffer(grid.block * stride, dtype, _tile_bytes(grid.tile))
             run = Run(k.buffers[self.x], target, self.x.dtype, grid.tile.lanes, self.pairs)
             return Copied(target, stride, fill(k, run, group))
@@ -74,19 +79,19 @@ class Product:
         return self._build(left, True)
 
     def _build(self, left: "Callable[[KernelBuilder, Grid, tirx.PrimExpr], Rows]", copies: bool) -> Kernel:
-        tile = choose_tile(self.isa, self.columns, self.pairs)
-        widen = self.w.dtype is DType.bf16 and not self.pairs
+        tile = choose_tile(self.isa, self.columns, self.pairs, self.dtype)
+        widen = self.w.dtype in (DType.bf16, DType.f16) and not self.pairs
         packing = panels(self.columns, tile.width, pairs=self.pairs, widen=widen)
         known = self.rows if isinstance(self.rows, int) else None
         with kernel(self.call, self.isa) as (k, done), instructions(tile):
             grid = Grid(k.dim(self.rows), known, self.columns, self.units, tile)
-            sums = k.scratch_buffer(tile.rows * tile.width, DType.f32)
+            sums = k.scratch_buffer(tile.rows * tile.width, self.dtype)
             weights = self._packed(k, grid)
             with T.serial(tirx.const(self.groups, "int64")) as group:
                 rows = left(k, grid, group)
                 finish = Finish(k, tile, sums, self.columns, group * self.columns)
                 emit(k, grid, rows, weights, group * (grid.panels * grid.depth * tile.width), sums, finish)
-        scratch = grid.block * copied_stride(grid.depth, tile.lanes) * 4 if copies else 0
+        scratch = grid.block * copied_stride(grid.depth, tile.lanes) * self.dtype.itemsize if copies else 0
         return Kernel(done[0], _tile_bytes(tile) + scratch, {self.w: packing})
 
     def _packed(self, k: KernelBuilder, grid: Grid) -> "tirx.Buffer":
@@ -102,7 +107,7 @@ def product_of_rows(call: Call, isa: Isa, view: View) -> Kernel:
     pairs = view.dtype is DType.bf16 and isa.bf16_dot
     product = Product(call, isa, elements(view.shape[:-1]), pairs=pairs)
     stride = _row_stride(view)
-    if stride is not None and ((pairs and product.depth % 2 == 0) or view.dtype is DType.f32):
+    if stride is not None and ((pairs and product.depth % 2 == 0) or view.dtype in (DType.f32, DType.f64)):
         return product.direct(view, stride)
     return product.copied(lambda k, run, _: row_fill(k, view, run, product.depth))
 
@@ -120,7 +125,7 @@ def _row_stride(view: View) -> int | None:
 
 def _tile_bytes(tile: Tile) -> int:
     """Scratch memory of one tile, in whole cache lines."""
-    return -(-tile.rows * tile.width * 4 // 64) * 64
+    return -(-tile.rows * tile.width * tile.dtype.itemsize // 64) * 64
 
 
 def refuse_operands(call: Call) -> str | None:
@@ -131,8 +136,8 @@ def refuse_operands(call: Call) -> str | None:
     for role, value in (("x", x), ("the weight", w), *(("the bias", b) for b in bias)):
         if value not in call.inputs:
             return f"{role} is computed in the kernel"
-    if x.dtype not in (DType.f32, DType.bf16):
-        return f"it multiplies f32 and bf16, not {x.dtype}"
+    if not x.dtype.is_float:
+        return f"it multiplies floating-point numbers, not {x.dtype}"
     if not all(isinstance(dim, int) for dim in w.shape):
         return "the weight has a dynamic size"
     if not same_dim(call.inputs[x].strides[-1], 1) and not same_dim(x.shape[-1], 1):

@@ -73,7 +73,7 @@ def copied_stride(units: int, lanes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Copies consecutive elements of `source` as units: f32 as they are, bf16 widened or in `pairs`."""
+    """Copies consecutive elements of `source` as units: f32 and f64 as they are, others widened, or bf16 in `pairs`."""
 
     source: "tirx.Buffer"
     target: "tirx.Buffer"
@@ -129,10 +129,12 @@ class Run:
 
 
 def widened(value: "tirx.PrimExpr", dtype: DType, lanes: int) -> "tirx.PrimExpr":
-    """Elements as they lie in memory (bf16 as uint16 bits) as f32."""
-    if dtype is DType.f32:
+    """Elements as they lie in memory (bf16 as uint16 bits) as f32; f64 as it is."""
+    if dtype in (DType.f32, DType.f64):
         return value
     suffix = "" if lanes == 1 else f"x{lanes}"
+    if dtype is DType.f16:
+        return value.astype(f"float32{suffix}")
     shift = T.uint32(16) if lanes == 1 else T.broadcast(T.uint32(16), lanes)
     return T.reinterpret(f"float32{suffix}", value.astype(f"uint32{suffix}") << shift)
 

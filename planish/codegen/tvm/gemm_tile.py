@@ -1,5 +1,6 @@
 """The register tile of matrix products: its shape, its instructions and its loop over the depth."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -9,56 +10,100 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.isa import Isa
-from planish.codegen.tvm.kernel import bind, ramp
+from planish.codegen.tvm.kernel import TVM_DTYPE, bind, ramp
+from planish.compiler.types import DType
 
-# TVM rewrites bfloat16 values before code generation, so the instruction is wrapped in LLVM IR over 32-bit integers.
-_DOT_BF16 = """
+# TVM rewrites bfloat16 values before code generation, so instructions are wrapped in LLVM IR over integers.
+_BF16 = """
+declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
+define linkonce_odr <16 x i16> @planish_round_bf16_16(<16 x float> %x) alwaysinline {
+  %y = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %x)
+  %r = bitcast <16 x bfloat> %y to <16 x i16>
+  ret <16 x i16> %r
+}
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
-define linkonce_odr <16 x float> @planish_dot_bf16(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) alwaysinline {
+define linkonce_odr <16 x float> @planish_dot_bf16_16(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) alwaysinline {
   %x = bitcast <16 x i32> %a to <32 x bfloat>
   %y = bitcast <16 x i32> %b to <32 x bfloat>
   %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
   ret <16 x float> %r
+}
+declare <8 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.256(<8 x float>)
+define linkonce_odr <8 x i16> @planish_round_bf16_8(<8 x float> %x) alwaysinline {
+  %y = call <8 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.256(<8 x float> %x)
+  %r = bitcast <8 x bfloat> %y to <8 x i16>
+  ret <8 x i16> %r
+}
+declare <8 x float> @llvm.x86.avx512bf16.dpbf16ps.256(<8 x float>, <16 x bfloat>, <16 x bfloat>)
+define linkonce_odr <8 x float> @planish_dot_bf16_8(<8 x float> %c, <8 x i32> %a, <8 x i32> %b) alwaysinline {
+  %x = bitcast <8 x i32> %a to <16 x bfloat>
+  %y = bitcast <8 x i32> %b to <16 x bfloat>
+  %r = call <8 x float> @llvm.x86.avx512bf16.dpbf16ps.256(<8 x float> %c, <16 x bfloat> %x, <16 x bfloat> %y)
+  ret <8 x float> %r
 }
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """`rows` by `vectors` registers of `lanes` f32 sums; `pairs` multiplies two bf16 values a lane and step."""
+    """`rows` by `vectors` registers of `lanes` sums in `dtype`; `pairs` multiplies two bf16 values a lane and step.
+
+    With `half` the last register of a row has half the lanes.
+    """
 
     rows: int
     vectors: int
     lanes: int
     pairs: bool = False
+    dtype: DType = DType.f32
+    half: bool = False
+
+    @property
+    def sums(self) -> str:
+        """TVM's name for the dtype of the sums."""
+        return TVM_DTYPE[self.dtype]
 
     @property
     def width(self) -> int:
         """Columns of one tile."""
-        return self.vectors * self.lanes
+        return self.vectors * self.lanes - (self.lanes // 2 if self.half else 0)
+
+    def lanes_of(self, vector: int) -> int:
+        """How many sums the register `vector` of a row holds."""
+        return min(self.lanes, self.width - vector * self.lanes)
 
     @property
     def unit(self) -> str:
         """TVM's name for what one step reads a lane."""
-        return "int32" if self.pairs else "float32"
+        return "int32" if self.pairs else self.sums
 
 
 # speed against the best tile when no column is padding, by vectors; measured on Zen 4 and estimated for NEON
-_WIDE = {1: 0.92, 2: 1.0, 3: 0.99, 4: 0.97}
-_NARROW = {1: 0.5, 2: 0.8, 3: 0.95, 4: 1.0}
+_WIDE = {1.0: 0.96, 2.0: 1.0, 3.0: 0.99, 4.0: 0.97}
+_NARROW = {1.0: 0.5, 2.0: 0.8, 3.0: 0.95, 4.0: 1.0}
+# half a vector takes half the time where 512 bits are worked on in two halves, and no more than a whole one elsewhere
+_HALVES = {1.5: 0.95, 2.5: 0.95, 3.5: 0.92}
 
 
-def choose_tile(isa: Isa, columns: int, pairs: bool = False) -> Tile:
+def choose_tile(isa: Isa, columns: int, pairs: bool = False, dtype: DType = DType.f32) -> Tile:
     """The tile that wastes least of the machine on `columns`: few padded columns, all sums in registers."""
-    speed = _NARROW if isa.lanes == 4 else _WIDE
+    speed = _NARROW if isa.lanes == 4 else _WIDE if isa.lanes == 8 else {**_WIDE, **_HALVES}
+    lanes = lanes_for(isa, dtype)
 
-    def worth(vectors: int) -> float:
-        width = vectors * isa.lanes
+    def worth(vectors: float) -> float:
+        width = int(vectors * lanes)
         return speed[vectors] * columns / (-(-columns // width) * width)
 
-    vectors = max((v for v in speed if isa.registers > 16 or v < 3), key=worth)
-    sums = 12 if isa.registers <= 16 else 24
-    return Tile(min(sums // vectors, sums // 2), vectors, isa.lanes, pairs)
+    best = max((v for v in speed if isa.registers > 16 or v < 3), key=worth)
+    if isa.halved and best == 1.5:  # three halves are faster than a whole and a half: 0.94 of the peak against 0.86
+        return Tile(8, 3, lanes // 2, pairs, dtype)
+    vectors, sums = math.ceil(best), 12 if isa.registers <= 16 else 24
+    return Tile(min(sums // vectors, sums // 2), vectors, lanes, pairs, dtype, half=best < vectors)
+
+
+def lanes_for(isa: Isa, dtype: DType) -> int:
+    """Sums in a register for elements of `dtype`: f64 in f64, everything else in f32."""
+    return isa.lanes // 2 if dtype is DType.f64 else isa.lanes
 
 
 def body_rows(tile: Tile, rows: int | None) -> tuple[int, ...]:
@@ -76,7 +121,7 @@ _READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for readi
 
 
 class TileLoop:
-    """Sums tiles into registers and leaves them in `out`, a buffer of [rows][width] f32."""
+    """Sums tiles into registers and leaves them in `out`, a buffer of [rows][width] sums."""
 
     def __init__(self, tile: Tile, out: "tirx.Buffer") -> None:
         self.tile = tile
@@ -90,29 +135,38 @@ class TileLoop:
         """
         tile = self.tile
         # TVM keeps a local buffer off the heap, and LLVM its parts in registers, up to 1024 bytes: one a vector
-        sums = [[T.alloc_buffer((tile.lanes,), "float32") for _ in range(tile.vectors)] for _ in range(rows)]
-        lanes = ramp(tirx.const(0, "int64"), tile.lanes)
-        for total in chain(*sums):
-            T.buffer_store(total, T.broadcast(T.float32(0), tile.lanes), [lanes])
+        widths = [tile.lanes_of(v) for v in range(tile.vectors)]
+        sums = [[T.alloc_buffer((lanes,), tile.sums) for lanes in widths] for _ in range(rows)]
+        for total, lanes in zip(chain(*sums), widths * rows, strict=True):
+            T.buffer_store(total, T.broadcast(tirx.const(0.0, tile.sums), lanes), [ramp(0, lanes)])
         with T.serial(tirx.const(depth, "int64")) as step:
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", fetch(step), *_READ_SOON))
             weights = [bind(panel(v, step)) for v in range(tile.vectors)]
             for i, row in enumerate(sums):
-                x = bind(T.broadcast(load(i, step), tile.lanes))
-                for total, weight in zip(row, weights, strict=True):
-                    T.buffer_store(total, self._multiply_add(x, weight, total[lanes]), [lanes])
+                unit = load(i, step)
+                factors = {lanes: bind(T.broadcast(unit, lanes)) for lanes in dict.fromkeys(widths)}
+                for total, weight, lanes in zip(row, weights, widths, strict=True):
+                    T.buffer_store(
+                        total, self._multiply_add(factors[lanes], weight, total[ramp(0, lanes)]), [ramp(0, lanes)]
+                    )
         for i, row in enumerate(sums):
-            for v, total in enumerate(row):
+            for v, (total, lanes) in enumerate(zip(row, widths, strict=True)):
                 place = (first + i) * tile.width + v * tile.lanes
-                T.buffer_store(self.out, total[lanes], [ramp(place, tile.lanes)])
+                T.buffer_store(self.out, total[ramp(0, lanes)], [ramp(place, lanes)])
 
     def _multiply_add(self, x: "tirx.PrimExpr", weight: "tirx.PrimExpr", total: "tirx.PrimExpr") -> "tirx.PrimExpr":
-        vector = f"float32x{self.tile.lanes}"
+        lanes = int(total.ty.dtype.lanes)
+        vector = f"{self.tile.sums}x{lanes}"
         if self.tile.pairs:
-            return T.call_extern(vector, "planish_dot_bf16", total, x, weight)
+            return T.call_extern(vector, f"planish_dot_bf16_{lanes}", total, x, weight)
         return T.call_llvm_pure_intrin(vector, "llvm.fma", x, weight, total)
+
+
+def rounded(value: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+    """The bits of 8 or 16 f32 rounded to bf16 in one instruction, inside `instructions`; denormals become 0."""
+    return T.call_extern(f"uint16x{lanes}", f"planish_round_bf16_{lanes}", value)
 
 
 def instructions(tile: Tile) -> "AbstractContextManager[object]":
     """The scope, inside the open prim_func, in which the tile's instructions are known."""
-    return T.attr(T.int32(0), "pragma_import_llvm", _DOT_BF16) if tile.pairs else nullcontext()
+    return T.attr(T.int32(0), "pragma_import_llvm", _BF16) if tile.pairs else nullcontext()

@@ -11,12 +11,13 @@ from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.around import fuses_after, fuses_before, refuse_around
 from planish.codegen.tvm.expression import Expression, store
 from planish.codegen.tvm.folds import Registers, line_lanes, total
+from planish.codegen.tvm.group_norm_narrow import build_narrow, narrow_lanes
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel
 from planish.codegen.tvm.loops import Index, integer, nest, product, units, vectors
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.types import DType, Shape
+from planish.compiler.types import DType, Shape, same_dim
 
 _Take: TypeAlias = "Callable[[Index, tirx.PrimExpr, int], tirx.PrimExpr]"
 
@@ -34,9 +35,14 @@ class GroupNorm:
             return f"group_norm of {x.dtype} has no kernel; cast to f32"
         if not isinstance(x.shape[-1], int):
             return f"the count of channels of {x.type} is not fixed"
+        if x in call.inputs and not same_dim(call.inputs[x].strides[-1], 1) and not same_dim(x.shape[-1], 1):
+            return "the channels are strided"
         return refuse_around(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
+        lanes = narrow_lanes(call, isa)
+        if lanes is not None:
+            return build_narrow(call, isa, lanes)
         shape = call.anchor.types[0].shape
         groups, eps = cast(int, call.anchor.attrs["groups"]), cast(float, call.anchor.attrs["eps"])
         width = cast(int, shape[-1]) // groups

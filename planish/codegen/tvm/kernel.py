@@ -9,6 +9,7 @@ alphabetical order (int64). A kernel does the part of its work that belongs to `
 tasks write disjoint parts of the output and need no order among themselves.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,15 +43,23 @@ TVM_DTYPE = {
 _INDEX = tvm.ir.PrimType("int64")
 
 
+def _same_size(shape: tuple[int, ...], dtype: numpy.dtype) -> tuple[int, numpy.dtype]:
+    return math.prod(shape), dtype
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """How a weight is laid out for a kernel: `pack` turns its array into a flat one; equal `layout` texts share it.
 
-    bf16 weights reach `pack` as uint16 bits.
+    `packed` gives the number and dtype of the result's elements from the shape and dtype of the array. Where `rows` is
+    not 0, each multiple of so many rows may be packed by itself: the results, joined, are that of all rows. bf16
+    weights reach `pack` as uint16 bits.
     """
 
     layout: str
     pack: Callable[[numpy.ndarray], numpy.ndarray] = field(compare=False)
+    packed: Callable[[tuple[int, ...], numpy.dtype], tuple[int, numpy.dtype]] = field(default=_same_size, compare=False)
+    rows: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -77,6 +77,32 @@ def units(k: KernelBuilder, shape: Shape, body: Callable[[Index], None]) -> None
         body(unravel(k, bind(first + u), shape))
 
 
+def groups(
+    k: KernelBuilder,
+    shape: Shape,
+    together: int,
+    body: "Callable[[tuple[Index, ...]], None]",
+    alone: "tirx.PrimExpr | None" = None,
+) -> None:
+    """This task's share of the positions of `shape`, `together` at a time, and those left over one by one.
+
+    Where `alone` holds at run time, all of them go one by one.
+    """
+    if together == 1:
+        units(k, shape, lambda index: body((index,)))
+        return
+    first, last = k.share(bind(product(k, shape)))
+    whole = bind(T.truncdiv(last - first, integer(together)))
+    if alone is not None:
+        whole = bind(tirx.Select(alone, integer(0), whole))
+    with T.serial(whole) as u:
+        start = bind(first + u * together)
+        body(tuple(unravel(k, bind(start + i), shape) for i in range(together)))
+    rest = bind(first + whole * together)
+    with T.serial(last - rest) as u:
+        body((unravel(k, bind(rest + u), shape),))
+
+
 def block_count(size: Dim, step: int) -> Dim:
     """How many blocks of at least `step` a range has; the last takes the rest."""
     if isinstance(size, int):

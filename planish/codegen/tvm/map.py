@@ -16,6 +16,7 @@ from planish.codegen.tvm.fabric import Apply, Fabric, Leaf, Literal, Thread, wea
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.loops import Index, block_count, box, integer, span, units
+from planish.codegen.tvm.streaming import Stream, streaming
 from planish.codegen.tvm.transpose import tile_size, transposed
 from planish.codegen.view import View
 from planish.compiler.ir import Node, Op
@@ -78,7 +79,8 @@ def _emit(k: KernelBuilder, fabric: Fabric) -> None:
     if axis is not None and not _reaches(fabric.shape[last], k.isa.lanes):
         # where the output's own axis is short, vectors run along the operands'
         fabric = _ordered(fabric, [*(i for i in range(last + 1) if i != axis), axis])
-    box(k, fabric.shape, partial(_write, k, fabric, {}), k.isa.lanes)
+    with streaming(k, fabric.out) as stream:
+        box(k, fabric.shape, partial(_write, k, fabric, {}, stream=stream), k.isa.lanes)
 
 
 def _tiling(fabric: Fabric, isa: Isa) -> tuple[Fabric, int] | None:
@@ -182,14 +184,25 @@ def _below(corner: Index, rows: "tirx.PrimExpr | int") -> Index:
     return (*corner[:-2], corner[-2] + rows, corner[-1])
 
 
-def _write(k: KernelBuilder, fabric: Fabric, read: "Mapping[Leaf, tirx.PrimExpr]", index: Index, lanes: int) -> None:
+def _write(
+    k: KernelBuilder,
+    fabric: Fabric,
+    read: "Mapping[Leaf, tirx.PrimExpr]",
+    index: Index,
+    lanes: int,
+    stream: Stream | None = None,
+) -> None:
     """Compute and store `lanes` elements at an index; `read` gives leaves as they lie in memory."""
     place = _place(k, fabric.out, index, lanes)
     if isinstance(fabric.root, Leaf):
-        T.buffer_store(k.output, _raw(k, fabric.root, read, index, lanes), [place])
+        value = _raw(k, fabric.root, read, index, lanes)
+    else:
+        value = to_memory(_value(k, fabric.root, read, index, lanes, _fan_out(fabric.root), {}), fabric.out.dtype)
+    if stream is None:
+        T.buffer_store(k.output, value, [place])
         return
-    value = _value(k, fabric.root, read, index, lanes, _fan_out(fabric.root), {})
-    T.buffer_store(k.output, to_memory(value, fabric.out.dtype), [place])
+    value = vm.keep(value)
+    stream.choose(lambda: T.buffer_store(k.output, value, [place]), k.address(fabric.out, index), value)
 
 
 def _value(

@@ -9,14 +9,14 @@ from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel
 from planish.codegen.tvm.matmul_blocks import build_product
 from planish.codegen.tvm.matmul_plan import ProductPlan
+from planish.codegen.tvm.matmul_vector import build_vector, reads_in_place
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
-from planish.compiler.types import DType
 
 
 @dataclass(frozen=True, slots=True)
 class Matmul:
-    """x [..., M, K] times y [..., K, N] over any f32 or bf16 views, computed in f32, and elementwise nodes after it.
+    """x [..., M, K] times y [..., K, N] over any float views, plus elementwise nodes; summed in f32, f64 in f64.
 
     Serves `linear` too, whose weight need not be known ahead of time. A unit of work is a block of the result of at
     most `rows` x `columns`; it takes `depth` of K at a time.
@@ -33,12 +33,13 @@ class Matmul:
         for value in call.anchor.operands:
             if value not in call.inputs:
                 return f"{value.node.op.name} is not computed while operands are read"
-            if value.dtype not in (DType.f32, DType.bf16):
-                return f"matmul takes f32 or bf16, not {value.dtype}"
+            if not value.dtype.is_float:
+                return f"matmul takes floating-point numbers, not {value.dtype}"
         return refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
-        return build_product(ProductPlan.of(call, isa, self.rows, self.columns, self.depth))
+        plan = ProductPlan.of(call, isa, self.rows, self.columns, self.depth)
+        return build_vector(plan) if reads_in_place(plan) else build_product(plan)
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return finishes(anchor, node)

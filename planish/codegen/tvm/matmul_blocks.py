@@ -5,12 +5,12 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.tvm.expression import Expression, store
 from planish.codegen.tvm.gemm_rows import unravel
-from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
+from planish.codegen.tvm.kernel import TVM_DTYPE, Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.matmul_plan import ProductPlan
 from planish.codegen.tvm.tiles import ceil_div, index, load, quotient, remainder, steps, tile, transposed
 from planish.codegen.tvm.vector_math import splat
 from planish.codegen.view import View
-from planish.compiler.types import DType, elements, same_dim
+from planish.compiler.types import elements, same_dim
 
 
 def build_product(plan: ProductPlan) -> Kernel:
@@ -24,8 +24,8 @@ class _Product:
     """The open kernel and what one unit has bound: its batch, first row and column, and its counts of both."""
 
     def __init__(self, k: KernelBuilder, plan: ProductPlan) -> None:
-        self.k, self.plan, self.lanes = k, plan, plan.isa.lanes
-        self.memory = k.scratch_buffer(plan.scratch_bytes // 4, DType.f32)
+        self.k, self.plan, self.lanes = k, plan, plan.lanes
+        self.memory = k.scratch_buffer(plan.scratch_bytes // plan.dtype.itemsize, plan.dtype)
 
     def emit(self) -> None:
         plan = self.plan
@@ -95,6 +95,7 @@ class _Product:
             lambda d, j: self._get(right + d * (2 * lanes) + j * lanes),
             lambda i, j: self._get(place(i, j)) if plan.accumulates else self._zero(),
             lambda i, j, value: self._put(place(i, j), value),
+            dtype=TVM_DTYPE[plan.dtype],
         )
 
     def _copy_left(self, start: "tirx.PrimExpr", depth: "tirx.PrimExpr") -> None:
@@ -202,7 +203,7 @@ class _Product:
         store(self.k, call.view, place, Expression(self.k, {anchor: total}).at(call.output, place, lanes), lanes)
 
     def _zero(self) -> "tirx.PrimExpr":
-        return splat(tirx.const(0.0, "float32"), self.lanes)
+        return splat(tirx.const(0.0, TVM_DTYPE[self.plan.dtype]), self.lanes)
 
     def _get(self, place: "tirx.PrimExpr") -> "tirx.PrimExpr":
         return self.memory[ramp(place, self.lanes)]

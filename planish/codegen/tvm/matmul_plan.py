@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 
 from planish.codegen.call import Call
+from planish.codegen.tvm.gemm_tile import lanes_for
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Value
-from planish.compiler.types import Dim, Shape, elements
+from planish.compiler.types import Dim, DType, Shape, elements
 
 _WANTED_UNITS = 8  # so that a few cores have something to do
 _NARROW = 4  # columns up to which the product is computed transposed
@@ -17,7 +18,8 @@ _NARROW = 4  # columns up to which the product is computed transposed
 class ProductPlan:
     """left [batch, m, k] times right [batch, k, n]; `swapped` where that is the transposed product of the call.
 
-    Scratch holds `m` rows of `k` of left (at f32 element 0), panels [n / 2L][k][2L] of right and sums [m][n].
+    Scratch holds `m` rows of `k` of left (at element 0), panels [n / 2L][k][2L] of right and sums [m][n], all f32, or
+    f64 where the operands are.
     """
 
     call: Call
@@ -37,15 +39,26 @@ class ProductPlan:
         if swapped:
             left, right = _turned(right), _turned(left)
         (m, k), n = left.shape[-2:], right.shape[-1]
-        rows, columns, depth = _fit(rows, m, 1), _fit(columns, n, 2 * isa.lanes), _fit(depth, k, 1)
+        panel = 2 * lanes_for(isa, left.dtype)
+        rows, columns, depth = _fit(rows, m, 1), _fit(columns, n, panel), _fit(depth, k, 1)
         plan = cls(call, isa, left, right, swapped, rows, columns, depth)
         while (units := plan.constant_units) is not None and units < _WANTED_UNITS and max(plan.m, plan.n) > 32:
-            wide = plan.n > plan.m and plan.n > 2 * isa.lanes
-            half = _fit(plan.n // 2, plan.n, 2 * isa.lanes) if wide else plan.m // 2
+            wide = plan.n > plan.m and plan.n > panel
+            half = _fit(plan.n // 2, plan.n, panel) if wide else plan.m // 2
             if not wide and plan.m <= 32:
                 break
             plan = replace(plan, n=half) if wide else replace(plan, m=half)
         return plan
+
+    @property
+    def dtype(self) -> DType:
+        """What products are summed in."""
+        return DType.f64 if self.left.dtype is DType.f64 else DType.f32
+
+    @property
+    def lanes(self) -> int:
+        """Sums in a register."""
+        return lanes_for(self.isa, self.dtype)
 
     @property
     def batch(self) -> Shape:
@@ -78,7 +91,7 @@ class ProductPlan:
 
     @property
     def scratch_bytes(self) -> int:
-        return 4 * (self.sums_place + self.m * self.n)
+        return self.dtype.itemsize * (self.sums_place + self.m * self.n)
 
     @property
     def accumulates(self) -> bool:

@@ -1,32 +1,52 @@
 """Weights laid out for kernels: panels of columns in the order in which a matrix product reads them."""
 
+import math
+
 import numpy
 from numpy.typing import NDArray
 
 from planish.codegen.tvm.kernel import Packing
+
+Array = NDArray[numpy.generic]
 
 
 def panels(rows: int, width: int, *, pairs: bool, widen: bool) -> Packing:
     """A weight [N, ...] as panels of `width` of its N rows: [N / width][K][width], zeros where N does not divide.
 
     K is everything but the first axis. `rows` splits N into groups that each start a panel of their own (N for none).
-    bf16 bits become f32 with `widen`, or two values of K in one 32-bit unit with `pairs` (K padded to even).
+    bf16 bits and f16 become f32 with `widen`, or two values of K in one 32-bit unit with `pairs` (K padded to even).
     """
     kind = "pairs" if pairs else "widened" if widen else "plain"
 
-    def pack(weight: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
+    def pack(weight: Array) -> Array:
         matrix = weight.reshape(weight.shape[0], -1)
         if widen:
-            matrix = (matrix.astype(numpy.uint32) << 16).view(numpy.float32)
+            matrix = widened(matrix)
         if pairs:
             matrix = numpy.pad(matrix, ((0, 0), (0, matrix.shape[1] % 2))).view(numpy.uint32)
         groups = [_panels(matrix[i : i + rows], width) for i in range(0, matrix.shape[0], rows)]
-        return numpy.concatenate(groups)
+        return groups[0] if len(groups) == 1 else numpy.concatenate(groups)
 
-    return Packing(f"panels {width} of {rows} {kind}", pack)
+    def packed(shape: tuple[int, ...], dtype: numpy.dtype) -> tuple[int, numpy.dtype]:
+        depth = math.prod(shape[1:])
+        whole, rest = divmod(shape[0], rows)
+        padded = width * (whole * -(-rows // width) + -(-rest // width))
+        if pairs:
+            return padded * -(-depth // 2), numpy.dtype(numpy.uint32)
+        return padded * depth, numpy.dtype(numpy.float32) if widen else dtype
+
+    return Packing(f"panels {width} of {rows} {kind}", pack, packed, rows if rows % width else width)
 
 
-def _panels(matrix: NDArray[numpy.generic], width: int) -> NDArray[numpy.generic]:
+def widened(weight: Array) -> Array:
+    """bf16 bits in uint16, or f16, as f32."""
+    if weight.dtype == numpy.uint16:
+        return (weight.astype(numpy.uint32) << 16).view(numpy.float32)
+    return weight.astype(numpy.float32)
+
+
+def _panels(matrix: Array, width: int) -> Array:
     rows, depth = matrix.shape
-    padded = numpy.pad(matrix, ((0, -rows % width), (0, 0)))
-    return numpy.ascontiguousarray(padded.reshape(-1, width, depth).transpose(0, 2, 1)).reshape(-1)
+    if rows % width:
+        matrix = numpy.pad(matrix, ((0, -rows % width), (0, 0)))
+    return numpy.ascontiguousarray(matrix.reshape(-1, width, depth).transpose(0, 2, 1)).reshape(-1)

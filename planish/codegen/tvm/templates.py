@@ -2,6 +2,7 @@
 
 from planish.codegen.template import Template
 from planish.codegen.tvm.attention import Attention
+from planish.codegen.tvm.attention_wide import AttentionWide
 from planish.codegen.tvm.columns import Columns
 from planish.codegen.tvm.conv import Conv
 from planish.codegen.tvm.depthwise import Depthwise
@@ -16,6 +17,6 @@ from planish.codegen.tvm.rows import Rows
 from planish.codegen.tvm.scan import Scan
 
 TEMPLATES: tuple[Template, ...] = (
-    *(Gemm(), Matmul(), Depthwise(), Conv(), Attention()),
+    *(Gemm(), Matmul(), Depthwise(), Conv(), Attention(), AttentionWide()),
     *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Map()),
 )

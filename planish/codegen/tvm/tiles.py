@@ -50,22 +50,24 @@ def each_chunk(length: int, lanes: int, body: Callable[["tirx.PrimExpr", int], N
 
 
 def load(k: KernelBuilder, buffer: "tirx.Buffer", view: View, place: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-    """`lanes` elements of a float view along its last axis from the flat index `place`, as f32."""
+    """`lanes` elements of a float view along its last axis from the flat index `place`, as f32; f64 stays."""
     stride = view.strides[-1]
     dense = lanes == 1 or same_dim(stride, 1)
     value = buffer[ramp(place, lanes) if dense else T.ramp(place, k.dim(stride), lanes)]
     if view.dtype is DType.bf16:
         wide = cast(value, "uint32")
         return bits(wide << like(wide, 16), "float32")
-    return value
+    return cast(value, "float32") if view.dtype is DType.f16 else value
 
 
 def store(buffer: "tirx.Buffer", dtype: DType, place: "tirx.PrimExpr", value: "tirx.PrimExpr", lanes: int) -> None:
-    """Write f32 lanes to consecutive elements of an f32 or bf16 buffer, rounding to nearest even."""
+    """Write f32 lanes to consecutive elements of an f32, bf16 or f16 buffer, rounding to nearest even."""
     if dtype is DType.bf16:
         raw = bind(bits(value, "uint32"))
         odd = tirx.bitwise_and(raw >> like(raw, 16), like(raw, 1))
         value = cast((raw + odd + like(raw, 0x7FFF)) >> like(raw, 16), "uint16")
+    elif dtype is DType.f16:
+        value = cast(value, "float16")
     T.buffer_store(buffer, value, [ramp(place, lanes)])
 
 
@@ -105,13 +107,15 @@ def tile(
     right: Callable[["tirx.PrimExpr", int], "tirx.PrimExpr"],
     start: Callable[[int, int], "tirx.PrimExpr"],
     finish: Callable[[int, int, "tirx.PrimExpr"], None],
+    *,
+    dtype: str = "float32",
 ) -> None:
-    """Sum `left(d, i) * right(d, j)` over d < depth into rows x vectors registers of `lanes` f32 each.
+    """Sum `left(d, i) * right(d, j)` over d < depth into rows x vectors registers of `lanes` elements each.
 
     `shape` is (rows, vectors, lanes); `left` gives scalars, `right` and `start` vectors; `finish` takes the sums.
     """
     rows, vectors, lanes = shape
-    sums = [T.alloc_buffer((vectors * lanes,), "float32") for _ in range(rows)]
+    sums = [T.alloc_buffer((vectors * lanes,), dtype) for _ in range(rows)]
     places = [(i, j, ramp(tirx.const(j * lanes, "int32"), lanes)) for i in range(rows) for j in range(vectors)]
     for i, j, place in places:
         T.buffer_store(sums[i], start(i, j), [place])

@@ -244,7 +244,14 @@ def _copy(b: Builder, x: Value, source: Any, *_: Any) -> Value:
     return b.expand(b.as_tensor(source, x.dtype), x.shape)
 
 
-def _native_dropout(b: Builder, x: Value, *_: Any) -> tuple[Value, Value]:
+def _dropout(b: Builder, x: Value, probability: float = 0.5, train: bool = False) -> Value:
+    if train and probability > 0:
+        raise UncoveredError
+    return x
+
+
+def _native_dropout(b: Builder, x: Value, probability: float, train: bool | None = True) -> tuple[Value, Value]:
+    x = _dropout(b, x, probability, train is not False)
     return x, b.emit(ops.full, shape=x.shape, value=True, dtype=DType.bool)
 
 
@@ -270,8 +277,8 @@ def _nan_to_num(b: Builder, x: Value, nan: Any = None, high: Any = None, low: An
 
 _IDENTITIES = (
     *(aten.contiguous.default, aten.clone.default, aten.detach.default, aten.detach_.default, aten.alias.default),
-    *(aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.dropout.default, aten.feature_dropout.default),
-    *(aten.positive.default, aten.resolve_conj.default, aten.resolve_neg.default, aten.dropout_.default),
+    *(aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.positive.default),
+    *(aten.resolve_conj.default, aten.resolve_neg.default),
 )
 
 
@@ -383,5 +390,8 @@ TABLE: Table = {
     aten.type_as.default: _as_other,
     aten._to_copy.default: _to_dtype,
     aten.copy.default: _copy,
+    aten.dropout.default: _dropout,
+    aten.dropout_.default: _dropout,
+    aten.feature_dropout.default: _dropout,
     aten.native_dropout.default: _native_dropout,
 }

@@ -15,6 +15,8 @@ from planish.compiler.types import Dim, DType, same_dim, simplify
 aten = torch.ops.aten
 Axes = int | Sequence[int] | None
 
+_COMPARED = 256  # the longest axis whose elements are compared with each other: experts of a router, not a vocabulary
+
 
 def _reduce(b: Builder, op: Op, x: Value, axes: Axes, keep: bool) -> Value:
     return x if x.type.rank == 0 else b.emit(op, x, axes=axes_of(axes, x.type.rank), keep=keep)
@@ -61,6 +63,27 @@ def _argmax(b: Builder, x: Value, dim: int | None = None, keep: bool = False) ->
 
 def _argmin(b: Builder, x: Value, dim: int | None = None, keep: bool = False) -> Value:
     return _argmax(b, b.emit(ops.neg, x), dim, keep)
+
+
+def _topk(
+    b: Builder, x: Value, k: Any, dim: int = -1, largest: bool = True, ordered: bool = True
+) -> tuple[Value, Value]:
+    """The k largest of a short last axis by their ranks: how many others are before them, equal ones in order."""
+    rank, size = x.type.rank, x.shape[-1] if x.type.rank else 0
+    if rank == 0 or axis_of(dim, rank) != rank - 1 or not isinstance(k, int) or not isinstance(size, int):
+        raise UncoveredError
+    if not k or size > _COMPARED:
+        raise UncoveredError
+    here, other = b.reshape(x, (*x.shape, 1)), b.reshape(x, (*x.shape[:-1], 1, size))
+    place = b.emit(ops.arange, length=size)
+    earlier = b.emit(ops.lt, place, b.reshape(place, (size, 1)))
+    tied = b.emit(ops.logical_and, b.emit(ops.eq, other, here), earlier)
+    before = b.emit(ops.logical_or, b.emit(ops.gt if largest else ops.lt, other, here), tied)
+    ranks = b.emit(ops.sum_, b.cast(before, DType.i64), axes=(rank,))
+    wanted = b.reshape(b.emit(ops.arange, length=k), (k, 1))
+    found = b.cast(b.emit(ops.eq, b.reshape(ranks, (*x.shape[:-1], 1, size)), wanted), DType.i32)
+    index = b.emit(ops.argmax, found, axis=rank)
+    return b.emit(ops.gather, x, index, axis=rank - 1), index
 
 
 def _variance(b: Builder, x: Value, axes: Axes, correction: Any, keep: bool) -> Value:
@@ -254,6 +277,7 @@ TABLE: Table = {
     },
     aten.argmax.default: _argmax,
     aten.argmin.default: _argmin,
+    aten.topk.default: _topk,
     aten.var.correction: _var_list,
     aten.var.dim: _var_flag,
     aten.var.default: lambda b, x, unbiased=True: _var_flag(b, x, None, unbiased),

@@ -302,6 +302,7 @@ def _pixel_shuffle(b: Builder, x: Value, factor: int) -> Value:
 
 
 TABLE: Table = {
+    aten.size.default: lambda b, x: list(x.shape),
     aten.view.default: _view,
     aten._unsafe_view.default: _view,
     aten.reshape.default: _view,

@@ -1,5 +1,6 @@
 """Named dynamic sizes: what the user declares for inputs, and what torch.export is told and answers."""
 
+import keyword
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +20,15 @@ Axes: TypeAlias = Mapping[int, "Declared"]
 class Declared:
     """One dynamic axis as declared: a name with bounds where the user gave them, or a Dim of torch to pass on.
 
-    `open_below` says that the lower bound is ours to raise, since the user gave none.
+    `hint` is the usual size where the user gave one, `example` that of the example inputs. `open_below` says that the
+    lower bound is ours to raise, since the user gave none.
     """
 
     name: str
     low: int | None = None
     high: int | None = None
     hint: int | None = None
+    example: int | None = None
     passed: Any = None
     open_below: bool = False
 
@@ -49,7 +52,11 @@ def declared_axes(named: Mapping[str, Any], dynamic: Any) -> list[Axes]:
     if dynamic is None:
         dynamic = {}
     if isinstance(dynamic, tuple | list):
+        if len(dynamic) > len(named):
+            raise ImportGraphError(f"dynamic has {len(dynamic)} entries for the {len(named)} given inputs")
         dynamic = dict(zip(named, dynamic, strict=False))
+    if not isinstance(dynamic, Mapping):
+        raise ImportGraphError(f"dynamic is a dict such as {{'x': {{0: 'batch'}}}}, not {dynamic!r}")
     for name in dynamic:
         if name not in named:
             raise ImportGraphError(f"dynamic names '{name}', which is no given input{nearest(name, named)}")
@@ -66,8 +73,14 @@ def _axes(value: Any, declared: Any, path: str) -> Iterator[Axes]:
         return
     children, _ = pytree.tree_flatten(value, is_leaf=lambda v: v is not value)
     keys = list(value) if isinstance(value, Mapping) else list(range(len(children)))
-    if not isinstance(declared, Mapping):
+    if isinstance(declared, tuple | list):
         declared = dict(enumerate(declared))
+    if not isinstance(declared, Mapping):
+        raise ImportGraphError(f"dynamic of '{path}' follows the {type(value).__name__} given there, not {declared!r}")
+    for key in declared:
+        if key not in keys:
+            known = nearest(str(key), map(str, keys))
+            raise ImportGraphError(f"dynamic of '{path}' names {key!r}, which is not in it{known}")
     for key, child in zip(keys, children, strict=True):
         yield from _axes(child, declared.get(key), f"{path}[{key!r}]")
 
@@ -83,7 +96,8 @@ def _tensor_axes(value: torch.Tensor, declared: Any, path: str) -> Axes:
     for axis, size in declared.items():
         if not isinstance(axis, int) or not -value.ndim <= axis < value.ndim:
             raise ImportGraphError(f"dynamic of '{path}' names axis {axis!r}; it has axes 0..{value.ndim - 1}")
-        if size is not None and not isinstance(size, int) and size is not torch.export.Dim.STATIC:
+        static = size is None or (isinstance(size, int) and not isinstance(size, bool))
+        if not static and size is not torch.export.Dim.STATIC:
             found[axis % value.ndim] = declared_size(size, f"{path}_{axis % value.ndim}", path)
     return found
 
@@ -109,13 +123,27 @@ def declared_size(size: Any, fallback: str, path: str) -> Declared:
         raise ImportGraphError(
             f"dynamic of '{path}' holds {size!r}; a size is a name, (name, low, high), a Size or a torch.export.Dim"
         )
-    if not declared.name.isidentifier():
-        raise ImportGraphError(f"dynamic of '{path}' names a size {declared.name!r}; use an identifier")
+    _check_size(declared, path)
     return declared
 
 
+def _check_size(size: Declared, path: str) -> None:
+    if not size.name.isidentifier() or keyword.iskeyword(size.name):
+        raise ImportGraphError(f"dynamic of '{path}' names a size {size.name!r}; use an identifier that is no keyword")
+    for bound in (size.low, size.high):
+        if bound is not None and type(bound) is not int:
+            raise ImportGraphError(f"size '{size.name}' of '{path}' has the bound {bound!r}; bounds are integers")
+    low = 1 if size.low is None else size.low
+    if low < 1:
+        raise ImportGraphError(
+            f"size '{size.name}' of '{path}' starts at {low}; empty tensors are not computed, so start at 1"
+        )
+    if size.high is not None and size.high < low:
+        raise ImportGraphError(f"size '{size.name}' of '{path}' has the empty range {low}..{size.high}")
+
+
 def merged(axes: Sequence[Axes], leaves: Sequence[Any], hints: Mapping[str, int]) -> dict[str, Declared]:
-    """One declaration a name, with the example's size as its hint.
+    """One declaration a name, with the example's size.
 
     Raises ImportGraphError when examples of one name differ in size or fall outside its range.
     """
@@ -125,14 +153,15 @@ def merged(axes: Sequence[Axes], leaves: Sequence[Any], hints: Mapping[str, int]
             if size.passed is not None:
                 continue
             actual, known = leaf.shape[axis], found.get(size.name)
-            if known is not None and known.hint != actual:
+            if known is not None and known.example != actual:
                 raise ImportGraphError(
-                    f"size '{size.name}' is {known.hint} in one example input and {actual} in another; they share a "
+                    f"size '{size.name}' is {known.example} in one example input and {actual} in another; they share a "
                     "name and so must be equal"
                 )
-            low, high = (known.low, known.high) if known else (None, None)
-            low, high = _tighter(max, low, size.low), _tighter(min, high, size.high)
-            found[size.name] = Declared(size.name, low, high, actual, open_below=low is None)
+            known = known or Declared(size.name)
+            low, high = _tighter(max, known.low, size.low), _tighter(min, known.high, size.high)
+            hint = known.hint if size.hint is None else size.hint
+            found[size.name] = Declared(size.name, low, high, hint, actual, open_below=low is None)
     for name in hints:
         if name not in found:
             raise ImportGraphError(f"hints names '{name}', which is no dynamic size{nearest(name, found)}")
@@ -142,7 +171,7 @@ def merged(axes: Sequence[Axes], leaves: Sequence[Any], hints: Mapping[str, int]
 
 
 def _check_example(size: Declared) -> None:
-    name, actual = size.name, size.hint or 0
+    name, actual = size.name, size.example or 0
     if not (size.low or 0) <= actual <= (size.high or UNBOUNDED):
         raise ImportGraphError(
             f"the example has {name} = {actual}, outside its declared range {size.low or 1}..{size.high}"
@@ -214,7 +243,7 @@ def _raised(message: str, sizes: Mapping[str, Declared]) -> dict[str, Declared] 
     guarded = {name for name in _GUARDED.findall(message) if name in sizes}
     for name in guarded:
         own = sizes[name]
-        if not own.open_below or own.hint is None or own.minimum >= own.hint:
+        if not own.open_below or own.example is None or own.minimum >= own.example:
             return None
-    raised = {n: replace(sizes[n], low=min(2 * sizes[n].minimum, sizes[n].hint or 2)) for n in guarded}
+    raised = {n: replace(sizes[n], low=min(2 * sizes[n].minimum, sizes[n].example or 2)) for n in guarded}
     return {**sizes, **raised} if guarded else None

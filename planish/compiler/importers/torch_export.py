@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import sympy
 import torch
 from torch import fx, nn
@@ -24,11 +25,11 @@ from planish.compiler.importers.dynamic import (
     merged,
     narrowed,
 )
-from planish.compiler.importers.trees import Computed, Imported, positional, positional_names
+from planish.compiler.importers.trees import Computed, Imported, positional, positional_names, signature_of
 from planish.compiler.importers.walk import Walk
 from planish.compiler.ir import Graph, Program, Value
 from planish.compiler.types import Size, symbol
-from planish.errors import ImportGraphError, InputError
+from planish.errors import ImportGraphError, InputError, nearest
 from planish.runtime.tree import describe
 
 Dynamic = Mapping[str, Any] | Sequence[Any] | None
@@ -52,8 +53,10 @@ def import_torch(
     """
     _check_model(model)
     names, rest = positional_names(model.forward)
-    arguments = {**positional(names, rest, args), **(kwargs or {})}
-    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs or {})))
+    kwargs = _in_order(kwargs or {}, names)
+    _check_names(model, kwargs)
+    arguments = {**positional(names, rest, args), **kwargs}
+    leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
     _check_leaves(leaves)
     axes = declared_axes(arguments, dynamic)
     sizes = merged(axes, leaves, hints or {})
@@ -66,13 +69,19 @@ def import_torch(
     return _described(program, exported, arguments, names, rest)
 
 
+def _in_order(kwargs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments in the order of the parameters, so that calls may give them by place."""
+    placed = {name: kwargs[name] for name in names if name in kwargs}
+    return placed | {name: value for name, value in kwargs.items() if name not in placed}
+
+
 def _described(
     program: Program, exported: ExportedProgram, arguments: Mapping[str, Any], names: tuple[str, ...], rest: str
 ) -> Imported:
     leaves, spec = _outputs(exported)
-    inputs = describe(arguments, _is_tensor, "inputs")
+    signature = signature_of(arguments, _is_tensor, names, rest)
     output = describe(pytree.tree_unflatten(leaves, spec), lambda leaf: isinstance(leaf, Computed), "output")
-    return Imported(program, inputs, output, names, rest, spec, tuple(leaves))
+    return Imported(program, signature, output, spec, tuple(leaves))
 
 
 def _warned(said: Sequence[warnings.WarningMessage]) -> dict[str, tuple[str, ...]]:
@@ -87,16 +96,38 @@ def _check_model(model: nn.Module) -> None:
         raise ImportGraphError(
             f"a model is a torch.nn.Module or the path of an ONNX file, not a {type(model).__name__}"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ImportGraphError("a model of TorchScript cannot be exported; compile the module that it was made from")
     if model.training:
         raise ImportGraphError(
             f"{type(model).__name__} is in training mode, where dropout and batch norm act otherwise; call model.eval()"
         )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type == "meta":
+            raise ImportGraphError(f"weight '{name}' has no values (device meta); load the weights first")
+        if tensor.device.type != "cpu":
+            raise ImportGraphError(f"weight '{name}' lies on {tensor.device}; move the model to the CPU to compile")
+
+
+def _check_names(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in kwargs:
+        if name not in parameters:
+            raise InputError(f"{type(model).__name__} has no input '{name}'{nearest(name, parameters)}")
 
 
 def _check_leaves(leaves: Sequence[Any]) -> None:
     for leaf in leaves:
+        if isinstance(leaf, np.ndarray):
+            raise InputError("an example input is a numpy array; give the model's own tensor: torch.from_numpy")
         if isinstance(leaf, torch.Tensor) and leaf.device.type != "cpu":
             raise InputError(f"an example input lies on {leaf.device}; move it and the model to the CPU to compile")
+        if isinstance(leaf, torch.Tensor) and leaf.layout is not torch.strided:
+            raise InputError(f"an example input has the layout {leaf.layout}; give a dense tensor: .to_dense()")
+        if isinstance(leaf, torch.Tensor) and leaf.numel() == 0:
+            raise InputError(f"an example input has shape {list(leaf.shape)}; empty tensors are not computed")
 
 
 def _is_tensor(leaf: Any) -> bool:
@@ -146,7 +177,7 @@ def _reason(model: nn.Module, error: Exception) -> str:
     useful = [line for line in lines if line and not line.startswith(("For more information", "The error above"))]
     if "Constraints violated" in str(error):
         useful = [line for line in useful if "Constraints violated" not in line and "Suggested fixes" not in line]
-        advice = "give the size the range that the model allows, or leave it static"
+        advice = "give the size the range that the model allows (x.shape[0] keeps it, len(x) not), or leave it static"
         return f"{type(model).__name__} does not take the dynamic sizes: {'; '.join(useful[:3])}. To go on, {advice}"
     what = useful[0].partition(". ")[0].rstrip(".") if useful else type(error).__name__
     return f"torch.export cannot export {type(model).__name__}: {what}. To go on, {_advice(str(error))}"
@@ -173,7 +204,8 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
     changed = list(exported.graph_signature.buffers_to_mutate.values())
     if changed:
         raise ImportGraphError(
-            f"the model writes its buffer '{changed[0]}' while it runs; return the new state as a result instead"
+            f"the model writes its buffer '{changed[0]}' while it runs; return the new state as a result instead, or "
+            "call model.eval() where a batch norm does so in training mode"
         )
     if changed := list(exported.graph_signature.user_inputs_to_mutate.values()):
         raise ImportGraphError(f"the model writes its input '{changed[0]}'; clone it first")
@@ -237,7 +269,7 @@ def _range(declared: Declared, bounds: Any, hints: Mapping[str, int]) -> Size:
     low = (declared.low or 1) if least <= 2 else max(least, declared.low or 1)
     high = int(bounds.upper) if bounds.upper.is_Integer and int(bounds.upper) < UNBOUNDED else UNBOUNDED
     high = min(high, declared.high or high)
-    hint = hints.get(declared.name, declared.hint or max(2, low))
+    hint = hints.get(declared.name, declared.hint or declared.example or max(2, low))
     if not low <= hint <= high:
         raise ImportGraphError(f"the hint {declared.name} = {hint} is outside its range {low}..{high}")
     return Size(declared.name, low, high, hint)

@@ -9,7 +9,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from planish.compiler.ir import Program
-from planish.errors import InputError, nearest
+from planish.errors import InputError
+from planish.runtime.signature import Signature
 from planish.runtime.tree import Tree
 
 
@@ -24,17 +25,14 @@ class Computed:
 class Imported:
     """A program with the form of the model's arguments and results.
 
-    `input_tree` describes a dict from argument name to argument, in the order of the graph's inputs; `parameters` are
-    the names that positional arguments take, and `rest` is that of `*rest`. `output_tree` describes the result, where
+    `signature` takes a call apart into the graph's inputs, in their order. `output_tree` describes the result, where
     integers that depend on sizes are scalar tensors. `output_spec` and `output_leaves` rebuild the model's own result
     type in this process; without a spec (ONNX) the tree does.
     """
 
     program: Program
-    input_tree: Tree
+    signature: Signature
     output_tree: Tree
-    parameters: tuple[str, ...]
-    rest: str = ""
     output_spec: pytree.TreeSpec | None = None
     output_leaves: tuple[Any, ...] = ()
 
@@ -43,7 +41,7 @@ class Imported:
 
         Raises InputError naming the argument that is missing, unknown or of another form.
         """
-        return tuple(self.input_tree.leaves(self._by_name(args, kwargs), "inputs"))
+        return tuple(self.signature.leaves(args, kwargs))
 
     def rebuild(self, results: Sequence[Any]) -> Any:
         """The model's result from the graph's outputs."""
@@ -60,23 +58,24 @@ class Imported:
         pairs = zip(leaves, self.output_leaves, strict=True)
         return tuple(torch.as_tensor(leaf) for leaf, place in pairs if isinstance(place, Computed))
 
-    def _by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        named = positional(self.parameters, self.rest, args)
-        for name, value in kwargs.items():
-            if name in named:
-                raise InputError(f"argument '{name}' was given twice")
-            named[name] = value
-        keys = [str(key) for key in self.input_tree.keys]
-        for name in named:
-            if name not in keys and named[name] is not None:
-                raise InputError(f"argument '{name}' was absent when the model was compiled{nearest(name, keys)}")
-        return {name: value for name, value in named.items() if name in keys}
-
 
 def _filled(leaf: Any, rest: Iterator[Any]) -> Any:
     if not isinstance(leaf, Computed):
         return leaf
     return int(next(rest)) if leaf.integer else next(rest)
+
+
+def signature_of(
+    arguments: Mapping[str, Any], is_tensor: Callable[[Any], bool], names: Sequence[str], rest: str
+) -> Signature:
+    """The signature of a call with `arguments` in order, by place as far as they follow the model's own `names`."""
+    placed = 0
+    for given, name in zip(arguments, names, strict=False):
+        if given != name:
+            break
+        placed += 1
+    surplus = rest if rest in arguments and placed == len(names) else ""
+    return Signature.of_example(arguments, is_tensor, positional=placed, rest=surplus)
 
 
 def positional(names: Sequence[str], rest: str, args: Sequence[Any]) -> dict[str, Any]:

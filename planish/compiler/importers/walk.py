@@ -80,7 +80,8 @@ class Walk:
         places = [i for i, arg in enumerate(args) if isinstance(arg, fx.GraphModule)]
         if len(places) != 1:
             raise ImportGraphError(
-                f"{self.builder.where} chooses between computations at run time; a program has one: decide it before"
+                f"{self.builder.where} chooses between computations at run time; a program has one: decide it "
+                "before, or compute both and choose with torch.where"
             )
         return self.run(args[places[0]], args[places[0] + 1 :])
 
@@ -141,6 +142,13 @@ class Walk:
         if target.namespace != "aten":
             raise ImportGraphError(f"{self.builder.where} is no op of aten; register a decomposition of it with torch")
         types = self._types(like)
+        if _is_random(target, args, kwargs):
+            raise ImportGraphError(
+                f"{self.builder.where} draws random numbers, which a program cannot; call model.eval() where it is a "
+                "dropout, or pass the numbers in as an input"
+            )
+        if not types:  # such as a check that raises an error
+            return None
         self.opaque[self.builder.where] = None
         inputs: list[Value] = []
         written = {name: self._json(value, inputs) for name, value in (("args", args), ("kwargs", kwargs))}
@@ -189,6 +197,14 @@ class Walk:
                 wanted.shape, hints
             ):
                 raise AssertionError(f"{self.builder.where} became {value.type}, but torch computes {wanted}")
+
+
+def _is_random(target: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the op draws random numbers with these arguments; those of layers do in training alone."""
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = {**dict(zip((a.name for a in target._schema.arguments), args, strict=False)), **kwargs}
+    return all(given.get(switch) for switch in ("train", "training", "dropout_p") if switch in given)
 
 
 def _traced_value(argument: Any) -> Any:
