@@ -11,6 +11,7 @@ from planish.codegen.tvm.group_norm import GroupNorm
 from planish.codegen.tvm.map import Map
 from planish.codegen.tvm.matmul import Matmul
 from planish.codegen.tvm.pool import Pool
+from planish.codegen.tvm.quantization import Quantization
 from planish.codegen.tvm.reduce import Reduce
 from planish.codegen.tvm.rope import Rope
 from planish.codegen.tvm.rows import Rows
@@ -18,5 +19,5 @@ from planish.codegen.tvm.scan import Scan
 
 TEMPLATES: tuple[Template, ...] = (
     *(Gemm(), Matmul(), Depthwise(), Conv(), Attention(), AttentionWide()),
-    *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Map()),
+    *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Quantization(), Map()),
 )

@@ -1,0 +1,172 @@
+"""Quantization by itself: scales of groups, codes, and codes back to numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.call import Call
+from planish.codegen.tvm import vector_math as vm
+from planish.codegen.tvm.around import fuses_after, fuses_before, refuse_around
+from planish.codegen.tvm.elementwise import compute_dtype
+from planish.codegen.tvm.expression import Expression, store
+from planish.codegen.tvm.folds import Registers, largest, line_lanes
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel
+from planish.codegen.tvm.levels import MOST_LEVELS, Codebook
+from planish.codegen.tvm.loops import Index, units, vectors
+from planish.codegen.tvm.vector_math import cast, keep, like, select, splat
+from planish.compiler import ops
+from planish.compiler.ir import Node, Op, Value
+from planish.compiler.ops.quantize import middle
+from planish.compiler.types import Dim
+
+# (index of the group, its first element, how many it has)
+_Group = Callable[[Index, "tirx.PrimExpr", int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """quantization_scale, quantize and dequantize, group by group; the last axis has a constant size."""
+
+    name: ClassVar[str] = "quantization"
+    ops: ClassVar[tuple[Op, ...]] = (ops.quantization_scale, ops.quantize, ops.dequantize)
+
+    def refuse(self, call: Call, isa: Isa) -> str | None:
+        if not isinstance(call.anchor.operands[0].shape[-1], int):
+            return "groups lie along an axis of dynamic size"
+        if (levels := len(_codebook(call.anchor))) > MOST_LEVELS:
+            return f"a codebook of {levels} levels is over {MOST_LEVELS}"
+        return refuse_around(call)
+
+    def build(self, call: Call, isa: Isa) -> Kernel:
+        with kernel(call, isa) as (k, done):
+            _groups(k, _BODIES[call.anchor.op](k))
+        return Kernel(done[0], 0)
+
+    def fuses_after(self, anchor: Node, node: Node) -> bool:
+        return fuses_after(anchor, node)
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return fuses_before(node)
+
+
+def _codebook(node: Node) -> tuple[float, ...]:
+    levels = node.attrs.get("codebook", ())
+    assert isinstance(levels, tuple)
+    return levels
+
+
+def _number(node: Node, name: str) -> int:
+    value = node.attrs[name]
+    assert isinstance(value, int)
+    return value
+
+
+def _groups(k: KernelBuilder, body: _Group) -> None:
+    """Call `body` for every group of this task's share."""
+    x = k.call.anchor.operands[0]
+    group, width = _number(k.call.anchor, "group"), x.shape[-1]
+    assert isinstance(width, int)
+    whole, rest = divmod(width, group)
+    shape: tuple[Dim, ...] = (*x.shape[:-1], whole + (rest > 0))
+
+    def unit(index: Index) -> None:
+        start = bind(index[-1] * group)
+        if not rest or not whole:
+            body(index, start, rest or group)
+            return
+        with T.If(index[-1] < whole):
+            with T.Then():
+                body(index, start, group)
+            with T.Else():
+                body(index, start, rest)
+
+    units(k, shape, unit)
+
+
+def _finish(k: KernelBuilder, index: Index, value: "tirx.PrimExpr", lanes: int) -> None:
+    """Store the anchor's result at an index after what the call computes on it."""
+    (anchor,) = k.call.anchor.values
+    value = Expression(k, {anchor: lambda _, __: value}).at(k.call.output, index, lanes)
+    store(k, k.call.view, index, value, lanes)
+
+
+def _floats(k: KernelBuilder, value: Value, index: Index, lanes: int) -> "tirx.PrimExpr":
+    return cast(Expression(k).at(value, index, lanes), "float32")
+
+
+def _scales(k: KernelBuilder) -> _Group:
+    anchor = k.call.anchor
+    top = (1 << (_number(anchor, "bits") - 1)) - 1
+
+    def magnitudes(lead: Index, start: "tirx.PrimExpr") -> "Callable[[tirx.PrimExpr, int], tirx.PrimExpr]":
+        """Bits without the sign order like magnitudes do, and not-a-number lies above all."""
+
+        def read(at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+            raw = vm.bits(_floats(k, anchor.operands[0], (*lead, bind(start + at)), lanes), "int32")
+            return tirx.bitwise_and(raw, like(raw, 0x7FFFFFFF))
+
+        return read
+
+    def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
+        registers = Registers(largest("int32"), line_lanes(count, k.isa.lanes), 2)
+        registers.line(k, count, magnitudes(index[:-1], start))
+        (most,) = registers.result()
+        value = vm.bits(most, "float32")
+        _finish(k, index, value / like(value, top), 1)
+
+    return body
+
+
+def _codes(k: KernelBuilder) -> _Group:
+    anchor = k.call.anchor
+    x, scale = anchor.operands
+    top = (1 << (_number(anchor, "bits") - 1)) - 1
+
+    def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
+        size = keep(_floats(k, scale, index, 1))
+        inverse = keep(select(vm.equal(size, like(size, 0)), like(size, 0), like(size, 1) / size))
+
+        def write(at: "tirx.PrimExpr", lanes: int) -> None:
+            place = (*index[:-1], at)
+            number = vm.intrinsic("llvm.roundeven", _floats(k, x, place, lanes) * splat(inverse, lanes))
+            number = vm.fast_maximum(keep(number), like(number, -top))
+            number = select(keep(number) < like(number, top), keep(number), like(number, top))
+            _finish(k, place, cast(cast(number, "int32"), "int8"), lanes)
+
+        vectors(k, start, count, write, k.isa.lanes)
+
+    return body
+
+
+def _numbers(k: KernelBuilder) -> _Group:
+    anchor = k.call.anchor
+    q, scale, *zeros = anchor.operands
+    book = Codebook(k.isa, _codebook(anchor)) if _codebook(anchor) else None
+    dtype = compute_dtype(anchor.types[0].dtype)
+
+    def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
+        size = keep(_floats(k, scale, index, 1))
+        zero = tirx.const(middle(q.dtype, _number(anchor, "bits")), "float32")
+        if zeros:
+            zero = keep(_floats(k, zeros[0], index, 1))
+
+        def write(at: "tirx.PrimExpr", lanes: int) -> None:
+            place = (*index[:-1], at)
+            codes = keep(cast(Expression(k).at(q, place, lanes), "int32"))
+            levels = cast(codes, "float32") - splat(zero, lanes) if book is None else book.at(codes)
+            _finish(k, place, cast(keep(levels * splat(size, lanes)), dtype), lanes)
+
+        vectors(k, start, count, write, k.isa.lanes)
+
+    return body
+
+
+_BODIES: dict[Op, Callable[[KernelBuilder], _Group]] = {
+    ops.quantization_scale: _scales,
+    ops.quantize: _codes,
+    ops.dequantize: _numbers,
+}
