@@ -88,6 +88,7 @@ class _Maker:
         self.count = ops.input_(name="count", shape=rows, dtype=DType.i64)
         self.caches = Caches(plan.cache, self.past, self.count)
         self.cached: dict[tuple[Value, Value], tuple[Value, Value]] = {}
+        self.steps: Value | None = None
         self.full = self._world(signature.tokens, self.past)
         self.final = self.full if signature.tokens == 1 else self._final()
         kind = plan.tokens.ids.dtype
@@ -214,8 +215,10 @@ class _Maker:
 
     def _steps(self) -> Value:
         """The number of each row's last token among the tokens of all rows."""
-        tokens = ops.dim_value(value=self.signature.tokens)
-        return ops.add(ops.mul(ops.arange(length=self.signature.rows), tokens), self.offset)
+        if self.steps is None:
+            tokens = ops.dim_value(value=self.signature.tokens)
+            self.steps = ops.add(ops.mul(ops.arange(length=self.signature.rows), tokens), self.offset)
+        return self.steps
 
     def _attention(self, node: Node, world: _World) -> Value:
         what, scope = self.plan.attends[node], node.scope

@@ -99,7 +99,8 @@ class Tables:
     def _fresh(self, node: Node) -> str:
         while _MOVEMENT in node.op.traits:
             node = node.operands[0].node
-        base = f"{node.scope or 'positions'}.{node.op.name}"
+        named = node.attrs["name"] if node.op is weight else node.scope
+        base = f"{named or 'positions'}.{'positions' if node.op is weight else node.op.name}"
         numbered = (base if i == 1 else f"{base}.{i}" for i in range(1, 1 << 30))
         return next(name for name in numbered if name not in self.weights)
 

@@ -253,6 +253,7 @@ REDUCTIONS: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
         ),
         (reals(4, 5), integers(4, 5)),
     ),
+    "largest": (lambda x: (x.topk(3), x.topk(2, dim=0, largest=False), x[:, :1].topk(1)), (reals(4, 5),)),
     "deviations": (
         lambda x: (x.var(1), x.var(1, unbiased=False), x.std(), x.std(1, correction=0), torch.var_mean(x, 1)),
         (reals(4, 5),),

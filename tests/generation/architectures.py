@@ -1,12 +1,13 @@
 """Small causal language models of every architecture that generation is tested on, with fixed random weights."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -16,7 +17,7 @@ _SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-_GATED = {**_SIZES, "num_key_value_heads": 2, "intermediate_size": 48}
+_GATED: dict[str, Any] = {**_SIZES, "num_key_value_heads": 2, "intermediate_size": 48}
 
 
 def build(
@@ -38,7 +39,7 @@ def build(
 
 
 def gpt2() -> nn.Module:
-    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
     config = transformers.GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4, **tokens)
     return build(transformers.GPT2LMHeadModel, config)
 
@@ -97,7 +98,7 @@ def mixtral() -> nn.Module:
 
 
 def bloom() -> nn.Module:
-    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = transformers.BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=4, **tokens)
     return build(transformers.BloomForCausalLM, config, attention="eager")
 
