@@ -13,7 +13,6 @@ from planish.errors import PassError
 from planish.passes.attention_masks import Masks
 from planish.passes.attention_scores import fuse_capped
 from planish.passes.cancel_movements import CancelMovements
-from planish.passes.fold_constants import FoldConstants
 from planish.passes.fuse_attention import FuseAttention
 from planish.passes.grouped_heads import drop_repeat
 from planish.passes.indices import Indices
@@ -30,7 +29,6 @@ _AGAIN: tuple[Pass, ...] = (
     SimplifyIndices(),
     SimplifyArithmetic(),
     CancelMovements(),
-    FoldConstants(),
     FuseAttention(),
     SimplifyArithmetic(),
     MergeCommonSubexpressions(),
