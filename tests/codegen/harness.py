@@ -46,11 +46,12 @@ def run_call(
     isa: Isa | None = None,
     tasks: int = 2,
     shift: int = 0,
+    before: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Build the call, run its tasks one after another and return the output in its logical shape.
 
     `buffers` holds, by input or weight name, the flat memory that the views of the call refer to. The output's memory
-    begins `shift` bytes past a multiple of 64.
+    begins `shift` bytes past a multiple of 64, and holds `before` where that is given.
     """
     isa, sizes = isa or host_isa(), dict(sizes or {})
     assert (why := template.refuse(call, isa)) is None, why
@@ -64,6 +65,8 @@ def run_call(
         room = numpy.zeros(out_bytes + 128, numpy.uint8)
         start = -room.ctypes.data % 64 + shift
         out = room[start : start + out_bytes]
+        if before is not None:
+            out[:] = before.contiguous().flatten().view(torch.uint8).numpy()
         scratch_bytes = evaluate_dim(built.scratch_bytes, sizes)
         for task in range(tasks):
             scratch = numpy.zeros(scratch_bytes + 64, numpy.uint8)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from planish.codegen.call import Call
-from planish.codegen.tvm.attention_plan import AttentionPlan
 from planish.codegen.tvm.isa import Isa
 from planish.compiler.ir import Node, Op
 from planish.compiler.ops.contract import attention
@@ -31,6 +30,8 @@ class Attention:
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
         dtype = call.anchor.operands[0].dtype
+        if over_cache(call.anchor):
+            return "attention over a cache has templates of its own"
         if dtype not in (DType.f32, DType.bf16, DType.f16):
             return f"attention takes f32, bf16 or f16, not {dtype}"
         return self.refuse_shapes(call)
@@ -39,6 +40,10 @@ class Attention:
         """Why a kernel of attention cannot serve the call whatever its dtype, or None."""
         if call.prologue or call.epilogue:
             return "attention computes nothing beside itself"
+        return self.refuse_sizes(call)
+
+    def refuse_sizes(self, call: Call) -> str | None:
+        """Why no kernel of attention can serve the sizes and attributes of the call, or None."""
         q, _, v = call.anchor.operands[:3]
         if not isinstance(q.shape[3], int) or not isinstance(v.shape[3], int):
             return f"attention needs constant head sizes, not {q.shape[3]} and {v.shape[3]}"
@@ -50,6 +55,7 @@ class Attention:
 
     def build(self, call: Call, isa: Isa) -> "Kernel":
         from planish.codegen.tvm.attention_blocks import build_blocks
+        from planish.codegen.tvm.attention_plan import AttentionPlan
 
         return build_blocks(AttentionPlan.of(call, isa, self.queries, self.keys))
 
@@ -58,3 +64,8 @@ class Attention:
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
         return False
+
+
+def over_cache(node: Node) -> bool:
+    """Whether an attention reads keys and values from a cache, at positions that `past` tells."""
+    return node.op is attention and len(node.inputs) > 4 and node.inputs[4] is not None

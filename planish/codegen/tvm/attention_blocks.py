@@ -74,13 +74,28 @@ class Blocks:
         self.row = bind(remainder(unit, blocks) * self.plan.block)
         self.count = bind(tirx.min(index(self.plan.block), self.rows - self.row))
         self.vectors = bind(ceil_div(self.count, self.lanes))
+        self._keys_of_row()
         self._start()
-        first, stop = self._seen()
+        self._visit(*self._seen())
+        self._finish()
+
+    def _keys_of_row(self) -> None:
+        """Bind what follows from the row of the batch; here nothing does."""
+
+    def _visit(self, first: "tirx.PrimExpr", stop: "tirx.PrimExpr") -> None:
+        """Take all keys of a range, in blocks of like size."""
         pieces = bind(ceil_div(stop - first, self.plan.keys))
         with T.serial(pieces) as piece:
             start = bind(first + quotient((stop - first) * piece, pieces))
             self._block(start, bind(first + quotient((stop - first) * (piece + 1), pieces) - start))
-        self._finish()
+
+    def slot(self, key: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        """Where a key lies along its axis."""
+        return key
+
+    def widened(self, value: Value, key: "tirx.PrimExpr", x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        """What elements of a key or value as they are stored stand for."""
+        return x
 
     def place(self, row: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
         """The head and position of a row of the unit; rows past the last repeat it."""
@@ -177,12 +192,14 @@ class Blocks:
         view = self.plan.call.inputs[value]
         buffer = self.k.buffers[value]
         with T.serial(count) as t:
-            place = bind(self.k.address(view, (self.b, self.g, first + t, 0)))
+            key = bind(first + t)
+            place = bind(self.k.address(view, (self.b, self.g, self.slot(key), 0)))
             row = bind(self.plan.regions[region] + t * pitch)
 
             def move(start: "tirx.PrimExpr", lanes: int) -> None:
                 source = steps(place, start, self.k.dim(view.strides[3]))
-                T.buffer_store(self.memory, load(self.k, buffer, view, source, lanes), [ramp(row + start, lanes)])
+                x = self.widened(value, key, load(self.k, buffer, view, source, lanes))
+                T.buffer_store(self.memory, x, [ramp(row + start, lanes)])
 
             each_chunk(length, self.lanes, move)
 
@@ -311,7 +328,7 @@ class Blocks:
         o = bind(plan.regions["o"] + row * plan.width + column)
         view = plan.call.inputs[plan.v]
         source, pitch = (self.memory, plan.width) if plan.copies_values else (k.buffers[plan.v], k.dim(view.strides[2]))
-        start = plan.regions["v"] if plan.copies_values else k.address(view, (self.b, self.g, first, 0))
+        start = plan.regions["v"] if plan.copies_values else k.address(view, (self.b, self.g, self.slot(first), 0))
         v = bind(start + column)
         rescale = plan.regions["rescale"] + row
         tile(

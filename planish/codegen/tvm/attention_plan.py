@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planish.codegen.call import Call
+from planish.codegen.tvm.attention import over_cache
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.view import View
 from planish.compiler.ir import Value
@@ -47,7 +48,7 @@ class AttentionPlan:
         sizes = {"q": block * head, "k": depth * head, "v": keys * width, "p": block * depth, "o": block * width}
         if direct_values(v, isa):
             sizes["v"] = 0
-        few = _few(q, k, count, isa)
+        few = "never" if over_cache(call.anchor) else _few(q, k, count, isa)
         if few == "always":
             sizes["q"] = sizes["k"] = 0
             sizes["v"] = 0 if dense_values(v, isa) else sizes["v"]
@@ -72,7 +73,7 @@ class AttentionPlan:
 
     @property
     def mask(self) -> Value | None:
-        return next(iter(_operands(self.call)[3:]), None)
+        return next(iter(self.call.anchor.inputs[3:4]), None)
 
     @property
     def mask_view(self) -> View | None:
@@ -152,7 +153,12 @@ def _few(q: View, k: View, count: int | None, isa: Isa) -> str:
 
 
 def _operands(call: Call) -> tuple[Value, ...]:
-    return call.anchor.operands
+    return tuple(stored(call, value) for value in call.anchor.operands)
+
+
+def stored(call: Call, value: Value) -> Value:
+    """What of an operand lies in memory: itself, or what a node of the call widens."""
+    return value if value in call.inputs else value.node.operands[0]
 
 
 def _constant_product(heads: Dim, queries: Dim, key_heads: Dim) -> int | None:

@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 from planish.codegen.call import Call
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm import wide_math
-from planish.codegen.tvm.attention import Attention
+from planish.codegen.tvm.attention import Attention, over_cache
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.loops import units
@@ -30,6 +30,8 @@ class AttentionWide:
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
         dtype = call.anchor.operands[0].dtype
+        if over_cache(call.anchor):
+            return "attention over a cache has templates of its own"
         return Attention().refuse_shapes(call) if dtype is DType.f64 else f"it computes in f64, not {dtype}"
 
     def build(self, call: Call, isa: Isa) -> Kernel:

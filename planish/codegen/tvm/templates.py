@@ -3,6 +3,8 @@
 from planish.codegen.template import Template
 from planish.codegen.tvm.attention import Attention
 from planish.codegen.tvm.attention_wide import AttentionWide
+from planish.codegen.tvm.cache_update import CacheUpdate
+from planish.codegen.tvm.cached_attention import CachedAttention
 from planish.codegen.tvm.columns import Columns
 from planish.codegen.tvm.conv import Conv
 from planish.codegen.tvm.depthwise import Depthwise
@@ -18,6 +20,7 @@ from planish.codegen.tvm.rows import Rows
 from planish.codegen.tvm.scan import Scan
 
 TEMPLATES: tuple[Template, ...] = (
-    *(Gemm(), Matmul(), Depthwise(), Conv(), Attention(), AttentionWide()),
+    *(Gemm(), Matmul(), Depthwise(), Conv(), CachedAttention(), Attention(), AttentionWide()),
+    CacheUpdate(),
     *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Quantization(), Map()),
 )

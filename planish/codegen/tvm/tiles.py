@@ -50,14 +50,14 @@ def each_chunk(length: int, lanes: int, body: Callable[["tirx.PrimExpr", int], N
 
 
 def load(k: KernelBuilder, buffer: "tirx.Buffer", view: View, place: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-    """`lanes` elements of a float view along its last axis from the flat index `place`, as f32; f64 stays."""
+    """`lanes` elements of a float or i8 view along its last axis from the flat index `place`, as f32; f64 stays."""
     stride = view.strides[-1]
     dense = lanes == 1 or same_dim(stride, 1)
     value = buffer[ramp(place, lanes) if dense else T.ramp(place, k.dim(stride), lanes)]
     if view.dtype is DType.bf16:
         wide = cast(value, "uint32")
         return bits(wide << like(wide, 16), "float32")
-    return cast(value, "float32") if view.dtype is DType.f16 else value
+    return cast(value, "float32") if view.dtype in (DType.f16, DType.i8) else value
 
 
 def store(buffer: "tirx.Buffer", dtype: DType, place: "tirx.PrimExpr", value: "tirx.PrimExpr", lanes: int) -> None:
