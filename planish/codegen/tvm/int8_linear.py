@@ -1,0 +1,118 @@
+"""Linear layers over quantized activations and weights on CPUs: integer products, scaled group by group."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.call import Call
+from planish.codegen.tvm.gemm_finish import Finish, finishes, refuse_finish
+from planish.codegen.tvm.int8_packing import group_panels
+from planish.codegen.tvm.int8_plan import Int8Plan, refuse_call, refuse_nodes
+from planish.codegen.tvm.int8_rows import QuantizedRows, quantized_rows, rows_bytes
+from planish.codegen.tvm.int8_tile import Int8Tile
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.tvm.kernel import TVM_DTYPE, Kernel, KernelBuilder, bind, kernel
+from planish.codegen.tvm.tiles import index, quotient, remainder
+from planish.compiler import ops
+from planish.compiler.ir import Node, Op, Value
+from planish.compiler.types import DType
+
+_HEIGHTS = (8, 6, 4, 2, 1)  # of tiles for the rows left over; the smallest that holds them all is computed
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Linear:
+    """dequantize(xq, xs) times dequantize(q, ws, zero?), plus bias and elementwise nodes, summed as integers by group.
+
+    Codes of x are i8, those of the weight u8 or i8 of up to 8 bits, packed two a byte up to 4 bits. The groups of one
+    are multiples of the other's, or whole rows.
+    """
+
+    name: ClassVar[str] = "int8-linear"
+    ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
+
+    def refuse(self, call: Call, isa: Isa) -> str | None:
+        return refuse_call(call) or refuse_finish(call)
+
+    def build(self, call: Call, isa: Isa) -> Kernel:
+        plan = Int8Plan(call, isa)
+        sums_bytes = plan.tile.rows * plan.tile.width * 4
+        with kernel(call, isa) as (k, done):
+            sums = k.scratch_buffer(plan.tile.rows * plan.tile.width, DType.f32)
+            rows = quantized_rows(k, plan, sums_bytes)
+            tile = Int8Tile(plan, rows, _codes(k, plan), *_groups(k, plan), sums)
+            _emit(k, plan, rows, tile, Finish(k, plan.tile, sums, plan.columns))
+        codes, *groups = plan.w.operands
+        packings = {codes: plan.packing.packing(), **{v: group_panels(plan.tile.width) for v in groups}}
+        return Kernel(done[0], sums_bytes + rows_bytes(plan), packings)
+
+    def fuses_after(self, anchor: Node, node: Node) -> bool:
+        return finishes(anchor, node)
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return node in {value.node for value in anchor.operands[:2]} and refuse_nodes(anchor) is None
+
+
+def _codes(k: KernelBuilder, plan: Int8Plan) -> "tirx.Buffer":
+    return _packed(k, plan.w.operands[0], plan.panels * plan.padded // plan.unit * plan.tile.width, "int32")
+
+
+def _groups(k: KernelBuilder, plan: Int8Plan) -> "tuple[tirx.Buffer, tirx.Buffer | None]":
+    """The packed scales and zero points of the weight."""
+    _, scale, *zero = plan.w.operands
+    count = plan.panels * plan.w_groups * plan.tile.width
+    dtype = "float32" if scale.dtype is DType.bf16 else TVM_DTYPE[scale.dtype]
+    return _packed(k, scale, count, dtype), _packed(k, zero[0], count, "uint8") if zero else None
+
+
+def _packed(k: KernelBuilder, value: Value, count: int, dtype: str) -> "tirx.Buffer":
+    """The buffer that a packed weight is passed as."""
+    pointer = tvm.ir.PointerType(tvm.ir.PrimType(dtype))
+    data = T.bind(tvm.ir.Call("tirx.reinterpret", [k.buffers[value].data], ret_ty=pointer), pointer)
+    return T.decl_buffer((k.dim(count),), dtype, data=data)
+
+
+def _emit(k: KernelBuilder, plan: Int8Plan, rows: QuantizedRows, tile: Int8Tile, finish: Finish) -> None:
+    """This task's tiles, which are counted block by block of rows, in a block panel by panel."""
+    height, total = plan.tile.rows, bind(k.dim(plan.rows))
+    row_tiles = bind(quotient(total + (height - 1), height))
+    first, last = k.share(row_tiles * plan.panels)
+    size = plan.block_tiles * plan.panels
+    start = bind(quotient(first, size))
+    with T.serial(quotient(last + (size - 1), size) - start) as b:
+        block = bind((start + b) * plan.block)
+        tiles = bind(tirx.min(index(plan.block_tiles), row_tiles - (start + b) * plan.block_tiles))
+        low = bind(tirx.max(first - (start + b) * size, index(0)))
+        high = bind(tirx.min(last - (start + b) * size, tiles * plan.panels))
+        rows.prepare(block, bind(tirx.min(total, block + plan.block)))
+        with T.serial(high - low) as t:
+            panel, row = bind(quotient(low + t, tiles)), bind(remainder(low + t, tiles) * height)
+            count = bind(tirx.min(index(height), total - block - row))
+            _heights(plan, tile, panel, row, count)
+            finish(bind(block + row), count, bind(panel * plan.tile.width))
+
+
+def _heights(
+    plan: Int8Plan, tile: Int8Tile, panel: "tirx.PrimExpr", row: "tirx.PrimExpr", count: "tirx.PrimExpr"
+) -> None:
+    """The tile of the least height that holds `count` rows; rows after them hold numbers that nobody reads."""
+    known, whole = plan.known_rows, plan.tile.rows
+    if known is None:
+        heights = (whole, *(h for h in _HEIGHTS if h < whole))
+    else:
+        heights = tuple(h for h in (whole if known >= whole else 0, known % whole) if h)
+
+    def fewer(heights: tuple[int, ...]) -> None:
+        if len(heights) == 1:
+            tile.emit(heights[0], panel, row)
+            return
+        with T.If(count > heights[1]):
+            with T.Then():
+                tile.emit(heights[0], panel, row)
+            with T.Else():
+                fewer(heights[1:])
+
+    fewer(heights)

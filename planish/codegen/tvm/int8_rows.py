@@ -1,0 +1,123 @@
+"""Quantized rows copied for integer products: codes in whole groups, scales, and what zero points take off."""
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.tvm.gemm_rows import unravel
+from planish.codegen.tvm.int8_dot import signed_byte
+from planish.codegen.tvm.int8_plan import Int8Plan
+from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
+from planish.codegen.tvm.tiles import each_chunk, index
+from planish.compiler.ir import Value
+from planish.compiler.types import DType
+
+_LANES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedRows:
+    """A block of rows of x in scratch memory.
+
+    `units` holds codes, four in 32 bits, rows `plan.stride` apart; `scales` [row][x group] f32; `offsets` [row][group]
+    i32 is minus the sum of a group's codes, times the weight's zero where that is a constant.
+    """
+
+    k: KernelBuilder
+    plan: Int8Plan
+    units: "tirx.Buffer"
+    scales: "tirx.Buffer"
+    offsets: "tirx.Buffer"
+
+    def prepare(self, block: "tirx.PrimExpr", last: "tirx.PrimExpr") -> None:
+        """Copy rows `block` to `last - 1`."""
+        codes, scales = self.plan.x.operands[:2]
+        with T.serial(last - block) as i:
+            row = bind(block + i)
+            self._codes(self._start(codes, row), bind(i * self.plan.stride))
+            self._scales(self._start(scales, row), i)
+            if self.plan.offset or self.plan.zero:
+                self._offsets(i)
+
+    def _start(self, value: Value, row: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        view = self.k.call.inputs[value]
+        return bind(self.k.address(view, (*unravel(self.k, row, view.shape[:-1]), index(0))))
+
+    def _codes(self, start: "tirx.PrimExpr", place: "tirx.PrimExpr") -> None:
+        plan, source = self.plan, self.k.buffers[self.plan.x.operands[0]]
+
+        def copy(at: "tirx.PrimExpr", lanes: int) -> None:
+            units = T.reinterpret(_wide("int32", lanes), source[ramp(start + at * 4, 4 * lanes)])
+            T.buffer_store(self.units, units, [ramp(place + at, lanes)])
+
+        whole, rest = divmod(plan.depth, 4)
+        each_chunk(whole, _LANES, copy)
+        if rest:
+            bytes_ = [source[start + (4 * whole + i)].astype("int32") & T.int32(255) for i in range(rest)]
+            unit = bytes_[0]
+            for i, byte in enumerate(bytes_[1:], 1):
+                unit = unit | (byte << T.int32(8 * i))
+            T.buffer_store(self.units, unit, [place + whole])
+        used = whole + (rest > 0)
+
+        def clear(at: "tirx.PrimExpr", lanes: int) -> None:
+            zero = T.int32(0) if lanes == 1 else T.broadcast(T.int32(0), lanes)
+            T.buffer_store(self.units, zero, [ramp(place + used + at, lanes)])
+
+        each_chunk(plan.padded // 4 - used, _LANES, clear)
+
+    def _scales(self, start: "tirx.PrimExpr", i: "tirx.PrimExpr") -> None:
+        scales = self.plan.x.operands[1]
+        stride = self.k.dim(self.k.call.inputs[scales].strides[-1])
+        with T.serial(index(self.plan.x_groups)) as group:
+            value = self.k.buffers[scales][start + group * stride]
+            T.buffer_store(self.scales, value, [i * self.plan.x_groups + group])
+
+    def _offsets(self, i: "tirx.PrimExpr") -> None:
+        plan = self.plan
+        with T.serial(index(plan.count)) as group:
+            base = bind(i * plan.stride + group * (plan.group // 4))
+            total = T.alloc_buffer((1,), "int32")
+            T.buffer_store(total, T.int32(0), [0])
+
+            def add(at: "tirx.PrimExpr", lanes: int) -> None:
+                units = bind(self.units[ramp(base + at, lanes)])
+                four = [signed_byte(units, byte) for byte in range(4)]
+                added = bind((four[0] + four[1]) + (four[2] + four[3]))
+                if lanes > 1:
+                    added = T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", added)
+                T.buffer_store(total, total[0] + added, [0])
+
+            each_chunk(plan.group // 4, _LANES, add)
+            factor = -1 if plan.zero else -plan.offset
+            T.buffer_store(self.offsets, total[0] * T.int32(factor), [i * plan.count + group])
+
+
+def rows_bytes(plan: Int8Plan) -> int:
+    """Scratch memory of a block of rows."""
+    return _codes_bytes(plan) + _scales_bytes(plan) + -(-plan.block * plan.count * 4 // 64) * 64
+
+
+def quantized_rows(k: KernelBuilder, plan: Int8Plan, place: int) -> QuantizedRows:
+    """The rows of the open kernel, from byte `place` of its scratch memory."""
+    scales = place + _codes_bytes(plan)
+    return QuantizedRows(
+        k,
+        plan,
+        k.scratch_buffer(plan.block * plan.stride, DType.i32, place),
+        k.scratch_buffer(plan.block * plan.x_groups, DType.f32, scales),
+        k.scratch_buffer(plan.block * plan.count, DType.i32, scales + _scales_bytes(plan)),
+    )
+
+
+def _codes_bytes(plan: Int8Plan) -> int:
+    return plan.block * plan.stride * 4
+
+
+def _scales_bytes(plan: Int8Plan) -> int:
+    return -(-plan.block * plan.x_groups * 4 // 64) * 64
+
+
+def _wide(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"

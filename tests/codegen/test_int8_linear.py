@@ -1,0 +1,281 @@
+"""Products of quantized activations and weights against sums in 64 bits: formats, odd sizes, epilogues, CPUs."""
+
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from planish.codegen.call import Call
+from planish.codegen.tvm.build import build_object
+from planish.codegen.tvm.int8_linear import Int8Linear
+from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
+from planish.codegen.view import View
+from planish.compiler import ops
+from planish.compiler.ir import Graph, Value
+from planish.compiler.types import Dim, DType, Shape, symbol
+from tests.codegen.harness import call_of, host_isa, run_call
+
+_DTYPES = {
+    torch.int8: DType.i8,
+    torch.uint8: DType.u8,
+    torch.float16: DType.f16,
+    torch.bfloat16: DType.bf16,
+    torch.float32: DType.f32,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A linear of `columns` over rows of `depth`: groups of x and of the weight, and the weight's codes."""
+
+    columns: int
+    depth: int
+    x_group: int
+    w_group: int
+    bits: int = 4
+    zero: bool = False
+    codes: torch.dtype = torch.uint8
+    scale: torch.dtype = torch.float32
+
+    def tensors(self, *rows: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        unsigned = self.codes is torch.uint8
+        low, high = (0, 1 << self.bits) if unsigned else (-(1 << (self.bits - 1)), 1 << (self.bits - 1))
+        groups = -(-self.depth // self.w_group)
+        found = {
+            "xq": torch.randint(-127, 128, (*rows, self.depth), generator=generator, dtype=torch.int8),
+            "xs": torch.rand((*rows, -(-self.depth // self.x_group)), generator=generator) / 127,
+            "q": torch.randint(low, high, (self.columns, self.depth), generator=generator, dtype=torch.int16),
+            "ws": torch.rand((self.columns, groups), generator=generator) / (1 << self.bits),
+            "b": torch.randn(self.columns, generator=generator),
+            "r": torch.randn((*rows, self.columns), generator=generator),
+        }
+        found["q"], found["ws"] = found["q"].to(self.codes), found["ws"].to(self.scale)
+        if self.zero:
+            zero = torch.randint(0, 1 << self.bits, (self.columns, groups), generator=generator, dtype=torch.int16)
+            found["zero"] = zero.to(torch.uint8)
+        return found
+
+    def wanted(self, t: dict[str, Tensor]) -> Tensor:
+        """x and the weight as numbers, multiplied in f64."""
+
+        def spread(values: Tensor, group: int) -> Tensor:
+            return values.double().repeat_interleave(group, -1)[..., : self.depth]
+
+        middle = 1 << (self.bits - 1) if self.codes is torch.uint8 else 0
+        zero = spread(t["zero"], self.w_group) if self.zero else middle
+        w = (t["q"].double() - zero) * spread(t["ws"], self.w_group)
+        return functional.linear(t["xq"].double() * spread(t["xs"], self.x_group), w, t["b"].double())
+
+    def linear(self, t: dict[str, Tensor], rows: Shape) -> tuple[tuple[Value, ...], Value]:
+        """The graph's inputs and the result of the layer."""
+        shapes: dict[str, Shape] = {"xq": (*rows, self.depth), "xs": (*rows, t["xs"].shape[-1])}
+        xq, xs = (ops.input_(name=n, shape=s, dtype=_DTYPES[t[n].dtype]) for n, s in shapes.items())
+        names = ("q", "ws", "zero") if self.zero else ("q", "ws")
+        leaves = [ops.weight(name=n, shape=tuple(t[n].shape), dtype=_DTYPES[t[n].dtype]) for n in (*names, "b")]
+        w = ops.dequantize(*leaves[:-1], group=self.w_group, bits=self.bits)
+        return (xq, xs), ops.linear(ops.dequantize(xq, xs, group=self.x_group), w, leaves[-1])
+
+    def call(self, t: dict[str, Tensor], rows: Shape) -> Call:
+        inputs, y = self.linear(t, rows)
+        return call_of(Graph("main", inputs, (y,)), ops.linear)
+
+    def check(self, *rows: int, isa: Isa | None = None, tasks: int = 2, named: str | None = None) -> None:
+        t = self.tensors(*rows)
+        first: Dim = symbol(named) if named else rows[0]
+        sizes = {named: rows[0]} if named else {}
+        got = run_call(Int8Linear(), self.call(t, (first, *rows[1:])), t, sizes=sizes, isa=isa, tasks=tasks)
+        close(got, self.wanted(t))
+
+
+def close(got: Tensor, wanted: Tensor) -> None:
+    """Sums within a group are exact, so that only a few roundings of f32 remain."""
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+
+
+_PLAIN = Case(70, 200, 32, 32)
+FORMATS = {
+    "int4": _PLAIN,
+    "int4 with zeros": replace(_PLAIN, zero=True),
+    "int4 of signed codes": replace(_PLAIN, codes=torch.int8),
+    "int3": replace(_PLAIN, bits=3),
+    "int8": replace(_PLAIN, bits=8, codes=torch.int8),
+    "int8 of unsigned codes": replace(_PLAIN, bits=8),
+    "int8 with zeros": replace(_PLAIN, bits=8, zero=True),
+    "int8 of signed codes with zeros": replace(_PLAIN, bits=8, codes=torch.int8, zero=True),
+    "int6": replace(_PLAIN, bits=6, codes=torch.int8),
+}
+GROUPS = {
+    "equal": (32, 32),
+    "wider of x": (64, 32),
+    "wider of the weight": (32, 96),
+    "rows of x": (200, 32),
+    "rows of the weight": (64, 200),
+    "rows of both": (200, 200),
+    "beyond the row": (512, 256),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("groups", GROUPS)
+def test_formats_and_groups_are_right(form: str, groups: str) -> None:
+    x_group, w_group = GROUPS[groups]
+    replace(FORMATS[form], x_group=x_group, w_group=w_group).check(5)
+
+
+@pytest.mark.parametrize("isa", [AVX2, AVX512, replace(host_isa(), int8_dot=False)], ids=["avx2", "avx512", "no-vnni"])
+@pytest.mark.parametrize("form", ["int4", "int4 with zeros", "int8"])
+def test_cpus_without_the_instruction_are_right(form: str, isa: Isa) -> None:
+    FORMATS[form].check(9, isa=isa)
+
+
+@pytest.mark.parametrize("scale", [torch.float16, torch.bfloat16])
+def test_scales_of_half_precision_are_right(scale: torch.dtype) -> None:
+    Case(70, 200, 32, 32, scale=scale).check(5)
+
+
+@pytest.mark.parametrize(("columns", "depth"), [(1, 1), (3, 5), (32, 8), (33, 127), (100, 576), (31, 13)])
+@pytest.mark.parametrize(("bits", "codes"), [(4, torch.uint8), (8, torch.int8)])
+def test_odd_sizes_are_right(columns: int, depth: int, bits: int, codes: torch.dtype) -> None:
+    Case(columns, depth, 128, 128, bits=bits, codes=codes).check(3)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 11, 12, 13, 24, 31, 70])
+def test_counts_of_rows_are_right(rows: int) -> None:
+    Case(40, 64, 32, 32).check(rows)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 9, 12, 13, 70, 300])
+def test_a_dynamic_count_of_rows_is_right(rows: int) -> None:
+    Case(40, 96, 32, 32, zero=True).check(rows, named="m")
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 5, 64])
+def test_any_split_of_the_work_is_right(tasks: int) -> None:
+    Case(100, 8000, 128, 128).check(130, tasks=tasks)
+
+
+def test_one_vector_is_a_product_without_rows() -> None:
+    case = Case(40, 64, 32, 32)
+    t = case.tensors()
+    close(run_call(Int8Linear(), case.call(t, ()), t), case.wanted(t))
+
+
+def test_the_largest_codes_do_not_overflow() -> None:
+    case = Case(33, 32768, 32768, 32768, bits=8, codes=torch.int8)
+    t = case.tensors(2)
+    t["xq"].fill_(127)
+    t["q"].fill_(-128)
+    close(run_call(Int8Linear(), case.call(t, (2,)), t), case.wanted(t))
+
+
+def test_activation_and_residual_are_computed_on_the_tiles() -> None:
+    case = Case(35, 64, 32, 32)
+    t = case.tensors(2, 9)
+    inputs, y = case.linear(t, (symbol("b"), symbol("s")))
+    r = ops.input_(name="r", shape=y.shape, dtype=DType.f32)
+    call = call_of(Graph("main", (*inputs, r), (ops.add(r, ops.gelu(y)),)), ops.linear)
+    got = run_call(Int8Linear(), call, t, sizes={"b": 2, "s": 9})
+    close(got, t["r"] + functional.gelu(case.wanted(t)))
+
+
+def test_rows_of_views_are_read_where_they_lie() -> None:
+    case = Case(35, 64, 32, 32)
+    t = case.tensors(3, 5)
+    inputs, y = case.linear(t, (3, 5))
+    views = {n: View.contiguous(v.type) for n, v in zip(("xq", "xs"), inputs, strict=True)}
+    turned = {n: View(v.shape, (v.shape[2], 3 * v.shape[2], 1), 0, v.dtype) for n, v in views.items()}
+    call = call_of(Graph("main", inputs, (y,)), ops.linear, views=turned)
+    moved = {n: t[n].transpose(0, 1).contiguous() for n in views}
+    close(run_call(Int8Linear(), call, {**t, **moved}), case.wanted(t))
+
+
+@pytest.mark.parametrize("form", ["int4", "int8"])
+def test_the_result_in_bf16_is_rounded_once(form: str) -> None:
+    case = replace(FORMATS[form], depth=64, w_group=64)
+    t = case.tensors(4)
+    (xq, xs), _ = case.linear(t, (4,))
+    q, ws = (ops.weight(name=n, shape=tuple(t[n].shape), dtype=_DTYPES[t[n].dtype]) for n in ("q", "ws"))
+    x = ops.dequantize(xq, xs, group=32, dtype=DType.bf16)
+    y = ops.linear(x, ops.dequantize(q, ws, group=64, bits=case.bits, dtype=DType.bf16))
+    got = run_call(Int8Linear(), call_of(Graph("main", (xq, xs), (y,)), ops.linear), t)
+    wanted = case.wanted(t) - t["b"]
+    torch.testing.assert_close(got.double(), wanted, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("group", [64, 192])
+def test_the_dot_product_instruction_of_the_host_agrees_with_its_stand_in(rows: int, group: int) -> None:
+    case = Case(50, 192, group, group, bits=8, codes=torch.int8)
+    t = case.tensors(rows)
+    found = [run_call(Int8Linear(), case.call(t, (rows,)), t, isa=isa) for isa in (host_isa(), AVX512)]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("features", [(), ("+dotprod",)], ids=["plain", "dotprod"])
+def test_arm_kernels_are_built_with_and_without_the_dot_product(
+    bits: int, features: tuple[str, ...], tmp_path: Path
+) -> None:
+    isa = replace(NEON, cpu="generic", features=features)
+    case = Case(40, 64, 32, 32, bits=bits, codes=torch.int8)
+    call = case.call(case.tensors(3), (3,))
+    build_object({"kernel_under_test": Int8Linear().build(call, isa).function}, isa, tmp_path / "k.o")
+    header = (tmp_path / "k.o").read_bytes()[:20]
+    assert (header[:4], header[18:]) == (b"\x7fELF", b"\xb7\x00")
+
+
+def test_the_instruction_is_used_where_the_cpu_has_it(tmp_path: Path) -> None:
+    case = Case(64, 256, 128, 128)
+    call = case.call(case.tensors(12), (12,))
+    build_object({"kernel_under_test": Int8Linear().build(call, ZEN4).function}, ZEN4, tmp_path / "k.o")
+    text = subprocess.run(["objdump", "-d", tmp_path / "k.o"], capture_output=True, text=True, check=True).stdout
+    assert text.count("vpdpbusd") >= 12 * 2 * 2
+
+
+def _refusal(case: Case) -> str | None:
+    t = case.tensors(2)
+    (xq, xs), y = case.linear(t, (2,))
+    return Int8Linear().refuse(call_of(Graph("main", (xq, xs), (y,)), ops.linear), host_isa())
+
+
+def test_groups_that_do_not_fit_each_other_are_refused() -> None:
+    assert _refusal(Case(8, 192, 48, 32)) == "groups of 48 elements of x do not fit groups of 32 of the weight"
+
+
+def test_groups_that_are_not_whole_units_are_refused() -> None:
+    assert _refusal(Case(8, 192, 12, 12)) == "groups of 12 are not multiples of 8"
+
+
+def test_sums_that_would_overflow_are_refused() -> None:
+    case = Case(1, 70000, 70000, 70000, bits=8)
+    assert _refusal(case) == "sums over 70000 products do not fit 32 bits; groups of at most 65536 do"
+
+
+def test_float_activations_are_left_to_other_templates() -> None:
+    x = ops.input_(name="x", shape=(2, 64), dtype=DType.f32)
+    q, ws = ops.weight(name="q", shape=(8, 64), dtype=DType.i8), ops.weight(name="s", shape=(8, 2), dtype=DType.f32)
+    y = ops.linear(x, ops.dequantize(q, ws, group=32))
+    call = call_of(Graph("main", (x,), (y,)), ops.linear)
+    assert Int8Linear().refuse(call, host_isa()) == "x and the weight are not both quantized"
+    assert not Int8Linear().fuses_before(y.node, y.node.operands[1].node)
+
+
+def test_codebooks_are_refused() -> None:
+    levels = tuple(float(i) for i in range(16))
+    xq, xs = ops.input_(name="xq", shape=(2, 64), dtype=DType.i8), ops.input_(name="xs", shape=(2, 2), dtype=DType.f32)
+    q, ws = ops.weight(name="q", shape=(8, 64), dtype=DType.u8), ops.weight(name="s", shape=(8, 2), dtype=DType.f32)
+    y = ops.linear(ops.dequantize(xq, xs, group=32), ops.dequantize(q, ws, group=32, bits=4, codebook=levels))
+    why = Int8Linear().refuse(call_of(Graph("main", (xq, xs), (y,)), ops.linear), host_isa())
+    assert why is not None
+    assert "codebook" in why
+
+
+def test_both_operands_are_read_as_codes() -> None:
+    case = Case(8, 64, 32, 32)
+    _, y = case.linear(case.tensors(2), (2,))
+    assert all(Int8Linear().fuses_before(y.node, value.node) for value in y.node.operands[:2])
