@@ -10,6 +10,7 @@ from planish.codegen.tvm.conv import Conv
 from planish.codegen.tvm.depthwise import Depthwise
 from planish.codegen.tvm.gemm import Gemm
 from planish.codegen.tvm.group_norm import GroupNorm
+from planish.codegen.tvm.int8_linear import Int8Linear
 from planish.codegen.tvm.map import Map
 from planish.codegen.tvm.matmul import Matmul
 from planish.codegen.tvm.pool import Pool
@@ -20,7 +21,7 @@ from planish.codegen.tvm.rows import Rows
 from planish.codegen.tvm.scan import Scan
 
 TEMPLATES: tuple[Template, ...] = (
-    *(Gemm(), Matmul(), Depthwise(), Conv(), CachedAttention(), Attention(), AttentionWide()),
+    *(Int8Linear(), Gemm(), Matmul(), Depthwise(), Conv(), CachedAttention(), Attention(), AttentionWide()),
     CacheUpdate(),
     *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Quantization(), Map()),
 )
