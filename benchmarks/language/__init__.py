@@ -1,0 +1,1 @@
+"""Language models beside their peers: prefill, decode, memory, perplexity and greedy text."""

@@ -1,0 +1,126 @@
+"""The language models of the benchmark, and the files that peers read them from."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.zoo import llama_1b, smollm2
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the bytes and operations of a token are counted from; widths in numbers, not bytes."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    cache_heads: int
+    head_width: int
+    vocabulary: int
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of the projections of all layers, the head left out."""
+        attention = 2 * self.hidden * (self.heads + self.cache_heads) * self.head_width
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the map to the logits."""
+        return self.hidden * self.vocabulary
+
+    @property
+    def cached(self) -> int:
+        """Numbers that one token leaves in the caches of all layers."""
+        return 2 * self.layers * self.cache_heads * self.head_width
+
+    def flops(self, tokens: int) -> float:
+        """Operations of a prompt of `tokens` tokens whose last logits alone are computed; a multiply-add is two."""
+        attention = 2 * self.layers * self.heads * self.head_width * tokens * (tokens + 1)
+        return 2.0 * self.linear_weights * tokens + 2.0 * self.head_weights + attention
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A causal language model: `load()` gives transformers' module in the dtype that its weights have."""
+
+    name: str
+    description: str
+    load: Callable[[], nn.Module]
+    shape: Shape
+
+    def prompts(self, batch: int, length: int, seed: int) -> Ids:
+        """Random token ids `(batch, length)` that no other seed gives, so that no peer has seen a prefix of them."""
+        random = np.random.default_rng([seed, batch, length])
+        return random.integers(100, self.shape.vocabulary, size=(batch, length), dtype=np.int64)
+
+    def file(self, name: str, write: Callable[[Path], None]) -> Path:
+        """The file or folder `name` made of this model, written by `write` where it is not there yet."""
+        path = cache_folder() / f"{self.name}-{name}"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(dir=path.parent))
+            try:
+                write(scratch / "part")
+                (scratch / "part").rename(path)
+            finally:
+                shutil.rmtree(scratch)
+        return path
+
+    def folder(self) -> Path:
+        """The model as transformers saves it, with a tokenizer of exactly its vocabulary."""
+        return self.file("transformers", self._save)
+
+    def _save(self, path: Path) -> None:
+        from transformers import PreTrainedTokenizerFast
+
+        model: Any = _plain(self.load())
+        model.config.use_cache = True
+        model.save_pretrained(path)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=smollm2.tokenizer_of(self.shape.vocabulary))
+        tokenizer.eos_token = tokenizer.bos_token = "<|endoftext|>"
+        tokenizer.save_pretrained(path)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `planish/language` under $XDG_CACHE_HOME, or under ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "planish" / "language"
+
+
+def _plain(model: Any) -> Any:
+    """The model without the mark of the quantized file that it came from, which transformers refuses to save."""
+    if not hasattr(model.config, "quantization_config"):
+        return model
+    config = model.config.to_dict()
+    del config["quantization_config"]
+    plain = type(model)(type(model.config).from_dict(config))
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+SMOLLM2 = Source(
+    "smollm2",
+    "SmolLM2-135M-Instruct, head tied to the embedding, 134.5M parameters, f32",
+    smollm2.load,
+    Shape(30, 576, 1536, 9, 3, 64, 49152),
+)
+LLAMA_1B = Source(
+    "llama-1.1b",
+    "LLaMA of 1.1 billion random parameters (TinyLlama's shape), bf16",
+    llama_1b.load,
+    Shape(22, 2048, 5632, 32, 4, 64, 32000),
+)
+SOURCES: tuple[Source, ...] = (SMOLLM2, LLAMA_1B)
