@@ -48,6 +48,10 @@ class ArtifactError(PlanishError):
     """An artifact is damaged, foreign, newer than this version, or cannot be written."""
 
 
+class GenerationError(PlanishError):
+    """A language model gives numbers from which no token can be chosen."""
+
+
 class BackendMissing(PlanishError):
     """An optional dependency is not installed."""
 

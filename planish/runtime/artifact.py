@@ -10,7 +10,10 @@ from planish.errors import ArtifactError
 from planish.hardware_profiles.host import host_supports
 from planish.runtime.executor import Executable
 from planish.runtime.fields import Json, parse_json
-from planish.runtime.golden import Golden, check_golden, write_golden
+from planish.runtime.generation.generator import LanguageExecutable
+from planish.runtime.generation.settings import Settings
+from planish.runtime.generation.tokenizer import Tokenizer
+from planish.runtime.golden import LANGUAGE, Golden, LanguageGolden, check_golden, write_golden
 from planish.runtime.library import NativeLibrary
 from planish.runtime.manifest import NAME, Manifest, Target
 from planish.runtime.plan import Plan, check_plan
@@ -28,6 +31,16 @@ from planish.runtime.tensors import TensorFile, Weight, write_weights
 
 PLAN, PROGRAM, WEIGHTS, GOLDEN = "plan.json", "program.txt", "weights.safetensors", "golden.safetensors"
 REPORT, REPORT_TEXT, HEADER = "report.json", "report.txt", "planish.h"
+TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What the artifact of a language model has beside its functions `prefill` and `decode`."""
+
+    settings: Settings
+    tokenizer: Tokenizer | None = None
+    golden: LanguageGolden | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,7 @@ class Contents:
     recipe: tuple[str, ...] = ()
     created_with: Mapping[str, str] = field(default_factory=dict)
     golden: Mapping[str, Golden] = field(default_factory=dict)
+    language: Language | None = None
     report: Json = None
     report_text: str = ""
 
@@ -115,7 +129,12 @@ def _fill(folder: Path, contents: Contents) -> None:
     (folder / REPORT).write_text(json.dumps(contents.report, indent=1) + "\n")
     (folder / REPORT_TEXT).write_text(contents.report_text)
     write_weights(folder / WEIGHTS, contents.weights)
-    write_golden(folder / GOLDEN, plan, contents.golden)
+    language = contents.language
+    write_golden(folder / GOLDEN, plan, contents.golden, language.golden if language else None)
+    if language and language.tokenizer:
+        (folder / TOKENIZER).write_text(language.tokenizer.definition, encoding="utf-8")
+        if language.tokenizer.template:
+            (folder / CHAT_TEMPLATE).write_text(language.tokenizer.template, encoding="utf-8")
     # The manifest comes last: without it nothing in the folder is an artifact.
     (folder / NAME).write_bytes(_manifest(folder, contents).to_bytes())
 
@@ -134,6 +153,10 @@ def _manifest(folder: Path, contents: Contents) -> Manifest:
         f"({', '.join(str(spec) for spec in function.outputs)})"
         for name, function in contents.plan.functions.items()
     }
+    language = contents.language
+    golden = {name: recorded.tolerance for name, recorded in contents.golden.items()}
+    if language and language.golden:
+        golden[LANGUAGE] = language.golden.tolerance
     return Manifest(
         planish=contents.planish,
         target=contents.target,
@@ -141,7 +164,8 @@ def _manifest(folder: Path, contents: Contents) -> Manifest:
         recipe=contents.recipe,
         created_with=contents.created_with,
         files=describe_files(folder),
-        golden={name: recorded.tolerance for name, recorded in contents.golden.items()},
+        golden=golden,
+        generation=language.settings if language else None,
     )
 
 
@@ -149,7 +173,18 @@ def _assemble(folder: Path, manifest: Manifest, threads: int | None) -> Executab
     plan = Plan.from_json(parse_json((folder / _listed(manifest, PLAN)).read_bytes(), PLAN))
     weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True)
     library = NativeLibrary(folder / _listed(manifest, plan.library)) if plan.library is not None else None
-    return Executable(plan, library, weights, threads=threads)
+    settings = manifest.generation
+    if settings is None:
+        return Executable(plan, library, weights, threads=threads)
+    tokenizer = _tokenizer(folder, manifest, settings)
+    return LanguageExecutable(plan, library, weights, settings, tokenizer=tokenizer, threads=threads)
+
+
+def _tokenizer(folder: Path, manifest: Manifest, settings: Settings) -> Tokenizer | None:
+    if TOKENIZER not in manifest.files:
+        return None
+    template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8") if CHAT_TEMPLATE in manifest.files else ""
+    return Tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"), template, settings.special)
 
 
 def _listed(manifest: Manifest, name: str) -> str:

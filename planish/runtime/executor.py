@@ -2,7 +2,7 @@
 
 import ctypes
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from planish.errors import ArtifactError, InputError, nearest
 from planish.runtime import operands
+from planish.runtime.bound import BoundCall, NativeCall
 from planish.runtime.frame import Frame, Memory, Sized
 from planish.runtime.library import NativeEntry, NativeLibrary
 from planish.runtime.plan import FunctionPlan, NativeStep, Plan, Step, TensorSpec, TorchStep, ValueId
@@ -47,6 +48,24 @@ class CompiledFunction:
     def run(self, leaves: Sequence[Any]) -> list[Any]:
         """The output tensors for the input tensors, both flat and in the order of the plan."""
         return self._run(leaves, None)
+
+    def bind(self, leaves: Sequence[np.ndarray[Any, Any]]) -> Callable[[], list[Any]]:
+        """`run` for these very arrays, whose contents may change from call to call; results keep their memory.
+
+        Only one such call may run at a time. Raises InputError on an array that would have to be copied.
+        """
+        native = [step for step in self.plan.steps if isinstance(step, NativeStep)]
+        if len(native) < len(self.plan.steps) or any(spec.dtype == "bf16" for spec in self.plan.outputs):
+            return lambda: self.run(leaves)
+        inputs = [operands.take(spec, leaf) for spec, leaf in zip(self.plan.inputs, leaves, strict=True)]
+        for spec, operand, leaf in zip(self.plan.inputs, inputs, leaves, strict=True):
+            if operand.owner is not leaf:
+                raise InputError(f"input '{spec.name}' is not contiguous and cannot be bound; pass a copy")
+        sized = self._sizes_of(tuple(operand.shape for operand in inputs))
+        frame = Frame(self.plan, sized, inputs, self._memory, None)
+        calls = tuple(self._native_call(step, frame) for step in native)
+        outputs = [frame.get(ValueId("output", i)).owner for i in range(len(self.plan.outputs))]
+        return BoundCall(calls, outputs, self._memory.arenas, sized.arena_bytes, (frame,))
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
         """The time of each kernel: medians over `repeat` calls after one that is not counted."""
@@ -97,6 +116,17 @@ class CompiledFunction:
             self._run_native(step, frame, arena, None)
         if times is not None:
             times[0] = time.perf_counter() - start
+
+    def _native_call(self, step: NativeStep, frame: Frame) -> NativeCall:
+        return NativeCall(
+            step.entry,
+            self._entries[step.entry].run,
+            _pointers([frame.get(value).address for value in step.inputs]),
+            _pointers([frame.get(value).address for value in step.outputs]),
+            frame.sized.array,
+            self._memory.weights_address,
+            self.threads,
+        )
 
     def _run_native(self, step: NativeStep, frame: Frame, arena: int, times: np.ndarray[Any, Any] | None) -> None:
         code = self._entries[step.entry].run(

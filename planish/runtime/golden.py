@@ -9,13 +9,15 @@ import numpy as np
 
 from planish.errors import ArtifactError
 from planish.runtime.dtypes import ITEMSIZE, NUMPY, DTypeName
-from planish.runtime.executor import CompiledFunction, Executable
+from planish.runtime.executor import Executable
+from planish.runtime.generation.generator import Generator, LanguageExecutable
 from planish.runtime.manifest import Tolerance
 from planish.runtime.operands import widen
 from planish.runtime.plan import FunctionPlan, Plan
 from planish.runtime.tensors import TensorFile, write_tensors
 
 Array = np.ndarray[Any, Any]
+LANGUAGE = "generation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +32,21 @@ class Golden:
     tolerance: Tolerance
 
 
-def write_golden(path: Path, plan: Plan, golden: Mapping[str, Golden]) -> None:
+@dataclass(frozen=True, slots=True)
+class LanguageGolden:
+    """A prompt i64[S] of a language model and the logits f32[V] after it."""
+
+    prompt: Array
+    logits: Array
+    tolerance: Tolerance
+
+
+def write_golden(path: Path, plan: Plan, golden: Mapping[str, Golden], language: LanguageGolden | None = None) -> None:
     """Write golden.safetensors; raises ArtifactError where the arrays are not of the plan's dtypes."""
     tensors: dict[str, tuple[DTypeName, Array]] = {}
+    if language is not None:
+        tensors["generation.prompt"] = "i64", _bits("i64", language.prompt, "prompt")
+        tensors["generation.logits"] = "f32", _bits("f32", language.logits, "logits")
     for name, recorded in golden.items():
         for word, dtypes, arrays in (
             ("input", [spec.type.dtype for spec in plan.functions[name].inputs], recorded.inputs),
@@ -49,12 +63,27 @@ def check_golden(executable: Executable, path: Path, tolerances: Mapping[str, To
     """Run every function that has a record; raises ArtifactError with the place that is off the most."""
     stored = TensorFile(path)
     for name, tolerance in tolerances.items():
+        if name == LANGUAGE and isinstance(executable, LanguageExecutable):
+            _check_language(executable.generator, stored, tolerance)
+            continue
         if name not in executable.functions:
             raise ArtifactError(f"the manifest records results of '{name}', which the plan lacks")
         function = executable.functions[name]
         inputs, expected = _recorded(stored, name, function.plan)
         for i, (result, wanted) in enumerate(zip(function.run(inputs), expected, strict=True)):
-            _compare(function, i, result, wanted, tolerance)
+            _compare(f"output {i} of {function.name}", result, wanted, tolerance)
+
+
+def _check_language(generator: Generator, stored: TensorFile, tolerance: Tolerance) -> None:
+    """The recorded prompt: all but its last token by `prefill`, that one by `decode`, then all by `prefill`."""
+    prompt = _load(stored, "generation.prompt", "i64").tolist()
+    wanted = _load(stored, "generation.logits", "f32")
+    session = generator.session()
+    if len(prompt) > 1:
+        session.start([prompt[:-1]])
+        _compare("the logits of decode", session.step([prompt[-1]])[0], wanted, tolerance)
+    _compare("the logits of prefill", session.start([prompt])[0], wanted, tolerance)
+    generator.give_back(session)
 
 
 def _recorded(stored: TensorFile, name: str, plan: FunctionPlan) -> tuple[list[Array], list[Array]]:
@@ -69,8 +98,8 @@ def _load(stored: TensorFile, key: str, dtype: DTypeName) -> Array:
     return stored.array(key, dtype, stored.shape(key))
 
 
-def _compare(function: CompiledFunction, index: int, result: Array, wanted: Array, tolerance: Tolerance) -> None:
-    what = f"golden check: output {index} of {function.name}"
+def _compare(name: str, result: Array, wanted: Array, tolerance: Tolerance) -> None:
+    what = f"golden check: {name}"
     if result.shape != wanted.shape:
         raise ArtifactError(f"{what} has shape {list(result.shape)}, recorded {list(wanted.shape)}; compile again")
     if wanted.dtype.kind != "f":

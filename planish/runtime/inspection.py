@@ -8,6 +8,7 @@ from pathlib import Path
 from planish.errors import ArtifactError
 from planish.runtime.artifact import PLAN, REPORT_TEXT, WEIGHTS
 from planish.runtime.fields import Json, parse_json
+from planish.runtime.generation.settings import Settings
 from planish.runtime.manifest import FORMAT, Manifest, Target
 from planish.runtime.plan import FunctionPlan, Plan, TorchStep
 from planish.runtime.storage import read_manifest, read_member
@@ -38,6 +39,7 @@ class ArtifactInfo:
     files: Mapping[str, int]
     weights_bytes: int
     report_text: str
+    generation: Settings | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -61,6 +63,12 @@ class ArtifactInfo:
                 f"  kernels: {kernels or 'none listed'}",
                 *(f"  runs as torch: {op}" for op in function.torch_ops),
             ]
+        if made := self.generation:
+            ends = ", ".join(map(str, made.end)) or "none"
+            lines.append(
+                f"generates: context {made.context}, batch {made.batch}, prefill by {made.chunk}, cache {made.cache}, "
+                f"vocabulary {made.vocabulary}, end tokens {ends}"
+            )
         lines += [f"pass {line}" for line in self.recipe]
         return "\n".join(lines)
 
@@ -87,6 +95,7 @@ def inspect(path: str | Path) -> ArtifactInfo:
         files=sizes,
         weights_bytes=sizes.get(WEIGHTS, 0),
         report_text=_read(place, manifest, REPORT_TEXT).decode(errors="replace"),
+        generation=manifest.generation,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from planish.errors import ArtifactError
 from planish.runtime.fields import Field, parse_json
+from planish.runtime.generation.settings import Settings
 
 FORMAT: Final = 1
 NAME: Final = "manifest.json"
@@ -44,7 +45,10 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The whole of manifest.json. `functions` are signatures as text, `golden` is by function."""
+    """The whole of manifest.json. `functions` are signatures as text, `golden` is by function.
+
+    `generation` is there for language models.
+    """
 
     planish: str
     target: Target
@@ -53,10 +57,14 @@ class Manifest:
     created_with: Mapping[str, str]
     files: Mapping[str, FileEntry]
     golden: Mapping[str, Tolerance]
+    generation: Settings | None = None
 
     def to_bytes(self) -> bytes:
         """The text of the file, with the format version and a digest of everything else in it."""
         body = {"format": FORMAT, **asdict(self)}
+        del body["generation"]
+        if self.generation is not None:
+            body["generation"] = self.generation.to_json()
         return json.dumps({**body, "digest": _digest(body)}, indent=1, sort_keys=True).encode() + b"\n"
 
     @classmethod
@@ -65,7 +73,7 @@ class Manifest:
         field = Field(parse_json(raw, NAME), NAME)
         _check_format(field.members())
         names = ("planish", "target", "functions", "recipe", "created_with", "files", "golden")
-        members = field.object("format", "digest", *names)
+        members = field.object("format", "digest", *names, optional=("generation",))
         if (
             _digest({key: member.value for key, member in members.items() if key != "digest"})
             != members["digest"].value
@@ -79,6 +87,7 @@ class Manifest:
             {name: version.text() for name, version in members["created_with"].members().items()},
             {_checked_path(name): _read_file(entry) for name, entry in members["files"].members().items()},
             {name: _read_tolerance(entry) for name, entry in members["golden"].members().items()},
+            Settings.from_json(members["generation"]) if "generation" in members else None,
         )
 
 

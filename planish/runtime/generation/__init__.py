@@ -1,0 +1,1 @@
+"""Generation of text by the functions `prefill` and `decode` of an artifact, with numpy alone."""

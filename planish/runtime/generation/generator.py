@@ -1,0 +1,217 @@
+"""A loaded language model: prompts in, tokens out."""
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from planish.errors import GenerationError, InputError
+from planish.runtime.executor import Executable
+from planish.runtime.generation.sampling import Sampler, Sampling
+from planish.runtime.generation.session import Function, Session, check_prompt
+from planish.runtime.generation.settings import Settings
+from planish.runtime.generation.stream import BatchStream, Clock, FinishReason, Row, Steps, Stream
+from planish.runtime.generation.text import Pieces, StopText
+from planish.runtime.generation.tokenizer import Tokenizer
+from planish.runtime.library import NativeLibrary
+from planish.runtime.plan import Plan
+from planish.runtime.tensors import TensorFile
+
+Stop = str | int | Sequence[str | int]
+
+
+class Generator:
+    """Generates by two functions. Calls from several threads run side by side, each with caches of its own."""
+
+    def __init__(
+        self, prefill: Function, decode: Function, settings: Settings, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.settings, self.tokenizer = settings, tokenizer
+        self._functions = prefill, decode
+        self._lock = threading.Lock()
+        self._idle: Session | None = None
+
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: Stop | None = None,
+        seed: int | None = None,
+    ) -> Stream | BatchStream:
+        """See `planish.LanguageModel.generate`."""
+        prompts, single, text = self._prompts(prompt)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        limits = self._limits(max_new_tokens, stop)
+        rows = [self._row(ids, i, sampling, limits, text=text) for i, ids in enumerate(prompts)]
+        return self._started(rows, single)
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        max_new_tokens: int = 128,
+        stop: Stop | None = None,
+        **sampling: Any,
+    ) -> Stream:
+        """See `planish.LanguageModel.chat`."""
+        tokenizer = self._text_by("chat")
+        given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        prompt = self._ids(tokenizer.encode(tokenizer.chat(given), special=False))
+        row = self._row(prompt, 0, Sampling(**sampling), self._limits(max_new_tokens, stop), text=True)
+        stream = self._started([row], True)
+        assert isinstance(stream, Stream)
+        return stream
+
+    def session(self) -> Session:
+        """Fresh or used caches, to be handed to `give_back`."""
+        with self._lock:
+            session, self._idle = self._idle, None
+        return session or Session(*self._functions, self.settings)
+
+    def give_back(self, session: Session) -> None:
+        """Keep the caches for the next generation, those of one at most and none that hold undefined numbers."""
+        with self._lock:
+            self._idle = self._idle if session.damaged else session
+
+    def _started(self, rows: Sequence[Row], single: bool) -> Stream | BatchStream:
+        clock = Clock()
+        steps = self._steps(rows, clock)
+        return Stream(rows, steps, clock) if single else BatchStream(rows, steps, clock)
+
+    def _steps(self, rows: Sequence[Row], clock: Clock) -> Steps:
+        clock.begin()
+        session = self.session()
+        try:
+            logits = session.start([row.prompt for row in rows])
+            while True:
+                _check_finite(logits, rows, session)
+                tokens = [None if row.finish_reason else row.take(line) for row, line in zip(rows, logits, strict=True)]
+                clock.tick()
+                yield tokens
+                if all(row.finish_reason for row in rows):
+                    break
+                logits = session.step([None if row.finish_reason else row.tokens[-1] for row in rows])
+        finally:
+            self.give_back(session)
+
+    def _prompts(self, given: Any) -> tuple[list[list[int]], bool, bool]:
+        """The ids of every prompt, whether it is a single one, and whether there was text."""
+        given = _plain(given)
+        if isinstance(given, str):
+            return [self._ids(given)], True, True
+        if not isinstance(given, list | tuple | range):
+            raise InputError(f"generate: a prompt is text, token ids or a list of either, not a {type(given).__name__}")
+        inner = [_plain(each) for each in given]
+        if not any(isinstance(each, str | list | tuple | range) for each in inner):
+            return [self._ids(inner)], True, False
+        if len(inner) > self.settings.batch:
+            raise InputError(
+                f"generate: {len(inner)} prompts were given, the model was compiled for a batch of "
+                f"{self.settings.batch}; give fewer, or compile with planish.Generation(batch={len(inner)})"
+            )
+        return [self._ids(each) for each in inner], False, any(isinstance(each, str) for each in inner)
+
+    def _ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            prompt = self._text_by("generate").encode(prompt)
+        if not isinstance(prompt, list | tuple | range):
+            raise InputError(f"generate: every prompt of a batch is text or a list of token ids, not {prompt!r}")
+        for token in prompt:
+            if not isinstance(token, int | np.integer) or isinstance(token, bool):
+                raise InputError(f"generate: a token id is an integer, not {token!r}")
+        check_prompt(prompt, self.settings)
+        return [int(token) for token in prompt]
+
+    def _limits(self, max_new_tokens: int, stop: Stop | None) -> "_Limits":
+        if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+            raise InputError(f"generate: max_new_tokens is an integer of at least 1, not {max_new_tokens!r}")
+        each = () if stop is None else (stop,) if isinstance(stop, str | int) else tuple(stop)
+        strings = tuple(one for one in each if isinstance(one, str))
+        ids = [one for one in each if isinstance(one, int | np.integer)]
+        if len(ids) + len(strings) < len(each) or "" in strings:
+            raise InputError(f"generate: stop is text, a token id or a list of those, none empty, not {stop!r}")
+        if strings:
+            self._text_by("stop")
+        for token in ids:
+            if not 0 <= token < self.settings.vocabulary:
+                raise InputError(f"generate: the stop token {token} is outside 0..{self.settings.vocabulary - 1}")
+        return _Limits(int(max_new_tokens), frozenset(map(int, ids)), strings)
+
+    def _row(self, prompt: list[int], place: int, sampling: Sampling, limits: "_Limits", *, text: bool) -> Row:
+        sampler = Sampler(sampling, self.settings.vocabulary, row=place)
+        sampler.note(prompt)
+        # the last token is chosen and never read, so it needs no place
+        room = self.settings.context - len(prompt) + 1
+        reason: FinishReason = "length" if limits.tokens <= room else "context"
+        pieces = Pieces(self._text_by("text"), prompt) if text or limits.strings else None
+        end = frozenset(self.settings.end)
+        count = min(limits.tokens, room)
+        return Row(prompt, sampler, count, reason, end, limits.ids, pieces, StopText(limits.strings))
+
+    def _text_by(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                f"{what}: the artifact has no tokenizer, so give token ids; to give text, compile with "
+                "planish.Generation(tokenizer=...)"
+            )
+        return self.tokenizer
+
+
+class LanguageExecutable(Executable):
+    """A loaded artifact of a language model. `generator` makes text; the functions are `prefill` and `decode`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        library: NativeLibrary | None,
+        weights: TensorFile,
+        settings: Settings,
+        *,
+        tokenizer: Tokenizer | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(plan, library, weights, threads=threads)
+        self.generator = Generator(self.function("prefill"), self.function("decode"), settings, tokenizer)
+
+    def generate(self, prompt: Any, **options: Any) -> Stream | BatchStream:
+        """See `planish.LanguageModel.generate`."""
+        return self.generator.generate(prompt, **options)
+
+    def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Stream:
+        """See `planish.LanguageModel.chat`."""
+        return self.generator.chat(messages, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How many tokens to make at most, and what ends a text before."""
+
+    tokens: int
+    ids: frozenset[int]
+    strings: tuple[str, ...]
+
+
+def _check_finite(logits: np.ndarray[Any, Any], rows: Sequence[Row], session: Session) -> None:
+    """Raise GenerationError naming the layer where the logits of a running row have no finite maximum."""
+    for place, (row, line) in enumerate(zip(rows, logits, strict=True)):
+        top = float(line.max())
+        if row.finish_reason is None and not math.isfinite(top):
+            session.damaged = True
+            raise GenerationError(
+                f"generate: the logits after {len(row.prompt) + len(row.tokens)} tokens of row {place} hold {top}: "
+                f"{session.first_undefined()}; check the weights of that layer, or whether the model overflows"
+            )
+
+
+def _plain(given: Any) -> Any:
+    """An array or tensor as lists."""
+    return given.tolist() if hasattr(given, "tolist") else given

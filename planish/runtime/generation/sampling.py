@@ -1,0 +1,160 @@
+"""Choosing the next token from logits: penalties, filters and the draw, in the order of transformers."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from planish.errors import InputError
+
+Array = np.ndarray[Any, Any]
+_BLOCK = 64
+# Only the outermost of these shells below the largest logit that a share of the probability reaches is sorted.
+_DEPTHS = (2.0, 4.0, 6.0, 9.0, 13.0, 20.0, math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. At `temperature` 0 the likeliest is; otherwise one is drawn from what the filters leave.
+
+    repetition_penalty: divides positive logits of tokens that were there before, multiplies negative ones.
+    temperature: divides the logits; None is 1 where a filter is given, else 0.
+    top_k: keeps the k largest logits, and ties of the least of them.
+    top_p: keeps the likeliest tokens until their probabilities reach p.
+    min_p: keeps tokens at least that many times as likely as the likeliest.
+    seed: makes draws repeatable.
+
+    Raises InputError naming an option that is out of its range.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, "a number of at least 0", _number(self.temperature, 0))
+        whole = isinstance(self.top_k, int | np.integer) and not isinstance(self.top_k, bool) and self.top_k >= 1
+        _check("top_k", self.top_k, "an integer of at least 1", whole)
+        _check("top_p", self.top_p, "above 0 and at most 1", _number(self.top_p, 0, 1) and self.top_p != 0)
+        _check("min_p", self.min_p, "from 0 to 1", _number(self.min_p, 0, 1))
+        penalty = _number(self.repetition_penalty, 0) and self.repetition_penalty != 0
+        _check("repetition_penalty", self.repetition_penalty, "a number above 0, where 1 changes nothing", penalty)
+        seeded = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool) and self.seed >= 0
+        _check("seed", self.seed, "an integer of at least 0", seeded)
+
+    @property
+    def used_temperature(self) -> float:
+        """The temperature in force."""
+        if self.temperature is not None:
+            return float(self.temperature)
+        return 0.0 if self.top_k is None and self.top_p is None and self.min_p is None else 1.0
+
+
+class Sampler:
+    """The choice of one row's tokens; knows which tokens were there before."""
+
+    def __init__(self, options: Sampling, vocabulary: int, *, row: int = 0) -> None:
+        self._options, self._temperature = options, options.used_temperature
+        self._random = np.random.default_rng(None if options.seed is None else [options.seed, row])
+        penalty = options.repetition_penalty
+        self._seen = None if penalty in (None, 1) else np.zeros(vocabulary, bool)
+
+    def note(self, ids: Iterable[int]) -> None:
+        """Tokens that are there now: the prompt's, or chosen ones."""
+        if self._seen is not None:
+            self._seen[np.fromiter(ids, np.int64)] = True
+
+    def choose(self, logits: Array) -> int:
+        """The next token after finite `logits` f32[V]."""
+        if self._seen is not None:
+            logits = penalized(logits, np.flatnonzero(self._seen), float(self._options.repetition_penalty or 1.0))
+        if self._temperature == 0:
+            return int(logits.argmax())
+        tokens, weights = candidates(logits, self._options, self._temperature)
+        place = drawn(weights, self._random.random())
+        return place if tokens is None else int(tokens[place])
+
+
+def penalized(logits: Array, seen: Array, penalty: float) -> Array:
+    """A copy of `logits` with the repetition penalty on the tokens `seen` (arXiv 1909.05858)."""
+    logits = logits.copy()
+    old = logits[seen]
+    logits[seen] = np.where(old < 0, old * np.float32(penalty), old / np.float32(penalty))
+    return logits
+
+
+def candidates(logits: Array, options: Sampling, temperature: float) -> tuple[Array | None, Array]:
+    """The tokens that the filters leave (None for all) and their probabilities up to a common factor."""
+    scores = logits / np.float32(temperature)
+    tokens: Array | None = None
+    if options.top_k is not None and options.top_k < len(scores):
+        tokens = np.flatnonzero(scores >= _least_of_largest(scores, int(options.top_k)))
+        scores = scores[tokens]
+    # exp underflows to 0 for what can never be drawn
+    depth = scores.max() - scores
+    weights = np.exp(-depth)
+    if options.top_p is not None and options.top_p < 1:
+        kept = _likeliest(weights, depth, float(options.top_p))
+        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
+    if options.min_p:
+        kept = np.flatnonzero(weights >= np.float32(options.min_p) * weights.max())
+        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
+    return tokens, weights
+
+
+def drawn(weights: Array, share: float) -> int:
+    """An index by its weight: `share`, from 0 to 1, says how much of the total lies before it in a fixed order."""
+    columns = max(1, len(weights) // _BLOCK)
+    folded = columns * (len(weights) // columns)
+    # summed down the columns, which numpy does in vectors
+    sums = weights[:folded].reshape(-1, columns).sum(axis=0, dtype=np.float32)
+    whole = np.cumsum([*sums.tolist(), float(weights[folded:].sum())])
+    wanted = share * whole[-1]
+    column = min(int(np.searchsorted(whole, wanted, side="right")), len(whole) - 1)
+    places = np.arange(column, folded, columns) if column < columns else np.arange(folded, len(weights))
+    inside = np.cumsum(weights[places], dtype=np.float64)
+    found = int(np.searchsorted(inside, wanted - (whole[column - 1] if column else 0.0), side="right"))
+    # rounding may point behind the last weight that is not 0
+    return int(places[min(found, int(np.searchsorted(inside, inside[-1])))])
+
+
+def _least_of_largest(scores: Array, count: int) -> Any:
+    """The least of the `count` largest scores."""
+    folded = len(scores) // _BLOCK * _BLOCK
+    if folded >= _BLOCK * count:
+        # so many columns have a maximum of at least the bound, hence so many scores are
+        maxima = scores[:folded].reshape(_BLOCK, -1).max(axis=0)
+        scores = scores[scores >= np.partition(maxima, -count)[-count]]
+    return np.partition(scores, -count)[-count]
+
+
+def _likeliest(weights: Array, depth: Array, share: float) -> Array:
+    """Indices of the largest weights exp(-depth): all before which less than `share` of the total is passed."""
+    wanted = share * float(weights.sum(dtype=np.float64))
+    kept, passed, inner = np.zeros(len(weights), bool), 0.0, -1.0
+    for outer in _DEPTHS:
+        shell = np.flatnonzero((depth > inner) & (depth <= outer))
+        gained = float(weights[shell].sum(dtype=np.float64))
+        if passed + gained >= wanted:
+            break
+        kept[shell] = True
+        passed, inner = passed + gained, outer
+    shell = shell[np.argsort(depth[shell])]
+    sums = passed + np.cumsum(weights[shell], dtype=np.float64)
+    kept[shell[: 1 + int(np.searchsorted(sums, wanted))]] = True
+    return np.flatnonzero(kept)
+
+
+def _number(given: object, low: float, high: float = math.inf) -> bool:
+    numeric = isinstance(given, int | float | np.number) and not isinstance(given, bool)
+    return numeric and low <= given <= high and math.isfinite(given)  # type: ignore[operator, arg-type]
+
+
+def _check(name: str, given: object, allowed: str, fits: bool) -> None:
+    if given is not None and not fits:
+        raise InputError(f"generate: {name} is {allowed}, not {given!r}")

@@ -1,0 +1,136 @@
+"""The state of one generation: caches, and the calls of `prefill` and `decode` that fill them."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from planish.errors import InputError
+from planish.runtime.generation.settings import Settings
+from planish.runtime.plan import FunctionPlan
+
+Array = np.ndarray[Any, Any]
+
+
+class Function(Protocol):
+    """A compiled function, as `planish.runtime.executor.CompiledFunction` is one."""
+
+    @property
+    def plan(self) -> FunctionPlan: ...
+
+    def run(self, leaves: Sequence[Any], /) -> list[Any]: ...
+
+    def bind(self, leaves: Sequence[Array], /) -> Callable[[], list[Any]]: ...
+
+
+class Session:
+    """Caches for up to `settings.batch` rows of `settings.context` tokens; one generation at a time.
+
+    Memory that no token has reached takes no room.
+    """
+
+    def __init__(self, prefill: Function, decode: Function, settings: Settings) -> None:
+        self._prefill, self._decode, self._settings = prefill, decode, settings
+        sizes = {"rows": settings.batch}
+        specs = [(spec.name, spec.type) for spec in prefill.plan.inputs[3:]]
+        self._stored = {
+            name: np.zeros(tuple(d.evaluate(sizes) for d in type_.shape), _NUMPY[type_.dtype]) for name, type_ in specs
+        }
+        self._step: Callable[[], list[Any]] | None = None
+        self._rows = 0
+        self.damaged = False
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Array:
+        """The logits f32[rows, V] after each prompt; reads them in chunks and forgets what was there before.
+
+        Prompts have from 1 to `context` ids, all in the vocabulary.
+        """
+        if len(prompts) != self._rows:
+            self._bind(len(prompts))
+        self._past[:] = 0
+        counts = np.array([len(prompt) for prompt in prompts])
+        found: Array | None = None
+        for start in range(0, int(counts.max()), self._settings.chunk):
+            count = np.clip(counts - start, 0, self._settings.chunk)
+            logits = self._read([prompt[start : start + n] for prompt, n in zip(prompts, count, strict=True)], count)
+            ended = (count > 0) & (counts <= start + self._settings.chunk)
+            found = np.array(logits) if found is None else found
+            found[ended] = logits[ended]
+        assert found is not None
+        return found
+
+    def step(self, tokens: Sequence[int | None]) -> Array:
+        """The logits f32[rows, V] after one more token of each row, None for rows that have ended.
+
+        They are valid until the next call. No row may hold `context` tokens already.
+        """
+        assert self._step is not None
+        self._ids[:, 0] = [token or 0 for token in tokens]
+        self._count[:] = [token is not None for token in tokens]
+        results = self._step()
+        self._keep(results[1:])
+        self._past += self._count
+        logits: Array = results[0]
+        return logits
+
+    def first_undefined(self) -> str:
+        """Where the caches first hold a number that is not finite, in words."""
+        held = int(self._past.max())
+        for name, array in self._stored.items():
+            if array.dtype.kind == "f" and not np.isfinite(array[: self._rows, :, :held]).all():
+                layer = re.sub(r"\D*(\d+).*", r"\1", name)
+                what = "keys" if ".k" in name else "values"
+                return f"they begin in the {what} of layer {layer} (of {self._layers()}, from 0)"
+        return f"the keys and values of all {self._layers()} layers are finite, so they begin after the last of these"
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all caches when they are full."""
+        return sum(array.nbytes for array in self._stored.values())
+
+    def _layers(self) -> int:
+        return len({name.split(".")[1] for name in self._stored})
+
+    def _bind(self, rows: int) -> None:
+        """Arguments of `decode` for so many rows, whose contents change while the memory stays."""
+        self._rows = rows
+        self._caches = [array[:rows] for array in self._stored.values()]
+        self._ids = np.zeros((rows, 1), np.int64)
+        self._past, self._count = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+        self._step = self._decode.bind([self._ids, self._past, self._count, *self._caches])
+
+    def _read(self, tokens: Sequence[Sequence[int]], count: Array) -> Array:
+        ids = np.zeros((len(tokens), int(count.max())), np.int64)
+        for row, given in zip(ids, tokens, strict=True):
+            row[: len(given)] = given
+        results = self._prefill.run([ids, self._past, count, *self._caches])
+        self._keep(results[1:])
+        self._past += count
+        logits: Array = results[0]
+        return logits
+
+    def _keep(self, results: Sequence[Array]) -> None:
+        for cache, result in zip(self._caches, results, strict=True):
+            if result is not cache:
+                np.copyto(cache, result)
+
+
+_NUMPY = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
+
+
+def check_prompt(prompt: Sequence[int], settings: Settings) -> None:
+    """Raise InputError where a prompt is empty, longer than the context, or has ids outside the vocabulary."""
+    if not prompt:
+        raise InputError("generate: the prompt is empty; give at least one token, such as the token that begins a text")
+    if len(prompt) > settings.context:
+        raise InputError(
+            f"generate: the prompt has {len(prompt)} tokens, the model was compiled for a context of "
+            f"{settings.context}; shorten it, or compile with planish.Generation(context={len(prompt)}) or more"
+        )
+    for place, token in enumerate(prompt):
+        if not 0 <= token < settings.vocabulary:
+            raise InputError(
+                f"generate: token {token} at place {place} of the prompt is outside the vocabulary of "
+                f"{settings.vocabulary} (0..{settings.vocabulary - 1}); is it of another tokenizer?"
+            )
