@@ -117,10 +117,18 @@ def _walk_scaled(node: Node, scores: _Scores, scope: str) -> bool:
     outside = len(scores.masks)
     if not _walk(x, scores, scope):
         return False
-    scaled = [mul(m, full(value=factor, dtype=m.dtype, scope=scope), scope=scope) for m in scores.masks[outside:]]
-    scores.masks[outside:] = scaled
+    scores.masks[outside:] = [_times(m, factor, scope) for m in scores.masks[outside:]]
     scores.scale *= factor
     return True
+
+
+def _times(mask: Value, factor: float, scope: str) -> Value:
+    """The mask scaled; a choice between two numbers stays one, so that what it means can still be seen."""
+    numbers = [literal(v) for v in mask.node.operands[1:]] if mask.node.op is where else []
+    if any(number is None for number in numbers) or not numbers:
+        return mul(mask, full(value=factor, dtype=mask.dtype, scope=scope), scope=scope)
+    scaled = (full(value=float(n) * factor, dtype=mask.dtype, scope=scope) for n in numbers if n is not None)
+    return where(mask.node.operands[0], *scaled, scope=scope)
 
 
 def _walk_capped(x: Value, cap: float, scores: _Scores, scope: str) -> bool:

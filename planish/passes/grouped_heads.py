@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from planish.compiler.ir import Node, Value
 from planish.compiler.ops import attention, div, expand, mul, reshape, slice_, transpose
 from planish.compiler.types import same_shape
-from planish.passes.matching import literal
+from planish.passes.matching import literal, reshaped
 
 Uses = Mapping[Node, int]
 
@@ -26,13 +26,12 @@ def _unrepeated(value: Value) -> Value | None:
         return None
     wide = value.node.operands[0]
     narrow = wide.node.operands[0]
-    if wide.type.rank != 5 or narrow.type.rank != 5 or narrow.node.op is not reshape or narrow.shape[2] != 1:
+    if wide.type.rank != 5 or narrow.type.rank != 5 or narrow.shape[2] != 1:
         return None
-    x = narrow.node.operands[0]
     before = (*narrow.shape[:2], *narrow.shape[3:])
     kept = same_shape((*wide.shape[:2], *wide.shape[3:]), before)
     merged = same_shape(value.shape, (wide.shape[0], wide.shape[1] * wide.shape[2], *wide.shape[3:]))
-    return x if kept and merged and same_shape(x.shape, before) else None
+    return reshaped(narrow, before, narrow.node.scope) if kept and merged else None
 
 
 def scale_of_query(node: Node, uses: Uses) -> Value | str | None:

@@ -89,6 +89,47 @@ def test_heads_merged_into_the_batch_are_found_in_the_mask() -> None:
     assert rewritten(FuseAttention(), before)[0] == after
 
 
+def test_a_causal_mask_that_is_scaled_with_the_scores_is_causal() -> None:
+    before = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: f32[B, 2, S, 4], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = transpose(%k) {order=[0, 1, 3, 2]}: f32[B, 2, 4, S]
+  %1 = matmul(%q, %0): f32[B, 2, S, S]
+  %2 = arange() {length=`S`}: i64[S]
+  %3 = reshape(%2) {shape=[`S`, 1]}: i64[S, 1]
+  %4 = le(%2, %3): bool[S, S]
+  %5 = full() {value=0.0, dtype=f32}: f32[]
+  %6 = full() {value=-3.4028234663852886e+38, dtype=f32}: f32[]
+  %7 = where(%4, %5, %6): f32[S, S]
+  %8 = add(%1, %7): f32[B, 2, S, S]
+  %9 = full() {value=2.0, dtype=f32}: f32[]
+  %10 = div(%8, %9): f32[B, 2, S, S]
+  %11 = softmax(%10) {axis=3}: f32[B, 2, S, S]
+  %12 = matmul(%11, %v): f32[B, 2, S, 4]  # attn
+  return %12
+}"""
+    after = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: f32[B, 2, S, 4], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = attention(%q, %k, %v) {causal=true, scale=0.5}: f32[B, 2, S, 4]  # attn
+  return %0
+}"""
+    assert rewritten(FuseAttention(), before)[0] == after
+
+
+def test_refuses_scores_that_tanh_caps() -> None:
+    before = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: f32[B, 2, S, 4], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4]) {
+  %0 = transpose(%k) {order=[0, 1, 3, 2]}: f32[B, 2, 4, S]
+  %1 = matmul(%q, %0): f32[B, 2, S, S]
+  %2 = full() {value=30.0, dtype=f32}: f32[]
+  %3 = div(%1, %2): f32[B, 2, S, S]
+  %4 = tanh(%3): f32[B, 2, S, S]
+  %5 = mul(%4, %2): f32[B, 2, S, S]
+  %6 = softmax(%5) {axis=3}: f32[B, 2, S, S]
+  %7 = matmul(%6, %v): f32[B, 2, S, 4]  # attn
+  return %7
+}"""
+    text, hits = rewritten(FuseAttention(), before)
+    assert text == before
+    assert refusals(hits) == ["its scores are capped at 30 by tanh"]
+
+
 def test_scores_filled_where_a_mask_holds_are_masked() -> None:
     before = """graph main<B: 1..64 = 2, S: 1..32 = 5>(%q: f32[B, 2, S, 4], %k: f32[B, 2, S, 4], %v: f32[B, 2, S, 4], %h: bool[1, 1, S, S]) {
   %0 = full() {value=-3.4028234663852886e+38, dtype=f32}: f32[]
