@@ -132,5 +132,10 @@ class _Fusion:
         return (
             self.readers[value] == 1
             and all("elementwise" in n.op.traits or n.op in _REPEATED for n in region.nodes)
-            and ("contraction" in node.op.traits or same_dim(elements(value.shape), elements(node.types[0].shape)))
+            and (_reads_once(node) or same_dim(elements(value.shape), elements(node.types[0].shape)))
         )
+
+
+def _reads_once(node: Node) -> bool:
+    """Whether an op of another shape than its operand reads it once, or a template knows what it costs."""
+    return not node.op.traits.isdisjoint(("contraction", "state"))

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from planish.codegen.call import Call
+from planish.codegen.select import Choice, select
 from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.cache_update import CacheUpdate
 from planish.codegen.tvm.isa import AVX2, NEON, Isa
+from planish.codegen.tvm.templates import TEMPLATES
 from planish.codegen.view import View
 from planish.compiler.ir import Graph
 from planish.compiler.ops import cache_update, cast, input_, relu
@@ -111,3 +113,10 @@ def test_refuses_to_compute_on_the_result() -> None:
     after = relu(call.output)
     joined = Call(call.anchor, (*call.nodes, after.node), call.inputs, after, call.view)
     assert "nothing is computed on the result" in str(CacheUpdate().refuse(joined, host_isa()))
+
+
+def test_the_cast_of_new_tokens_joins_the_update() -> None:
+    graph = update_call((1, 2, 8, 16), 1, DType.f16, DType.f32)
+    inputs = tuple(v for v in graph.inputs)
+    work = select(Graph("main", inputs, (graph.output,)), TEMPLATES, host_isa()).work
+    assert [[n.op.name for n in w.call.nodes] for w in work if isinstance(w, Choice)] == [["cast", "cache_update"]]

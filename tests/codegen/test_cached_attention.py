@@ -11,14 +11,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.codegen.call import Call
+from planish.codegen.select import Choice, select
 from planish.codegen.tvm.attention import Attention
 from planish.codegen.tvm.attention_wide import AttentionWide
 from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.cached_attention import CachedAttention
 from planish.codegen.tvm.isa import AVX2, NEON, Isa
+from planish.codegen.tvm.templates import TEMPLATES
 from planish.codegen.view import View
 from planish.compiler.ir import Graph, Value
 from planish.compiler.ops import attention, cast, dequantize, input_, relu
+from planish.compiler.text import parse
 from planish.compiler.types import Dim, DType, evaluate_dim, symbol
 from tests.codegen.harness import call_of, host_isa, run_call
 
@@ -200,3 +203,26 @@ def test_refuses_what_it_cannot_compute_by_its_words() -> None:
     x = input_(name="x", shape=(1, 1, 4, 4), dtype=DType.f32)
     plain = call_of(Graph("main", (x,), (attention(x, x, x, scale=1.0),)), attention)
     assert CachedAttention().refuse(plain, isa) == "it attends over caches, with past"
+
+
+NARROW = """graph decode(%k: f16[1, 2, 32, 16], %v: f16[1, 2, 32, 16], %x: f32[1, 2, 1, 16], %q: f32[1, 4, 1, 16], %past: i64[1],
+ %count: i64[1]) {
+  %0 = cast(%x) {dtype=f16}: f16[1, 2, 1, 16]
+  %1 = cache_update(%k, %0, %past, %count): f16[1, 2, 32, 16]
+  %2 = cache_update(%v, %0, %past, %count): f16[1, 2, 32, 16]
+  %3 = cast(%1) {dtype=f32}: f32[1, 2, 32, 16]
+  %4 = cast(%2) {dtype=f32}: f32[1, 2, 32, 16]
+  %5 = attention(%q, %3, %4, none, %past) {causal=true, scale=0.25}: f32[1, 4, 1, 16]
+  return %5, %1, %2
+}"""
+
+
+def test_a_narrow_cache_is_never_stored_wide() -> None:
+    graph = parse(NARROW.replace(",\n ", ", "))
+    work = [w for w in select(graph, TEMPLATES, host_isa()).work if isinstance(w, Choice)]
+    assert [(w.template.name, [n.op.name for n in w.call.nodes]) for w in work] == [
+        ("map", ["cast"]),
+        ("cache-update", ["cache_update"]),
+        ("cache-update", ["cache_update"]),
+        ("cached-attention", ["cast", "cast", "attention"]),
+    ]
