@@ -31,7 +31,7 @@ class Int8Linear:
     are multiples of the other's, or whole rows.
     """
 
-    name: ClassVar[str] = "int8-linear"
+    name: ClassVar[str] = "int8_linear"
     ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
