@@ -123,7 +123,8 @@ class _Library:
         """Build the kernel of a call, unless one with the same key is there."""
         key = f"{choice.template.name}\n{choice.call.key()}"
         if key not in self.symbols:
-            symbol = f"planish_k{len(self.symbols)}_{choice.template.name}_{choice.call.anchor.op.name}"
+            name = choice.template.name.replace("-", "_")
+            symbol = f"planish_k{len(self.symbols)}_{name}_{choice.call.anchor.op.name}"
             self.symbols[key] = symbol
             self.built[symbol] = choice.template.build(choice.call, self.isa)
             self.first[symbol] = choice
