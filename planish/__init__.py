@@ -6,13 +6,17 @@ if TYPE_CHECKING:
     from planish.api import CompiledModel, compile, load  # noqa: A004 - the name that users of torch and TVM know
     from planish.compiler.ir import Workload
     from planish.compiler.types import Size
+    from planish.generation import Generation
     from planish.hardware_profiles import Profile
+    from planish.language_model import LanguageModel
 
-__all__ = ["CompiledModel", "Profile", "Size", "Workload", "compile", "load"]
+__all__ = ["CompiledModel", "Generation", "LanguageModel", "Profile", "Size", "Workload", "compile", "load"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "CompiledModel": "planish.api",
+    "Generation": "planish.generation",
+    "LanguageModel": "planish.language_model",
     "Profile": "planish.hardware_profiles",
     "Size": "planish.compiler.types",
     "Workload": "planish.compiler.ir",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from planish.compiler.importers import Imported
     from planish.compiler.ir import Workload
     from planish.compiler.pass_ import Pass
+    from planish.generation import Generation
     from planish.hardware_profiles import Profile, Roofline
 
 Progress = Callable[[str], None]
@@ -36,9 +37,10 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     dynamic: Any = None,
     workload: "Workload | Mapping[str, int] | None" = None,
     passes: "Sequence[Pass | str] | None" = None,
+    generate: "Generation | None" = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> "CompiledModel":
+) -> Any:
     """Compile a model for one target; the result computes the same numbers, faster.
 
     model: an `nn.Module` in eval mode, or the path of an `.onnx` file.
@@ -49,7 +51,10 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
         `(name, low, high)` or a `Size` takes that range, and a `Size`'s hint is its usual value. Everything else is
         fixed to the example's size. In an ONNX file the axes that it names are dynamic already.
     workload: the sizes that calls will mostly have, by name; they steer memory planning and estimates.
-    passes: objects or one-line texts such as `"fold-constants"`, in order; by default all exact passes.
+    passes: objects or one-line texts such as `"fold-constants"`, in order; by default all exact passes. With
+        `generate`, passes of which none is exact, such as `"quantize-weights{bits=4}"`, run after all exact ones.
+    generate: for a language model: makes it generate text, and the result a `LanguageModel`. The batch and the tokens
+        of its inputs are dynamic then without being declared.
     threads: how many threads a call uses; all cores of the process by default.
     progress: called with the name of each stage as it starts.
 
@@ -62,9 +67,9 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     say = progress or (lambda stage: None)
     folder = _new_folder(model)
     try:
-        done = run(model, target, inputs, dynamic, workload, passes, folder, say)
+        done = run(model, target, inputs, dynamic, workload, passes, folder, say, generate)
         say("checking against the model")
-        compiled = CompiledModel(done.artifact, done.report, done.imported, threads=threads)
+        compiled = _model(done.artifact, done.report, done.imported, threads=threads)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -97,13 +102,22 @@ def _weight_bytes(model: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in parameters())
 
 
-def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> "CompiledModel":
+def _model(path: Path, *known: Any, threads: int | None, verify: bool = True) -> "CompiledModel":
+    if not path.exists() or read_manifest(path).generation is None:
+        return CompiledModel(path, *known, threads=threads, verify=verify)
+    from planish.language_model import LanguageModel
+
+    return LanguageModel(path, *known, threads=threads, verify=verify)
+
+
+def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> Any:
     """Load an artifact, a folder or its zip, and check it.
 
     `verify` also checks the hash of every file and repeats the recorded call. Raises ArtifactError with what is wrong:
-    damaged, made for another instruction set, or newer than this planish.
+    damaged, made for another instruction set, or newer than this planish. The artifact of a language model gives a
+    `LanguageModel`.
     """
-    return CompiledModel(Path(path), threads=threads, verify=verify)
+    return _model(Path(path), threads=threads, verify=verify)
 
 
 class CompiledModel:
@@ -155,12 +169,15 @@ class CompiledModel:
         Counted are the operations of the compiled graph and one pass over weights, inputs and results.
         Raises InputError on a size that the model does not have.
         """
+        return self._roofline("main", sizes)
+
+    def _roofline(self, function: str, sizes: Mapping[str, int]) -> "Roofline":
         from planish.compiler.analysis import least_costs
         from planish.compiler.text import parse_program
         from planish.hardware_profiles import detect, limit
 
         text = read_member(self._path, PROGRAM, read_manifest(self._path).files[PROGRAM]).decode()
-        graph = parse_program(text)["main"]
+        graph = parse_program(text)[function]
         known = [size.name for size in graph.sizes]
         for name in sizes:
             if name not in known:

@@ -15,6 +15,7 @@ from torch import nn
 
 import planish
 from planish.codegen.build import Built, Interface, build
+from planish.compilation_generation import interfaces, language, with_sizes, with_split
 from planish.compile_report import CompileReport, kernel_rows
 from planish.compiler.importers import Imported, import_onnx, import_torch
 from planish.compiler.ir import Graph, Program, Workload
@@ -24,12 +25,13 @@ from planish.compiler.recipe import parse_pass, pass_text
 from planish.errors import InputError, PassError, nearest
 from planish.passes import ALL, EXACT
 from planish.recording import record
-from planish.runtime.artifact import Contents, write
+from planish.runtime.artifact import Contents, Language, write
 from planish.runtime.golden import Golden
 from planish.runtime.manifest import Target
 from planish.targets import isa_of_profile, profile_of
 
 if TYPE_CHECKING:
+    from planish.generation import Generation
     from planish.hardware_profiles import Profile
 
 
@@ -66,13 +68,16 @@ def run(
     passes: Sequence[Pass | str] | None,
     folder: Path,
     say: Callable[[str], None],
+    generate: "Generation | None" = None,
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
-    pipeline = Pipeline(_chosen_passes(passes))
+    pipeline = Pipeline(_chosen_passes(passes, generate))
     profile = profile_of(target)
     isa = isa_of_profile(profile)
     args, kwargs = arguments(inputs)
+    if generate is not None:
+        kwargs, dynamic = with_sizes(model, args, kwargs, dynamic, generate)
     with clock.stage("importing the model"):
         imported = _import(model, args, kwargs, dynamic)
         program = with_workload(imported.program, workload)
@@ -80,27 +85,40 @@ def run(
         program, passed = pipeline.run(program, Context(profile, dict(program.main.hints())))
     with clock.stage("generating code"):
         (folder / "build").mkdir()
-        interface = Interface(imported.signature, imported.output_tree)
-        built = build(program, {"main": interface}, isa, folder / "build", progress=say)
+        built = build(program, _interfaces(imported, program, generate), isa, folder / "build", progress=say)
     with clock.stage("recording a result"):
-        golden = record(model, imported, args, kwargs)
+        recorded = _record(model, imported, program, generate, args, kwargs)
     report = CompileReport(passed, kernel_rows(built.selections), dict(clock.seconds), program.notes)
     with clock.stage("writing the artifact"):
-        write(folder / "artifact", _contents(program, built, profile, golden, report, pipeline))
+        write(folder / "artifact", _contents(program, built, profile, recorded, report, pipeline))
     imported = replace(imported, program=imported.program.with_weights({}))
     del program, built
     _return_memory()
     return Compiled(folder / "artifact", report, imported)
 
 
-def _chosen_passes(passes: Sequence[Pass | str] | None) -> tuple[Pass, ...]:
+def _interfaces(imported: Imported, program: Program, generate: "Generation | None") -> Mapping[str, Interface]:
+    if generate is None:
+        return {"main": Interface(imported.signature, imported.output_tree)}
+    return interfaces(program)
+
+
+def _record(
+    model: Any, imported: Imported, program: Program, generate: "Generation | None", args: Any, kwargs: Any
+) -> Golden | Language:
+    if generate is None:
+        return record(model, imported, args, kwargs)
+    return language(model, imported, program, generate, args, kwargs)
+
+
+def _chosen_passes(passes: Sequence[Pass | str] | None, generate: "Generation | None") -> tuple[Pass, ...]:
     if isinstance(passes, str):
         raise PassError(f"passes is a sequence such as ['{passes}'], not a text")
     chosen = tuple(parse_pass(p, ALL) if isinstance(p, str) else p for p in (EXACT if passes is None else passes))
     for given in chosen:
         if isinstance(given, type) or not hasattr(given, "apply"):
             raise PassError(f"passes holds {given!r}; a pass is a text such as 'fold-constants' or FoldConstants()")
-    return chosen
+    return chosen if generate is None else with_split(chosen, generate)
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -145,7 +163,12 @@ def with_workload(program: Program, workload: Workload | Mapping[str, int] | Non
 
 
 def _contents(
-    program: Program, built: Built, profile: "Profile", golden: Golden, report: CompileReport, pipeline: Pipeline
+    program: Program,
+    built: Built,
+    profile: "Profile",
+    recorded: Golden | Language,
+    report: CompileReport,
+    pipeline: Pipeline,
 ) -> Contents:
     cpu = profile.cpu
     return Contents(
@@ -159,7 +182,8 @@ def _contents(
         declarations=built.declarations,
         recipe=tuple(pass_text(p) for p in pipeline.passes),
         created_with={"torch": torch.__version__, "python": platform.python_version()},
-        golden={"main": golden},
+        golden={"main": recorded} if isinstance(recorded, Golden) else {},
+        language=recorded if isinstance(recorded, Language) else None,
         report=report.to_json(),
         report_text=str(report),
     )

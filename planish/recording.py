@@ -44,7 +44,7 @@ def record(model: Any, imported: Imported, args: tuple[Any, ...], kwargs: dict[s
     else:
         results = evaluate(graph, leaves, imported.program.weights)
     inputs, outputs = (tuple(numpy.array(as_array(t)) for t in group) for group in (leaves, results))
-    return Golden(inputs, outputs, _tolerance(graph, results))
+    return Golden(inputs, outputs, model_tolerance(graph, results))
 
 
 def _called(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -87,7 +87,7 @@ def _examples(graph: Graph) -> tuple[Tensor, ...]:
     )
 
 
-def _tolerance(graph: Graph, results: tuple[Tensor, ...]) -> Tolerance:
+def model_tolerance(graph: Graph, results: tuple[Tensor, ...]) -> Tolerance:
     """By the narrowest float of the graph, relative to the largest output and at least 1."""
     dtypes = {value.dtype for node in graph.nodes() for value in node.values}
     relative = max((_NARROW.get(dtype, F32_TOLERANCE) for dtype in dtypes), default=F32_TOLERANCE)

@@ -18,6 +18,7 @@ from planish.runtime.generation.text import Pieces, StopText
 from planish.runtime.generation.tokenizer import Tokenizer
 from planish.runtime.library import NativeLibrary
 from planish.runtime.plan import Plan
+from planish.runtime.profile import CallProfile
 from planish.runtime.tensors import TensorFile
 
 Stop = str | int | Sequence[str | int]
@@ -189,6 +190,20 @@ class LanguageExecutable(Executable):
     def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Stream:
         """See `planish.LanguageModel.chat`."""
         return self.generator.chat(messages, **options)
+
+    def profile_step(
+        self, function: str = "decode", *, past: int = 0, tokens: int = 1, rows: int = 1, repeat: int = 10
+    ) -> CallProfile:
+        """See `planish.LanguageModel.profile`."""
+        made = self.generator.settings
+        width = 1 if function == "decode" else tokens
+        if not (0 <= past <= made.context - width and 1 <= tokens <= made.chunk and 1 <= rows <= made.batch):
+            raise InputError(
+                f"profile: past {past}, tokens {tokens} and rows {rows} do not fit a context of {made.context}, "
+                f"chunks of {made.chunk} and a batch of {made.batch}"
+            )
+        leaves = self.generator.session().leaves(rows, width, past)
+        return self.function(function).profile_leaves(leaves, repeat=repeat)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,12 @@ class Session:
         logits: Array = results[0]
         return logits
 
+    def leaves(self, rows: int, tokens: int, past: int) -> list[Array]:
+        """Inputs of either function: tokens of id 0 behind `past` others, and the caches as they are."""
+        ids = np.zeros((rows, tokens), np.int64)
+        each = np.ones(rows, np.int64)
+        return [ids, past * each, tokens * each, *(array[:rows] for array in self._stored.values())]
+
     def first_undefined(self) -> str:
         """Where the caches first hold a number that is not finite, in words."""
         held = int(self._past.max())
