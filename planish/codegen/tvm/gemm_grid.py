@@ -12,6 +12,7 @@ from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 
 # (first row, count of rows, first column): what is done with a finished tile
 Finish = Callable[["tirx.PrimExpr", "tirx.PrimExpr", "tirx.PrimExpr"], None]
+Unpack = Callable[["tirx.PrimExpr"], None]
 
 _BLOCK_BYTES = 384 * 1024  # of the left operand: with one panel this fits the smallest L2 of the profiles (1 MiB)
 
@@ -54,8 +55,12 @@ def emit(
     origin: "tirx.PrimExpr | int",
     out: "tirx.Buffer",
     finish: Finish,
+    unpack: Unpack | None = None,
 ) -> None:
-    """Compute this task's tiles of the product with the panels from element `origin` of `weights`."""
+    """Compute this task's tiles of the product with the panels from element `origin` of `weights`.
+
+    With `unpack`, `weights` holds one panel, which `unpack(panel)` writes before its tiles are computed.
+    """
     loop = TileLoop(grid.tile, out)
     row_tiles = bind(T.truncdiv(grid.rows + (grid.tile.rows - 1), tirx.const(grid.tile.rows, "int64")))
     first, last = k.share(row_tiles * grid.panels)
@@ -66,7 +71,7 @@ def emit(
         tiles = bind(tirx.min(tirx.const(grid.block_tiles, "int64"), row_tiles - block * grid.block_tiles))
         low = bind(tirx.max(first - block * size, tirx.const(0, "int64")))
         high = bind(tirx.min(last - block * size, tiles * grid.panels))
-        task = _Task(grid, left, weights, origin, finish, loop, bind(block * grid.block), tiles, low, high)
+        task = _Task(grid, left, weights, origin, finish, unpack, loop, bind(block * grid.block), tiles, low, high)
         task.emit()
 
 
@@ -79,6 +84,7 @@ class _Task:
     weights: "tirx.Buffer"
     origin: "tirx.PrimExpr | int"
     finish: Finish
+    unpack: Unpack | None
     loop: TileLoop
     block: "tirx.PrimExpr"
     tiles: "tirx.PrimExpr"
@@ -91,6 +97,8 @@ class _Task:
         self._prepare(panel_low, panel_high)
         with T.serial(panel_high - panel_low) as p:
             panel = bind(panel_low + p)
+            if self.unpack is not None:
+                self.unpack(panel)
             tile_low = bind(tirx.max(self.low - panel * self.tiles, tirx.const(0, "int64")))
             tile_high = bind(tirx.min(self.high - panel * self.tiles, self.tiles))
             with T.serial(tile_high - tile_low) as t:
@@ -108,7 +116,8 @@ class _Task:
     def _tile(self, panel: "tirx.PrimExpr", row: "tirx.PrimExpr") -> None:
         grid = self.grid
         count = bind(tirx.min(tirx.const(grid.tile.rows, "int64"), grid.rows - row))
-        weights = bind(panel * (grid.depth * grid.tile.width) + self.origin)
+        stored = panel if self.unpack is None else tirx.const(0, "int64")
+        weights = bind(stored * (grid.depth * grid.tile.width) + self.origin)
         bodies = body_rows(grid.tile, grid.known_rows)
         if len(bodies) == 1:
             self._body(bodies[0], row, tirx.const(0, "int64"), weights)

@@ -106,13 +106,13 @@ def product_of_rows(call: Call, isa: Isa, view: View) -> Kernel:
     """The kernel of a call whose anchor multiplies the rows of `view` [..., K] with its weight as [N, K]."""
     pairs = view.dtype is DType.bf16 and isa.bf16_dot
     product = Product(call, isa, elements(view.shape[:-1]), pairs=pairs)
-    stride = _row_stride(view)
+    stride = row_stride(view)
     if stride is not None and ((pairs and product.depth % 2 == 0) or view.dtype in (DType.f32, DType.f64)):
         return product.direct(view, stride)
     return product.copied(lambda k, run, _: row_fill(k, view, run, product.depth))
 
 
-def _row_stride(view: View) -> int | None:
+def row_stride(view: View) -> int | None:
     """The constant distance of the rows of `view` where they can be read in place, else None.
 
     They cannot where every row of a tile starts in the same set of an L1 cache, which holds 8 to 12 lines.

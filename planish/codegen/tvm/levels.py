@@ -6,7 +6,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import ramp
-from planish.codegen.tvm.vector_math import like
+from planish.codegen.tvm.vector_math import keep, like
 
 MOST_LEVELS = 128  # of a table on the stack, see KernelBuilder on local buffers
 
@@ -22,10 +22,10 @@ class Codebook:
             T.buffer_store(self._table, tirx.const(level, "float32"), [i])
 
     def at(self, codes: "tirx.PrimExpr") -> "tirx.PrimExpr":
-        """The levels of int32 codes below the number of levels; higher bits are ignored where 16 lanes are read."""
+        """The levels of int32 codes; bits above those of a code, at least 4, are ignored."""
         lanes = vm.lanes_of(codes)
         if not self._x86 or len(self._levels) > 16 or lanes not in (8, 16):
-            return self._table[codes]
+            return self._table[keep(tirx.bitwise_and(codes, like(codes, len(self._levels) - 1)))]
         if lanes == 16:
             return _call("llvm.x86.avx512.permvar.sf.512", self._table[ramp(0, 16)], codes)
         low, high = (_call("llvm.x86.avx2.permps", self._table[ramp(at, 8)], codes) for at in (0, 8))

@@ -15,13 +15,24 @@ from planish.codegen.tvm.map import Map
 from planish.codegen.tvm.matmul import Matmul
 from planish.codegen.tvm.pool import Pool
 from planish.codegen.tvm.quantization import Quantization
+from planish.codegen.tvm.quantized_linear import QuantizedLinear
 from planish.codegen.tvm.reduce import Reduce
 from planish.codegen.tvm.rope import Rope
 from planish.codegen.tvm.rows import Rows
 from planish.codegen.tvm.scan import Scan
 
 TEMPLATES: tuple[Template, ...] = (
-    *(Int8Linear(), Gemm(), Matmul(), Depthwise(), Conv(), CachedAttention(), Attention(), AttentionWide()),
+    *(
+        Int8Linear(),
+        QuantizedLinear(),
+        Gemm(),
+        Matmul(),
+        Depthwise(),
+        Conv(),
+        CachedAttention(),
+        Attention(),
+        AttentionWide(),
+    ),
     CacheUpdate(),
     *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Quantization(), Map()),
 )

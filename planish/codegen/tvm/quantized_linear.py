@@ -1,0 +1,93 @@
+"""Linear layers whose weight is stored as codes of 8 or 4 bits: linear(x, dequantize(@codes, @scale, @zero), b)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.call import Call
+from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
+from planish.codegen.tvm.gemm_tile import instructions
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel
+from planish.codegen.tvm.levels import MOST_LEVELS
+from planish.codegen.tvm.quantized_panels import ManyRows
+from planish.codegen.tvm.quantized_rows import MOST_ROWS, FewRows
+from planish.codegen.tvm.quantized_weight import CodedWeight, Levels
+from planish.compiler import ops
+from planish.compiler.ir import Node, Op, Value
+from planish.compiler.types import DType, elements, same_dim
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLinear:
+    """x [..., K] times the numbers that codes [N, K] stand for, plus bias and elementwise nodes; sums are f32."""
+
+    name: ClassVar[str] = "quantized-linear"
+    ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
+
+    def refuse(self, call: Call, isa: Isa) -> str | None:
+        return _refuse_weight(call) or _refuse_rows(call) or refuse_finish(call)
+
+    def build(self, call: Call, isa: Isa) -> Kernel:
+        weight = CodedWeight.of(call.anchor.operands[1].node, isa)
+        x = call.anchor.operands[0]
+        rows = elements(x.shape[:-1])
+        known = rows if isinstance(rows, int) else None
+        few = FewRows(weight, isa, x, call.inputs[x], min(known or MOST_ROWS, MOST_ROWS), known)
+        many = ManyRows(weight, isa, x, call.inputs[x], known)
+        with kernel(call, isa) as (k, done), instructions(many.tile):
+            _by_rows(k, bind(k.dim(rows)), Levels(k, weight), few, many)
+        return Kernel(done[0], max(few.scratch_bytes, many.scratch_bytes), weight.packings())
+
+    def fuses_after(self, anchor: Node, node: Node) -> bool:
+        return finishes(anchor, node)
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return node.op is ops.dequantize and anchor.op is ops.linear and Value(node) == anchor.operands[1]
+
+
+def _by_rows(k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, few: FewRows, many: ManyRows) -> None:
+    """The kernel for as many rows as there are, decided at run time where their count is no constant."""
+    if few.known is not None:
+        (few if few.known <= MOST_ROWS else many).emit(k, rows, levels)
+        return
+    with T.If(rows <= MOST_ROWS):
+        with T.Then():
+            few.emit(k, rows, levels)
+        with T.Else():
+            many.emit(k, rows, levels)
+
+
+def _refuse_weight(call: Call) -> str | None:
+    """Why the weight cannot be read as codes, or None."""
+    w = call.anchor.operands[1]
+    if w.node.op is not ops.dequantize or w.node not in call.nodes:
+        return "the weight is not dequantized in the kernel"
+    for role, value in zip(("codes", "scales", "zero points"), w.node.operands, strict=False):
+        if value.node.op is not ops.weight or value not in call.inputs:
+            return f"the {role} are computed by {value.node.op.name}"
+        if not call.inputs[value].is_contiguous or not all(isinstance(dim, int) for dim in value.shape):
+            return f"the {role} are not stored in one piece"
+    if len(w.shape) != 2:
+        return f"the weight {w.type} is no matrix"
+    levels = w.node.attrs["codebook"]
+    if isinstance(levels, tuple) and len(levels) > MOST_LEVELS:
+        return f"a codebook of {len(levels)} levels is over {MOST_LEVELS}"
+    return "scales are f64" if w.node.operands[1].dtype is DType.f64 else None
+
+
+def _refuse_rows(call: Call) -> str | None:
+    """Why the rows of x cannot be read, or None."""
+    x, w, *bias = call.anchor.operands
+    if any(node is not w.node for node in call.prologue):
+        return "more than the weight is computed in the kernel"
+    for role, value in (("x", x), *(("the bias", b) for b in bias)):
+        if value not in call.inputs:
+            return f"{role} is computed in the kernel"
+    if x.dtype not in (DType.f32, DType.bf16, DType.f16):
+        return f"it multiplies f32, bf16 and f16, not {x.dtype}"
+    if not same_dim(call.inputs[x].strides[-1], 1) and not same_dim(x.shape[-1], 1):
+        return "the last axis of x is strided"
+    return None

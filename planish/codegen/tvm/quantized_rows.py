@@ -1,0 +1,242 @@
+"""Products of few rows with a coded weight: codes are read once, at the speed of memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
+
+from planish.codegen.tvm import vector_math as vm
+from planish.codegen.tvm.folds import Registers, line_lanes, total
+from planish.codegen.tvm.gemm_finish import Finish
+from planish.codegen.tvm.gemm_rows import Run, copied_stride, row_fill
+from planish.codegen.tvm.gemm_tile import Tile
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
+from planish.codegen.tvm.loops import integer
+from planish.codegen.tvm.quantized_weight import CodedWeight, Levels
+from planish.codegen.tvm.vector_math import keep
+from planish.codegen.view import View
+from planish.compiler.ir import Value
+from planish.compiler.types import DType
+
+MOST_ROWS = 16  # that this reads codes again for; more are worth unpacking the weight
+_READ_ONCE = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
+_AHEAD_BYTES = 2048
+_LINE = 64
+
+
+def tile_rows(isa: Isa) -> int:
+    """Rows that are summed in registers at once."""
+    return 8 if isa.registers > 16 and isa.lanes > 4 else 4
+
+
+def rows_of_bodies(isa: Isa, rows: int | None) -> tuple[int, ...]:
+    """The row counts that a kernel needs loops for, smallest first; tiles with other counts take the next one."""
+    most = tile_rows(isa)
+    if rows is not None:
+        tiles = -(-rows // most)
+        return (-(-rows // tiles),)
+    return tuple(r for r in (1, 2, 4, 8) if r <= most)
+
+
+@dataclass(frozen=True, slots=True)
+class FewRows:
+    """Up to `most` rows of x, seen at `view` [..., depth], times a coded weight.
+
+    Every task first copies the rows to its scratch memory as f32, with the sum of each group, by which an offset of
+    all codes of the group is taken off the product at once.
+    """
+
+    weight: CodedWeight
+    isa: Isa
+    x: Value
+    view: View
+    most: int
+    known: int | None
+
+    @property
+    def tile(self) -> Tile:
+        return Tile(rows_of_bodies(self.isa, self.known)[-1], self.weight.vectors, self.weight.lanes)
+
+    @property
+    def stride(self) -> int:
+        """Elements between copied rows."""
+        return copied_stride(self.weight.padded_depth, self.isa.lanes)
+
+    @property
+    def _copied_rows(self) -> int:
+        return -(-self.most // self.tile.rows) * self.tile.rows
+
+    @property
+    def _offsets(self) -> tuple[int, int, int]:
+        """Byte offsets of the copied rows and the groups' sums after the tile, and the end."""
+        tile = _lines(self.tile.rows * self.tile.width)
+        rows = tile + _lines(self._copied_rows * self.stride)
+        return tile, rows, rows + _lines(self._copied_rows * self.weight.groups)
+
+    @property
+    def scratch_bytes(self) -> int:
+        return self._offsets[-1]
+
+    def emit(self, k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels) -> None:
+        """Compute this task's panels for all rows."""
+        (at_rows, at_sums, _), tile = self._offsets, self.tile
+        copied = k.scratch_buffer(self._copied_rows * self.stride, DType.f32, at_rows)
+        sums = k.scratch_buffer(self._copied_rows * self.weight.groups, DType.f32, at_sums)
+        out = k.scratch_buffer(tile.rows * tile.width, DType.f32)
+        first, last = k.share(integer(self.weight.panels))
+        with T.If(last > first), T.Then():
+            self._prepare(k, rows, copied, sums)
+            finish = Finish(k, tile, out, self.weight.columns)
+            with T.serial(last - first) as p:
+                panel = bind(first + p)
+                with T.serial(T.truncdiv(rows + (tile.rows - 1), integer(tile.rows))) as t:
+                    row = bind(t * tile.rows)
+                    count = bind(tirx.min(rows - row, integer(tile.rows)))
+                    self._tile(count, _Panel(self, levels, copied, sums, out, panel, row))
+                    finish(row, count, bind(panel * tile.width))
+
+    def _prepare(self, k: KernelBuilder, rows: "tirx.PrimExpr", copied: "tirx.Buffer", sums: "tirx.Buffer") -> None:
+        weight = self.weight
+        fill = row_fill(
+            k, self.view, Run(k.buffers[self.x], copied, self.view.dtype, self.isa.lanes, False), weight.depth
+        )
+        whole, rest = divmod(weight.depth, weight.group)
+        with T.serial(rows) as r:
+            place = bind(r * self.stride)
+            fill(r, place)
+            if weight.is_centred:
+                return
+            with T.serial(integer(whole)) as g:
+                _store_sum(k, copied, bind(place + g * weight.group), weight.group, sums, r * weight.groups + g)
+            if rest:
+                start = bind(place + whole * weight.group)
+                _store_sum(k, copied, start, rest, sums, r * weight.groups + whole)
+
+    def _tile(self, count: "tirx.PrimExpr", panel: "_Panel") -> None:
+        """The smallest body that holds `count` rows; what it computes beyond them is left alone."""
+        _smallest(rows_of_bodies(self.isa, self.known), count, panel.emit)
+
+
+def _smallest(bodies: tuple[int, ...], count: "tirx.PrimExpr", emit: Callable[[int], None]) -> None:
+    body, *larger = bodies
+    if not larger:
+        emit(body)
+        return
+    with T.If(count <= body):
+        with T.Then():
+            T.evaluate(0)
+            emit(body)
+        with T.Else():
+            T.evaluate(0)
+            _smallest(tuple(larger), count, emit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One panel and the tile of rows from `row` on."""
+
+    work: FewRows
+    levels: Levels
+    copied: "tirx.Buffer"
+    sums: "tirx.Buffer"
+    out: "tirx.Buffer"
+    panel: "tirx.PrimExpr"
+    row: "tirx.PrimExpr"
+
+    def emit(self, rows: int) -> None:
+        """Sum `rows` rows into `out`."""
+        weight, lanes = self.work.weight, self.work.weight.lanes
+        places = [(r, v) for r in range(rows) for v in range(weight.vectors)]
+        totals = {place: _zeros(lanes) for place in places}
+        whole, rest = divmod(weight.depth, weight.group)
+        start = bind(self.panel * self.levels.panel_elements)
+        with T.serial(integer(weight.groups)) as g:
+            steps = integer(weight.group // weight.step)
+            if weight.groups == 1 or not whole:
+                steps = integer(weight.padded_depth // weight.step)
+            elif rest:
+                steps = bind(tirx.Select(g < whole, steps, integer(-(-rest // weight.step))))
+            parts = self._group(rows, bind(g + 0), steps, start)
+            for v in range(weight.vectors):
+                scale = self.levels.scale(self.panel, g, v)
+                for r in range(rows):
+                    _add(totals[r, v], vm.fma(_sum(parts[r, v], lanes), scale, totals[r, v][ramp(0, lanes)]))
+        for (r, v), buffer in totals.items():
+            T.buffer_store(self.out, buffer[ramp(0, lanes)], [ramp(r * weight.width + v * lanes, lanes)])
+
+    def _group(
+        self, rows: int, group: "tirx.PrimExpr", steps: "tirx.PrimExpr", start: "tirx.PrimExpr"
+    ) -> "dict[tuple[int, int], list[tirx.Buffer]]":
+        """The products of a group's levels, less their offset, in partial sums."""
+        weight, lanes = self.work.weight, self.work.weight.lanes
+        ways = max(1, min(weight.step, 8 // (rows * weight.vectors)))
+        parts = {(r, v): [_zeros(lanes) for _ in range(ways)] for r in range(rows) for v in range(weight.vectors)}
+        if not weight.is_centred:
+            for v in range(weight.vectors):
+                offset = self.levels.offset(self.panel, group, v)
+                for r in range(rows):
+                    total_ = self.sums[bind((self.row + r) * weight.groups + group)]
+                    _add(parts[r, v][0], offset * T.broadcast(total_ * tirx.const(-1.0, "float32"), lanes))
+        first = bind(start + group * (weight.group // weight.step * self.levels.step_elements))
+        lines = [bind((self.row + r) * self.work.stride + group * weight.group) for r in range(rows)]
+        with T.serial(steps) as s:
+            self._step(
+                bind(first + s * self.levels.step_elements), [bind(line + s * weight.step) for line in lines], parts
+            )
+        return parts
+
+    def _step(
+        self,
+        at: "tirx.PrimExpr",
+        lines: "list[tirx.PrimExpr]",
+        parts: "dict[tuple[int, int], list[tirx.Buffer]]",
+    ) -> None:
+        weight, lanes, size = self.work.weight, self.work.weight.lanes, 4 if self.work.weight.nibbles else 1
+        for line in range(-(-self.levels.step_elements * size // _LINE)):
+            ahead = at + (_AHEAD_BYTES + line * _LINE) // size
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", self.levels.address(ahead), *_READ_ONCE))
+        for v in range(weight.vectors):
+            for i, level in enumerate(self.levels.read(at, v)):
+                level = keep(level)
+                for r, line in enumerate(lines):
+                    part = parts[r, v][i % len(parts[r, v])]
+                    x = T.broadcast(self.copied[line + i], lanes)
+                    _add(part, vm.fma(x, level, part[ramp(0, lanes)]))
+
+
+def _zeros(lanes: int) -> "tirx.Buffer":
+    buffer = T.alloc_buffer((lanes,), "float32")
+    _add(buffer, T.broadcast(tirx.const(0.0, "float32"), lanes))
+    return buffer
+
+
+def _add(buffer: "tirx.Buffer", value: "tirx.PrimExpr") -> None:
+    T.buffer_store(buffer, value, [ramp(0, vm.lanes_of(value))])
+
+
+def _sum(buffers: "list[tirx.Buffer]", lanes: int) -> "tirx.PrimExpr":
+    values = [buffer[ramp(0, lanes)] for buffer in buffers]
+    while len(values) > 1:
+        values = [values[i] + values[i + 1] for i in range(0, len(values) - 1, 2)] + values[len(values) & ~1 :]
+    return keep(values[0])
+
+
+def _store_sum(
+    k: KernelBuilder,
+    rows: "tirx.Buffer",
+    start: "tirx.PrimExpr",
+    count: int,
+    sums: "tirx.Buffer",
+    place: "tirx.PrimExpr",
+) -> None:
+    """Store the sum of `count` elements of the copied rows."""
+    registers = Registers(total("float32"), line_lanes(count, k.isa.lanes), 2)
+    registers.line(k, count, lambda at, lanes: bind(rows[ramp(bind(start + at), lanes)]))
+    T.buffer_store(sums, registers.result()[0], [place])
+
+
+def _lines(elements: int) -> int:
+    """Bytes of f32 elements in whole cache lines."""
+    return -(-elements * 4 // _LINE) * _LINE

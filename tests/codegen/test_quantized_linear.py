@@ -1,0 +1,211 @@
+"""Linear layers with weights of 8 and 4 bits against a formula in torch: formats, odd sizes, rows, epilogues, dtypes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from planish.codegen.tvm.build import build_object
+from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
+from planish.codegen.tvm.quantized_linear import QuantizedLinear
+from planish.codegen.view import View
+from planish.compiler import ops
+from planish.compiler.ir import Graph, Value
+from planish.compiler.types import DType, Shape, symbol
+from planish.passes.weight_codes import NF4
+from tests.codegen.harness import call_of, host_isa, run_call
+
+Tensors = dict[str, torch.Tensor]
+ISAS = pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+
+
+@dataclass(frozen=True)
+class Form:
+    """How codes stand for numbers."""
+
+    bits: int
+    signed: bool = False
+    zero: bool = False
+    nf4: bool = False
+
+    @property
+    def attrs(self) -> dict[str, object]:
+        return {"bits": self.bits, "codebook": NF4 if self.nf4 else ()}
+
+
+FORMS = {
+    "int8": Form(8, signed=True),
+    "uint8": Form(8),
+    "int4": Form(4),
+    "int4 signed": Form(4, signed=True),
+    "int4 with zeros": Form(4, zero=True),
+    "nf4": Form(4, nf4=True),
+}
+EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+
+
+def tensors(
+    rows: Shape, columns: int, depth: int, group: int, form: Form, dtype: torch.dtype = torch.float32
+) -> Tensors:
+    generator = torch.Generator().manual_seed(0)
+
+    def codes(*size: int) -> torch.Tensor:
+        span = 1 << form.bits
+        found = torch.randint(0, span, size, generator=generator) - (span // 2 if form.signed else 0)
+        return found.to(torch.int8 if form.signed else torch.uint8)
+
+    groups = -(-depth // group)
+    return {
+        "x": torch.randn(*rows, depth, generator=generator).to(dtype),
+        "q": codes(columns, depth),
+        "s": (torch.rand(columns, groups, generator=generator) / 2**form.bits + 0.01).half(),
+        "z": torch.randint(0, 16, (columns, groups), generator=generator).to(torch.uint8),
+        "b": torch.randn(columns, generator=generator).to(dtype),
+        "r": torch.randn(*rows, columns, generator=generator).to(dtype),
+    }
+
+
+def weight_of(t: Tensors, group: int, form: Form) -> torch.Tensor:
+    """The numbers that the codes stand for, by the definition of each format."""
+    columns, depth = t["q"].shape
+    at = torch.arange(depth) // group
+    middle = 0 if form.signed else 1 << (form.bits - 1)
+    offset = t["z"].double()[:, at] if form.zero else torch.full((columns, depth), float(middle)).double()
+    levels = torch.tensor(NF4)[t["q"].long()].double() if form.nf4 else t["q"].double() - offset
+    return levels * t["s"].double()[:, at]
+
+
+def linear(rows: Shape, t: Tensors, group: int, form: Form, dtype: DType = DType.f32) -> tuple[Value, Value]:
+    """The layer over x: (x, result)."""
+    columns, depth = t["q"].shape
+    scale = t["s"]
+    x = ops.input_(name="x", shape=(*rows, depth), dtype=dtype)
+    q = ops.weight(name="q", shape=(columns, depth), dtype=DType.i8 if form.signed else DType.u8)
+    s = ops.weight(name="s", shape=tuple(scale.shape), dtype=DType.f16 if scale.dtype is torch.float16 else DType.f32)
+    z = ops.weight(name="z", shape=tuple(scale.shape), dtype=DType.u8) if form.zero else None
+    b = ops.weight(name="b", shape=(columns,), dtype=dtype)
+    w = ops.dequantize(q, s, z, group=group, dtype=dtype, **form.attrs)
+    return x, ops.linear(x, w, b)
+
+
+def run(
+    t: Tensors,
+    group: int,
+    form: Form,
+    *,
+    after: Callable[[Value], Value] = lambda y: y,
+    dynamic: bool = False,
+    dtype: DType = DType.f32,
+    views: dict[str, View] | None = None,
+    **options: object,
+) -> torch.Tensor:
+    shape = tuple(t["x"].shape[:-1])
+    rows: Shape = (symbol("m"), *shape[1:]) if dynamic else shape
+    x, y = linear(rows, t, group, form, dtype)
+    call = call_of(Graph("main", (x,), (after(y),)), ops.linear, views)
+    sizes = {"m": shape[0]} if dynamic else None
+    return run_call(QuantizedLinear(), call, t, sizes=sizes, **options)  # type: ignore[arg-type]
+
+
+def wanted(t: Tensors, group: int, form: Form) -> torch.Tensor:
+    return functional.linear(t["x"].double(), weight_of(t, group, form), t["b"].double())
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 2e-6) -> None:
+    """Errors relative to the largest result, since sums cancel."""
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance * largest)
+
+
+SIZES = [(1, 100, 576, 128), (2, 33, 64, 32), (3, 16, 40, 40), (7, 70, 96, 64), (16, 1, 8, 8), (5, 40, 37, 37)]
+
+
+@ISAS
+@EVERY_FORM
+@pytest.mark.parametrize(("rows", "columns", "depth", "group"), SIZES)
+def test_few_rows(rows: int, columns: int, depth: int, group: int, form: Form, isa: Isa) -> None:
+    t = tensors((rows,), columns, depth, group, form)
+    close(run(t, group, form, isa=isa, tasks=3), wanted(t, group, form))
+
+
+@ISAS
+@EVERY_FORM
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth", "group"), [(17, 100, 576, 128), (30, 33, 37, 37), (70, 40, 72, 24)]
+)
+def test_many_rows(rows: int, columns: int, depth: int, group: int, form: Form, isa: Isa) -> None:
+    t = tensors((rows,), columns, depth, group, form)
+    close(run(t, group, form, isa=isa, tasks=3), wanted(t, group, form))
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("rows", [1, 3, 8, 11, 16, 17, 70])
+def test_a_dynamic_count_of_rows(rows: int, form: Form) -> None:
+    t = tensors((rows,), 40, 80, 32, form)
+    close(run(t, 32, form, dynamic=True), wanted(t, 32, form))
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("rows", [1, 40])
+def test_groups_that_are_no_multiple_of_eight(rows: int, form: Form) -> None:
+    t = tensors((rows,), 40, 50, 12, form)
+    close(run(t, 12, form), wanted(t, 12, form))
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_scales_in_single_precision(rows: int) -> None:
+    t = tensors((rows,), 40, 64, 32, FORMS["int4"])
+    t["s"] = torch.rand(40, 2, generator=torch.Generator().manual_seed(3))
+    close(run(t, 32, FORMS["int4"]), wanted(t, 32, FORMS["int4"]))
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("depth", [64, 37])
+@pytest.mark.parametrize("rows", [2, 40])
+def test_bf16_rows(rows: int, depth: int, form: Form) -> None:
+    t = tensors((rows,), 40, depth, 32 if depth == 64 else 37, form, torch.bfloat16)
+    group = 32 if depth == 64 else 37
+    close(run(t, group, form, dtype=DType.bf16), wanted(t, group, form), 1e-2)
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_activation_and_residual_after_the_product(rows: int) -> None:
+    form = FORMS["int4"]
+    t = tensors((rows,), 70, 96, 32, form)
+    r = ops.input_(name="r", shape=(rows, 70), dtype=DType.f32)
+    got = run(t, 32, form, after=lambda y: ops.add(ops.gelu(y), r))
+    close(got, functional.gelu(wanted(t, 32, form)) + t["r"].double())
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_strided_rows_of_rank_three(rows: int) -> None:
+    form = FORMS["int8"]
+    t = tensors((2, rows), 20, 48, 48, form)
+    wide = torch.randn(2, rows, 60, generator=torch.Generator().manual_seed(5))
+    view = View((2, rows, 48), (rows * 60, 60, 1), 7, DType.f32)
+    expected = wanted({**t, "x": wide[..., 7:55]}, 48, form)
+    x, y = linear((2, rows), t, 48, form)
+    call = call_of(Graph("main", (x,), (y,)), ops.linear, {"x": view})
+    close(run_call(QuantizedLinear(), call, {**t, "x": wide}), expected)
+
+
+@pytest.mark.parametrize("isa", [AVX2, AVX512, NEON, ZEN4], ids=["avx2", "avx512", "neon", "zen4"])
+@EVERY_FORM
+def test_compiles_for_every_instruction_set(form: Form, isa: Isa, tmp_path: Path) -> None:
+    for dtype in (DType.f32, DType.bf16):
+        t = tensors((1,), 70, 96, 32, form)
+        x, y = linear((symbol("m"),), t, 32, form, dtype)
+        built = QuantizedLinear().build(call_of(Graph("main", (x,), (y,)), ops.linear), isa)
+        build_object({"kernel": built.function}, isa, tmp_path / "k.o")
+        assert (tmp_path / "k.o").stat().st_size > 0
+
+
+def test_refuses_a_weight_that_is_computed() -> None:
+    x = ops.input_(name="x", shape=(2, 8), dtype=DType.f32)
+    q = ops.input_(name="q", shape=(4, 8), dtype=DType.i8)
+    s = ops.weight(name="s", shape=(4, 1), dtype=DType.f32)
+    call = call_of(Graph("main", (x, q), (ops.linear(x, ops.dequantize(q, s, group=8)),)), ops.linear)
+    assert QuantizedLinear().refuse(call, host_isa()) == "the codes are computed by input"
