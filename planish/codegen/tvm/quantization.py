@@ -21,10 +21,10 @@ from planish.codegen.tvm.vector_math import cast, keep, like, select, splat
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
 from planish.compiler.ops.quantize import middle
-from planish.compiler.types import Dim
+from planish.compiler.types import Shape
 
 # (index of the group, its first element, how many it has)
-_Group = Callable[[Index, "tirx.PrimExpr", int], None]
+Group = Callable[[Index, "tirx.PrimExpr", int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,12 @@ class Quantization:
     def refuse(self, call: Call, isa: Isa) -> str | None:
         if not isinstance(call.anchor.operands[0].shape[-1], int):
             return "groups lie along an axis of dynamic size"
-        if (levels := len(_codebook(call.anchor))) > MOST_LEVELS:
-            return f"a codebook of {levels} levels is over {MOST_LEVELS}"
-        return refuse_around(call)
+        return refuse_codebook(call.anchor) or refuse_around(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
         with kernel(call, isa) as (k, done):
-            _groups(k, _BODIES[call.anchor.op](k))
+            x = call.anchor.operands[0]
+            groups(k, x.shape[:-1], call.anchor, _BODIES[call.anchor.op](k))
         return Kernel(done[0], 0)
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
@@ -51,6 +50,12 @@ class Quantization:
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
         return fuses_before(node)
+
+
+def refuse_codebook(node: Node) -> str | None:
+    """Why the levels of a node have no table in a kernel, or None."""
+    levels = len(_codebook(node))
+    return f"a codebook of {levels} levels is over {MOST_LEVELS}" if levels > MOST_LEVELS else None
 
 
 def _codebook(node: Node) -> tuple[float, ...]:
@@ -65,13 +70,12 @@ def _number(node: Node, name: str) -> int:
     return value
 
 
-def _groups(k: KernelBuilder, body: _Group) -> None:
-    """Call `body` for every group of this task's share."""
-    x = k.call.anchor.operands[0]
-    group, width = _number(k.call.anchor, "group"), x.shape[-1]
+def groups(k: KernelBuilder, lead: Shape, node: Node, body: Group) -> None:
+    """Call `body` for this task's share of the groups of `node`'s operand, at every index over `lead`."""
+    group, width = _number(node, "group"), node.operands[0].shape[-1]
     assert isinstance(width, int)
     whole, rest = divmod(width, group)
-    shape: tuple[Dim, ...] = (*x.shape[:-1], whole + (rest > 0))
+    shape = (*lead, whole + (rest > 0))
 
     def unit(index: Index) -> None:
         start = bind(index[-1] * group)
@@ -98,7 +102,7 @@ def _floats(k: KernelBuilder, value: Value, index: Index, lanes: int) -> "tirx.P
     return cast(Expression(k).at(value, index, lanes), "float32")
 
 
-def _scales(k: KernelBuilder) -> _Group:
+def _scales(k: KernelBuilder) -> Group:
     anchor = k.call.anchor
     top = (1 << (_number(anchor, "bits") - 1)) - 1
 
@@ -121,7 +125,7 @@ def _scales(k: KernelBuilder) -> _Group:
     return body
 
 
-def _codes(k: KernelBuilder) -> _Group:
+def _codes(k: KernelBuilder) -> Group:
     anchor = k.call.anchor
     x, scale = anchor.operands
     top = (1 << (_number(anchor, "bits") - 1)) - 1
@@ -142,30 +146,34 @@ def _codes(k: KernelBuilder) -> _Group:
     return body
 
 
-def _numbers(k: KernelBuilder) -> _Group:
-    anchor = k.call.anchor
-    q, scale, *zeros = anchor.operands
-    book = Codebook(k.isa, _codebook(anchor)) if _codebook(anchor) else None
-    dtype = compute_dtype(anchor.types[0].dtype)
+def _numbers(k: KernelBuilder) -> Group:
+    return numbers(k, k.call.anchor, lambda index: index)
+
+
+def numbers(k: KernelBuilder, node: Node, source: Callable[[Index], Index]) -> Group:
+    """Stores the numbers of `node`, a dequantize, at an index where `source` of it says which group they are from."""
+    q, scale, *zeros = node.operands
+    book = Codebook(k.isa, _codebook(node)) if _codebook(node) else None
+    dtype = compute_dtype(node.types[0].dtype)
 
     def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
-        size = keep(_floats(k, scale, index, 1))
-        zero = tirx.const(middle(q.dtype, _number(anchor, "bits")), "float32")
+        group = source(index)
+        size = keep(_floats(k, scale, group, 1))
+        zero = tirx.const(middle(q.dtype, _number(node, "bits")), "float32")
         if zeros:
-            zero = keep(_floats(k, zeros[0], index, 1))
+            zero = keep(_floats(k, zeros[0], group, 1))
 
         def write(at: "tirx.PrimExpr", lanes: int) -> None:
-            place = (*index[:-1], at)
-            codes = keep(cast(Expression(k).at(q, place, lanes), "int32"))
+            codes = keep(cast(Expression(k).at(q, (*group[:-1], at), lanes), "int32"))
             levels = cast(codes, "float32") - splat(zero, lanes) if book is None else book.at(codes)
-            _finish(k, place, cast(keep(levels * splat(size, lanes)), dtype), lanes)
+            _finish(k, (*index[:-1], at), cast(keep(levels * splat(size, lanes)), dtype), lanes)
 
         vectors(k, start, count, write, k.isa.lanes)
 
     return body
 
 
-_BODIES: dict[Op, Callable[[KernelBuilder], _Group]] = {
+_BODIES: dict[Op, Callable[[KernelBuilder], Group]] = {
     ops.quantization_scale: _scales,
     ops.quantize: _codes,
     ops.dequantize: _numbers,

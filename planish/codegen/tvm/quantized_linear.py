@@ -11,7 +11,7 @@ from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
 from planish.codegen.tvm.gemm_tile import instructions
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel
-from planish.codegen.tvm.levels import MOST_LEVELS
+from planish.codegen.tvm.quantization import refuse_codebook
 from planish.codegen.tvm.quantized_panels import ManyRows
 from planish.codegen.tvm.quantized_rows import MOST_ROWS, FewRows
 from planish.codegen.tvm.quantized_weight import CodedWeight, Levels
@@ -72,10 +72,7 @@ def _refuse_weight(call: Call) -> str | None:
             return f"the {role} are not stored in one piece"
     if len(w.shape) != 2:
         return f"the weight {w.type} is no matrix"
-    levels = w.node.attrs["codebook"]
-    if isinstance(levels, tuple) and len(levels) > MOST_LEVELS:
-        return f"a codebook of {len(levels)} levels is over {MOST_LEVELS}"
-    return "scales are f64" if w.node.operands[1].dtype is DType.f64 else None
+    return refuse_codebook(w.node) or ("scales are f64" if w.node.operands[1].dtype is DType.f64 else None)
 
 
 def _refuse_rows(call: Call) -> str | None:

@@ -15,6 +15,7 @@ from planish.codegen.tvm.map import Map
 from planish.codegen.tvm.matmul import Matmul
 from planish.codegen.tvm.pool import Pool
 from planish.codegen.tvm.quantization import Quantization
+from planish.codegen.tvm.quantized_embedding import QuantizedEmbedding
 from planish.codegen.tvm.quantized_linear import QuantizedLinear
 from planish.codegen.tvm.reduce import Reduce
 from planish.codegen.tvm.rope import Rope
@@ -34,5 +35,5 @@ TEMPLATES: tuple[Template, ...] = (
         AttentionWide(),
     ),
     CacheUpdate(),
-    *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Quantization(), Map()),
+    *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Quantization(), QuantizedEmbedding(), Map()),
 )
