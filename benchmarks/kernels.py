@@ -110,6 +110,11 @@ class KernelCase:
         return 2.0 * self.rows * self.width * (self.out or self.instructions)
 
     @property
+    def moved(self) -> int:
+        """The bytes that are read and written, without weights."""
+        return self.written * (self.operands + 1)
+
+    @property
     def written(self) -> int:
         """The bytes of the result, which are also those of each operand that is no weight."""
         return self.rows * self.width * _BYTES[self.dtype]
@@ -235,6 +240,5 @@ def machine_limit(case: KernelCase, threads: int) -> _Roof:
     peak = _Roof("peak", case.operations / 1e9, measure_peak(case.dtype, 0.15, threads=threads))
     if case.out is not None:
         return peak
-    moved = case.written * (case.operands + 1) / 1e9
     rate = measure_move(0.15, write_bytes=case.written, reads=case.operands, threads=threads)
-    return max(peak, _Roof("bandwidth", moved, rate), key=lambda roof: roof.seconds)
+    return max(peak, _Roof("bandwidth", case.moved / 1e9, rate), key=lambda roof: roof.seconds)

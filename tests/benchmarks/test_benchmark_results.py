@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.kernels import KERNELS, KernelCase, KernelResult, KernelSuite
+from benchmarks.kernels import KERNELS, KernelCase, KernelResult, KernelSuite, machine_limit
 from benchmarks.plot import plot, relative
 from benchmarks.results import Case, Limit, Machine, Result, Score, Suite, load, save
 from benchmarks.run import max_abs_error
@@ -122,14 +122,24 @@ def test_the_error_is_the_largest_over_all_outputs_and_refuses_other_shapes() ->
         max_abs_error(zeros, zeros[0])
 
 
-def test_the_work_of_a_product_is_its_operations_and_of_an_addition_its_bytes() -> None:
+def test_operations_of_products_and_exponentials_and_the_bytes_that_are_moved() -> None:
     cases = {(case.name, case.rows, case.dtype): case for case in KERNELS}
-    assert cases["linear-gelu-384x1536", 16, "bf16"].work == 2 * 16 * 384 * 1536
-    assert cases["add", 128, "f32"].work == 3 * 128 * 768 * 4
-    assert cases["softmax", 128, "f32"].work == 2 * 128 * 768 * 4
+    assert cases["linear-gelu-384x1536", 16, "bf16"].operations == 2 * 16 * 384 * 1536
+    assert cases["add", 128, "f32"].moved == 3 * 128 * 768 * 4
+    assert cases["softmax", 128, "f32"].moved == 2 * 128 * 768 * 4
+    assert cases["softmax", 128, "f32"].operations == 2 * 9 * 128 * 768
 
 
-@pytest.mark.parametrize("case", KERNELS[:1] + KERNELS[-3:], ids=lambda case: case.name)
+def test_a_kernel_is_bound_by_the_slower_of_arithmetic_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.kernels.measure_peak", lambda dtype, seconds, threads: 200.0)
+    monkeypatch.setattr("benchmarks.kernels.measure_move", lambda seconds, write_bytes, reads, threads: 100.0)
+    cases = {case.name: case for case in KERNELS if case.rows == 128}
+    assert machine_limit(cases["softmax"], 1).bound == "peak"  # 18 / 200 of a nanosecond an element, and 8 / 100
+    assert machine_limit(cases["layer-norm"], 1).bound == "bandwidth"
+    assert machine_limit(cases["layer-norm"], 1).seconds == pytest.approx(8 * 128 * 768 / 100e9)
+
+
+@pytest.mark.parametrize("case", KERNELS[:1] + KERNELS[-6:], ids=lambda case: case.name)
 def test_every_kernel_module_takes_the_inputs_of_its_case(case: KernelCase) -> None:
     inputs = case.inputs(5)
     assert case.module()(*inputs).shape == (5, case.out or case.width)

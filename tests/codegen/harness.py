@@ -1,6 +1,7 @@
 """Runs one kernel on real tensors: a graph becomes one call, is built for the machine at hand and run through ctypes."""
 
 import ctypes
+import mmap
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,9 @@ def run_call(
     """Build the call, run its tasks one after another and return the output in its logical shape.
 
     `buffers` holds, by input or weight name, the flat memory that the views of the call refer to. The output's memory
-    begins `shift` bytes past a multiple of 64, and holds `before` where that is given.
+    begins `shift` bytes past a multiple of 64, and holds `before` where that is given. Operands of even tasks begin
+    where a page without access ends, those of odd tasks end where one begins, so that a kernel which reads outside of
+    them crashes.
     """
     isa, sizes = isa or host_isa(), dict(sizes or {})
     assert (why := template.refuse(call, isa)) is None, why
@@ -61,6 +64,13 @@ def run_call(
         link([], [Path(folder, "k.o")], isa, Path(folder, "k.so"))
         library = ctypes.CDLL(str(Path(folder, "k.so")))
         arrays = [_memory(value, built.packings, buffers) for value in call.inputs]
+        guarded = [
+            [
+                _guarded(a, after, 64 if v in built.packings else a.itemsize)
+                for a, v in zip(arrays, call.inputs, strict=True)
+            ]
+            for after in (False, True)
+        ]
         out_bytes = evaluate_dim(call.view.extent, sizes) * call.view.dtype.itemsize
         room = numpy.zeros(out_bytes + 128, numpy.uint8)
         start = -room.ctypes.data % 64 + shift
@@ -71,7 +81,7 @@ def run_call(
         for task in range(tasks):
             scratch = numpy.zeros(scratch_bytes + 64, numpy.uint8)
             aligned = scratch.ctypes.data + (-scratch.ctypes.data) % 64
-            pointers = [*(a.ctypes.data for a in arrays), out.ctypes.data, aligned]
+            pointers = [*(a.ctypes.data for a in guarded[task % 2]), out.ctypes.data, aligned]
             arguments: Sequence[object] = [
                 *map(ctypes.c_void_p, pointers),
                 *(ctypes.c_int64(sizes[name]) for name in call_sizes(call, built.scratch_bytes)),
@@ -94,3 +104,16 @@ def _memory(value: Value, packings: Mapping[Value, object], buffers: Mapping[str
     array = tensor.contiguous().numpy() if array is None else array
     packing = packings.get(value)
     return numpy.ascontiguousarray(packing.pack(array)) if packing else array  # type: ignore[attr-defined]
+
+
+def _guarded(array: numpy.ndarray, after: bool, alignment: int) -> numpy.ndarray:
+    """A copy of the array that begins behind a page without access, or with `after` ends in front of one."""
+    page = mmap.PAGESIZE
+    size = -(-array.nbytes // page) * page
+    memory = numpy.frombuffer(mmap.mmap(-1, size + 2 * page), numpy.uint8)
+    place = page + (size - -(-array.nbytes // alignment) * alignment if after else 0)
+    copy = memory[place : place + array.nbytes].view(array.dtype)
+    copy[:] = array.reshape(-1)
+    for edge in (0, page + size):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(memory.ctypes.data + edge), page, 0) == 0
+    return copy

@@ -137,7 +137,9 @@ def test_compiles_for_neon_and_needs_libc_alone(dtype: DType, tmp_path: Path) ->
 
 def test_refuses_what_it_cannot_compute_by_its_words() -> None:
     isa = host_isa()
-    assert Matmul().refuse(matmul_call((2, 2), (2, 2), DType.i32), isa) == "matmul takes floating-point numbers, not i32"
+    assert (
+        Matmul().refuse(matmul_call((2, 2), (2, 2), DType.i32), isa) == "matmul takes floating-point numbers, not i32"
+    )
     x, y = (ops.input_(name=a, shape=(3, 3), dtype=DType.f32) for a in "xy")
     prepared: Value = ops.matmul(ops.relu(x), y)
     call = call_of(Graph("main", (x, y), (prepared,)), ops.matmul)

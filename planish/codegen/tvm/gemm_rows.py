@@ -118,10 +118,10 @@ class Run:
         mask = lane < bound(high)
         if not (isinstance(low, int) and low == 0):
             mask = tirx.And(mask, lane >= bound(low))
-        name = f"{self.source.dtype}x{self.elements}"
         zero = T.broadcast(tirx.const(0, str(self.source.dtype)), self.elements)
-        loaded = T.masked_load(name, self.source, ramp(start + skipped, self.elements), mask)
-        return tirx.Select(mask, loaded, zero)
+        # A select around TVM's masked_load makes LLVM read all lanes, and those outside may be no memory of ours.
+        name, place = f"{self.source.dtype}x{self.elements}", T.address_of(self.source[start + skipped])
+        return T.call_llvm_intrin(name, "llvm.masked.load", place, mask, zero)
 
     def _store(self, place: "tirx.PrimExpr", value: "tirx.PrimExpr") -> None:
         units = T.reinterpret(f"int32x{self.lanes}", value) if self.pairs else widened(value, self.dtype, self.lanes)
