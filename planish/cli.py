@@ -1,4 +1,4 @@
-"""The command line: compile, run, bench, inspect, profiles, passes."""
+"""The command line: compile, generate, run, bench, inspect, profiles, passes."""
 
 import json
 import statistics
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from planish.cli_generate import generate
 from planish.errors import InputError, PlanishError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ profiles_app = typer.Typer(
     help="Hardware profiles: list them, show one, or detect this machine's.", no_args_is_help=True
 )
 app.add_typer(profiles_app, name="profiles")
+app.command()(generate)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 console = Console(stderr=True)
@@ -68,6 +70,14 @@ def compile_command(
         list[str] | None, typer.Option("--pass", help="A pass as text; repeat in order. All exact passes by default.")
     ] = None,
     workload: Annotated[list[str] | None, typer.Option(help="An expected size, such as B=8; repeat.")] = None,
+    generating: Annotated[
+        bool, typer.Option("--generate", help="Compile a language model that generates text.")
+    ] = False,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer, with --generate.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Prompts at once, with --generate.")] = None,
+    chunk: Annotated[int | None, typer.Option(min=1, help="Prompt tokens of one step, with --generate.")] = None,
+    cache: Annotated[str | None, typer.Option(help="f32, f16 or i8, with --generate.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json or its folder, with --generate.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what is at the output even if it is no artifact.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -76,9 +86,10 @@ def compile_command(
     For example: planish compile mypackage.models:encoder -o encoder.planish --workload batch=8
     """
     import planish
-    from planish.cli_inputs import load_reference, sizes_of
+    from planish.cli_inputs import generation_of, load_reference, sizes_of
     from planish.runtime.storage import check_target, staging
 
+    wanted = generation_of(generating, context=context, batch=batch, chunk=chunk, cache=cache, tokenizer=tokenizer)
     check_target(output.absolute(), overwrite=overwrite)
     with staging(output.absolute()):  # what cannot be written is said before the work, not after it
         pass
@@ -91,6 +102,7 @@ def compile_command(
             dynamic=dynamic,
             workload=sizes_of(workload),
             passes=passes,
+            generate=wanted,
             progress=status.update,
         )
         status.update("saving")

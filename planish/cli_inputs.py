@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,6 +18,9 @@ from safetensors.numpy import load_file
 from planish.errors import InputError, PlanishError, nearest
 from planish.runtime.dtypes import NUMPY, DTypeName
 from planish.runtime.plan import FunctionPlan
+
+if TYPE_CHECKING:
+    from planish.generation import Generation
 
 
 def load_reference(reference: str) -> tuple[Any, Any, Any]:
@@ -50,6 +53,16 @@ def sizes_of(texts: Sequence[str] | None) -> dict[str, int]:
             raise InputError(f"a size is NAME=NUMBER such as B=8, not '{text}'")
         sizes[name] = int(value)
     return sizes
+
+
+def generation_of(wanted: bool, **options: Any) -> "Generation | None":
+    """The generation that the options ask for; raises InputError on options without `--generate`."""
+    from planish.generation import Generation
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and not wanted:
+        raise InputError(f"--{next(iter(given))} is for language models; add --generate")
+    return Generation(**given) if wanted else None
 
 
 def read_inputs(path: Path, plan: FunctionPlan) -> list[Any]:

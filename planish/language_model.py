@@ -114,5 +114,12 @@ class LanguageModel(CompiledModel):
         """Raises InputError: a language model generates."""
         raise InputError("a language model was compiled to generate; call .generate(prompt) or .chat(messages)")
 
+    def __repr__(self) -> str:
+        made = self.settings
+        return (
+            f"LanguageModel(context={made.context}, batch={made.batch}, chunk={made.chunk}, cache={made.cache!r}, "
+            f"vocabulary={made.vocabulary})"
+        )
+
 
 __all__ = ["BatchStream", "LanguageModel", "Stream"]
