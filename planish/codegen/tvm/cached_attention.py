@@ -47,7 +47,11 @@ class CachedAttention:
     def build(self, call: Call, isa: Isa) -> "Kernel":
         from planish.codegen.tvm.attention_plan import AttentionPlan
         from planish.codegen.tvm.cached_attention_blocks import build_cached_blocks
+        from planish.codegen.tvm.cached_attention_one import ONE_KEYS, build_one, serves
 
+        one = AttentionPlan.of(call, isa, 2 * isa.lanes, ONE_KEYS)
+        if serves(one):
+            return build_one(one)
         return build_cached_blocks(AttentionPlan.of(call, isa, self.queries, self.keys))
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
