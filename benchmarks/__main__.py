@@ -1,8 +1,9 @@
-"""The command line of the benchmarks: run, kernels, compile, quality, table, plot."""
+"""The command line of the benchmarks: run, kernels, compile, quality, language, perplexity, table, plot."""
 
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
@@ -39,7 +40,7 @@ def run_suite(
     quality: Annotated[bool, typer.Option("--quality", help="Also measure quality on real data.")] = False,
 ) -> None:
     """Time every model under every peer, in turns, and print the table."""
-    sizes = tuple(_size(word) for word in batches.split(","))
+    sizes = _sizes(batches)
     chosen = Choice(_chosen(models, ZOO), _chosen(peers, PEERS), sizes, threads, Effort(seconds), quality)
     with _progress() as say:
         suite = run(chosen, name, FOLDER / f"{name}.json", say)
@@ -84,6 +85,52 @@ def quality(name: Name = "quality", models: Models = "", threads: Threads = 2) -
 
 
 @app.command()
+def language(
+    name: Name = "language",
+    models: Annotated[str, typer.Option(help="smollm2, llama-1.1b; both by default.")] = "",
+    formats: Annotated[str, typer.Option(help="f32, int8, int4, separated by commas.")] = "f32,int8,int4",
+    peers: Peers = "",
+    batches: Batches = "1,8",
+    contexts: Annotated[str, typer.Option(help="Tokens of the prompts, separated by commas.")] = "16,128,512,2048",
+    threads: Threads = 2,
+    tokens: Annotated[int, typer.Option(help="Tokens of each generation.", min=2)] = 33,
+    rounds: Annotated[int, typer.Option(help="Generations at each context.", min=1)] = 3,
+    group: Annotated[int, typer.Option(help="Peers alive at once; 0 is all, 1 spares memory.", min=0)] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Less than four minutes; other choices are ignored.")] = False,
+) -> None:
+    """Time prefill and decode of language models under every peer, in turns, and print the table."""
+    from benchmarks.language.grid import chosen_grids, quick_grids
+    from benchmarks.language.run import run_language
+    from benchmarks.language.table import language_markdown
+
+    lengths, sizes = _sizes(contexts), _sizes(batches)
+    grids = quick_grids(threads) if quick else chosen_grids(models, formats, peers, lengths, sizes, threads)
+    if not quick:
+        grids = tuple(replace(grid, tokens=tokens, rounds=rounds, group=group) for grid in grids)
+    with _progress() as say:
+        suite = run_language(grids, name, FOLDER / f"{name}.json", say)
+    typer.echo(language_markdown(suite))
+
+
+@app.command()
+def perplexity(
+    name: Name = "perplexity",
+    models: Annotated[str, typer.Option(help="smollm2, glassllm; both by default.")] = "",
+    formats: Annotated[str, typer.Option(help="Names of formats, separated by commas; all by default.")] = "",
+    windows: Annotated[int, typer.Option(help="Windows of each text.", min=1)] = 4,
+    threads: Threads = 2,
+) -> None:
+    """Measure the perplexity of weight formats on real text, and how far greedy text follows transformers'."""
+    from benchmarks.language.perplexity import perplexity_markdown, run_perplexity
+    from benchmarks.language.quality import FORMATS, MODELS
+
+    found = _chosen(models, MODELS), _chosen(formats, FORMATS)
+    with _progress() as say:
+        suite = run_perplexity(*found, name, FOLDER / f"{name}.json", windows=windows, threads=threads, say=say)
+    typer.echo(perplexity_markdown(suite))
+
+
+@app.command()
 def table(file: Results) -> None:
     """Print results as Markdown."""
     typer.echo(markdown(load(file)))
@@ -119,9 +166,13 @@ def _chosen(words: str, known: Iterable[_Item]) -> tuple[_Item, ...]:
     return tuple(item for item in items if item.name in wanted or not wanted)
 
 
+def _sizes(words: str) -> tuple[int, ...]:
+    return tuple(_size(word) for word in words.split(","))
+
+
 def _size(word: str) -> int:
     if not word.strip().isdigit() or int(word) < 1:
-        raise InputError(f"'{word}' is no batch size; give whole numbers from 1 on, separated by commas")
+        raise InputError(f"'{word}' is no size; give whole numbers from 1 on, separated by commas")
     return int(word)
 
 

@@ -34,6 +34,24 @@ class Turns:
     other_cores: float | None
 
 
+class Usage:
+    """How many cores the processes that are not ours use from the making of this object on.
+
+    Ours are this one and its children that have ended and were waited for.
+    """
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._start = _busy_seconds(), _own_seconds(), time.perf_counter()
+
+    def other_cores(self) -> float | None:
+        """The mean number of cores so far; None where the system does not tell."""
+        now = _busy_seconds()
+        if self._busy is None or now is None:
+            return None
+        others = (now - self._busy) - (_own_seconds() - self._own)
+        return max(0.0, others) / (time.perf_counter() - self._start)
+
+
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How long to measure: at least `least` rounds, then until `seconds` have passed, at most `most` rounds.
@@ -58,7 +76,7 @@ def take_turns(calls: Mapping[str, Callable[[], object]], effort: Effort) -> Tur
         for name in names:
             calls[name]()
     times: dict[str, list[float]] = {name: [] for name in names}
-    busy, own, start = _busy_seconds(), _own_seconds(), time.perf_counter()
+    usage, start = Usage(), time.perf_counter()
     for index in range(effort.most):
         if index >= effort.least and time.perf_counter() - start > effort.seconds:
             break
@@ -66,8 +84,7 @@ def take_turns(calls: Mapping[str, Callable[[], object]], effort: Effort) -> Tur
             time.sleep(effort.rest_ms / 1e3)
             calls[name]()
             times[name] += [_timed_ms(calls[name]) for _ in range(effort.burst)]
-    wall = time.perf_counter() - start
-    return Turns({name: Timing(tuple(values)) for name, values in times.items()}, _others(busy, own, wall))
+    return Turns({name: Timing(tuple(values)) for name, values in times.items()}, usage.other_cores())
 
 
 def _rotated(names: list[str], index: int) -> list[str]:
@@ -79,13 +96,6 @@ def _timed_ms(call: Callable[[], object]) -> float:
     start = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - start) / 1e6
-
-
-def _others(busy: float | None, own: float, wall: float) -> float | None:
-    now = _busy_seconds()
-    if busy is None or now is None:
-        return None
-    return max(0.0, (now - busy) - (_own_seconds() - own)) / wall
 
 
 def _busy_seconds() -> float | None:

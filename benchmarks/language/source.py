@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -89,7 +88,7 @@ class Source:
         model: Any = _plain(self.load())
         model.config.use_cache = True
         model.save_pretrained(path)
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=smollm2.tokenizer_of(self.shape.vocabulary))
+        tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=smollm2.tokenizer_of(self.shape.vocabulary))
         tokenizer.eos_token = tokenizer.bos_token = "<|endoftext|>"
         tokenizer.save_pretrained(path)
 

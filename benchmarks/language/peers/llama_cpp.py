@@ -15,7 +15,7 @@ _UNIT = 512
 
 class _LlamaCpp:
     def __init__(self, path: str, setting: Setting) -> None:
-        import llama_cpp  # type: ignore[import-untyped]
+        import llama_cpp
 
         self._api: Any = llama_cpp
         llama_cpp.llama_backend_init()

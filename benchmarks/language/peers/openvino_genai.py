@@ -13,7 +13,7 @@ _KINDS = {"f32": "f16", "int8": "q8_0", "int4": "q4_0"}
 
 class _OpenVino:
     def __init__(self, path: str, kind: str, setting: Setting) -> None:
-        import openvino
+        import openvino  # type: ignore[import-untyped]
         import openvino_genai  # type: ignore[import-untyped]
 
         self._tensor, self._api = openvino.Tensor, openvino_genai

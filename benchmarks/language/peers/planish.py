@@ -1,0 +1,97 @@
+"""planish: the model compiled with `generate=`, its weights in the format asked for."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage
+from benchmarks.language.source import Ids, Source
+
+_EXAMPLE = 16
+
+
+class _Planish:
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def generate(self, prompts: Ids, count: int) -> Generated:
+        rows = prompts.tolist()
+        moments: list[float] = []
+        found: list[tuple[int, ...]] = []
+        start = time.perf_counter()
+        for tokens in self._model.generate(rows, max_new_tokens=count):
+            moments.append(time.perf_counter())
+            found.append(tuple(tokens))
+        token_ms = tuple((after - before) * 1e3 for before, after in zip(moments, moments[1:], strict=False))
+        return Generated((moments[0] - start) * 1e3, token_ms, tuple(zip(*found, strict=True)))
+
+
+def builder(passes: Mapping[str, tuple[str, ...]]) -> Callable[[Source, str, Setting], Session]:
+    """A build that runs the passes of the format after the exact ones; the cache is f16."""
+
+    def build(source: Source, kind: str, setting: Setting) -> Session:
+        import planish
+
+        torch.set_num_threads(setting.threads)
+        module: Any = source.load().float()
+        # Every peer goes on to the last token asked for.
+        module.generation_config.eos_token_id = module.config.eos_token_id = None
+        example = torch.zeros((max(2, setting.batch), _EXAMPLE), dtype=torch.int64)
+        compiled = planish.compile(
+            module,
+            "cpu",
+            inputs=(example,),
+            generate=planish.Generation(context=setting.context, batch=setting.batch, cache="f16"),
+            passes=passes[kind] or None,
+            threads=setting.threads,
+        )
+        del module
+        return _Planish(compiled)
+
+    return build
+
+
+def _peer(name: str, formats: Mapping[str, tuple[Storage, tuple[str, ...]]]) -> LanguagePeer:
+    passes = {kind: found for kind, (_, found) in formats.items()}
+    missing = dict.fromkeys({"f32", "int8", "int4"} - {*passes}, "only its quantized formats differ from planish's")
+    return LanguagePeer(name, "planish", {k: s for k, (s, _) in formats.items()}, builder(passes), missing)
+
+
+PLANISH = _peer(
+    "planish",
+    {
+        "f32": (Storage(32, 32, 16, "f32", "f32 weights, f16 cache"), ()),
+        "int8": (
+            Storage(8, 8, 16, "f32", "one scale a row, float activations, f16 cache"),
+            ("quantize-weights{bits=8}",),
+        ),
+        "int4": (
+            Storage(4.125, 4.125, 16, "f32", "groups of 128, f16 scales, float activations, f16 cache"),
+            ("quantize-weights{bits=4, group=128}",),
+        ),
+    },
+)
+PLANISH_G32 = _peer(
+    "planish g32",
+    {
+        "int4": (
+            Storage(4.5, 4.5, 16, "f32", "groups of 32, f16 scales, float activations, f16 cache"),
+            ("quantize-weights{bits=4, group=32}",),
+        ),
+    },
+)
+PLANISH_INT8_ACTIVATIONS = _peer(
+    "planish int8 activations",
+    {
+        "int8": (
+            Storage(8, 8, 16, "i8", "one scale a row, int8 activations, f16 cache"),
+            ('quantize-weights{bits=8, activations="int8"}',),
+        ),
+        "int4": (
+            Storage(4.125, 4.125, 16, "i8", "groups of 128, f16 scales, int8 activations, f16 cache"),
+            ('quantize-weights{bits=4, group=128, activations="int8"}',),
+        ),
+    },
+)

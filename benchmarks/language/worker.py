@@ -1,0 +1,96 @@
+"""A peer in a process of its own, so that libraries share neither threads nor memory, and may crash."""
+
+import multiprocessing
+import os
+import re
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.language.peers.peer import Generated, LanguagePeer, Setting
+from benchmarks.language.source import Ids, Source
+from benchmarks.peers import PeerError
+
+_STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A prepared peer: seconds of preparation and the process's memory so far at the highest, in MiB."""
+
+    seconds: float
+    peak_mib: int
+
+
+class Worker:
+    """A peer prepared in a new process; `ready` says what that took. Raises PeerError with its reason."""
+
+    def __init__(
+        self, peer: LanguagePeer, source: Source, kind: str, setting: Setting, *, timeout_seconds: float = 1200.0
+    ) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._timeout_seconds = timeout_seconds
+        self._name = peer.name
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(theirs, peer, source, kind, setting), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.ready: Ready = self._answer()
+
+    def generate(self, prompts: Ids, count: int) -> Generated:
+        """See `Session.generate`."""
+        self._pipe.send((prompts, count))
+        generated: Generated = self._answer()
+        return generated
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process.is_alive():
+            self._pipe.send(None)
+            self._process.join(_STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+
+    def _answer(self) -> Any:
+        try:
+            if not self._pipe.poll(self._timeout_seconds):
+                self._process.kill()
+                raise PeerError(f"{self._name} gave no answer within {self._timeout_seconds:.0f} s")
+            answer = self._pipe.recv()
+        except EOFError as error:
+            self._process.join(_STOP_SECONDS)
+            raise PeerError(f"{self._name} ended its process with status {self._process.exitcode}") from error
+        if isinstance(answer, str):
+            raise PeerError(answer)
+        return answer
+
+
+def _serve(pipe: Connection, peer: LanguagePeer, source: Source, kind: str, setting: Setting) -> None:
+    _silence()
+    start = time.perf_counter()
+    try:
+        session = peer.prepare(source, kind, setting)
+        session.generate(source.prompts(setting.batch, 4, 0), 3)
+        pipe.send(Ready(time.perf_counter() - start, peak_mib()))
+        while (request := pipe.recv()) is not None:
+            pipe.send(session.generate(*request))
+    except (PeerError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        pipe.send(str(error) if isinstance(error, PeerError) else f"{peer.name}: {type(error).__name__}: {error}")
+
+
+def _silence() -> None:
+    """What libraries print would mix with the progress."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+
+
+def peak_mib() -> int:
+    """The most memory that this process has held at once, in MiB, from Linux; 0 elsewhere."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) >> 10 if found else 0
