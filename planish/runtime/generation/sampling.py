@@ -115,12 +115,15 @@ def drawn(weights: Array, share: float) -> int:
     sums = weights[:folded].reshape(-1, columns).sum(axis=0, dtype=np.float32)
     whole = np.cumsum([*sums.tolist(), float(weights[folded:].sum())])
     wanted = share * whole[-1]
-    column = min(int(np.searchsorted(whole, wanted, side="right")), len(whole) - 1)
+    column = _place(whole, wanted)
     places = np.arange(column, folded, columns) if column < columns else np.arange(folded, len(weights))
     inside = np.cumsum(weights[places], dtype=np.float64)
-    found = int(np.searchsorted(inside, wanted - (whole[column - 1] if column else 0.0), side="right"))
-    # rounding may point behind the last weight that is not 0
-    return int(places[min(found, int(np.searchsorted(inside, inside[-1])))])
+    return int(places[_place(inside, wanted - (whole[column - 1] if column else 0.0))])
+
+
+def _place(sums: Array, wanted: float) -> int:
+    """The first place whose sum is over `wanted`; where rounding leaves none, the last that adds anything."""
+    return min(int(np.searchsorted(sums, wanted, side="right")), int(np.searchsorted(sums, sums[-1])))
 
 
 def _least_of_largest(scores: Array, count: int) -> Any:
