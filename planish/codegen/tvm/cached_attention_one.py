@@ -20,6 +20,7 @@ from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, splat
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
+_READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for reading, into L2, data
 ONE_KEYS = 64  # that are visited at a time: their values stay in level one cache until all queries have read them
 
 
@@ -98,8 +99,10 @@ class OneToken(CachedBlocks):
         plan, rows, w = self.plan, self.rows_of_tile, self.width
         view = plan.call.inputs[plan.k]
         source, start, pitch = self.k.buffers[plan.k], bind(self._row(plan.k, slot)), self.k.dim(view.strides[2])
-        if view.dtype is not DType.f32:
-            self._widen(start)
+        narrow = view.dtype is not DType.f32
+        ahead = bind(self._row(plan.v, slot))
+        if narrow:
+            self._widen(slot, start)
             source, start, pitch = self.memory, index(plan.regions["k"]), index(plan.head)
 
         def finish(i: int, _: int, value: "tirx.PrimExpr") -> None:
@@ -107,20 +110,26 @@ class OneToken(CachedBlocks):
                 value = value * splat(self._scale(plan.k, slot + i), w)
             T.buffer_store(self.memory, value, [ramp(target + i * w, w)])
 
+        def query(d: "tirx.PrimExpr", _: int) -> "tirx.PrimExpr":
+            if not narrow:
+                self._fetch(plan.v, ahead + d * rows)
+            return self.memory[ramp(plan.regions["q"] + d * w, w)]
+
         tile(
             (rows, 1, w),
             index(plan.head),
             lambda d, i: source[start + i * pitch + d],
-            lambda d, _: self.memory[ramp(plan.regions["q"] + d * w, w)],
+            query,
             lambda *_: splat(tirx.const(0.0, "float32"), w),
             finish,
         )
 
-    def _widen(self, start: "tirx.PrimExpr") -> None:
+    def _widen(self, slot: "tirx.PrimExpr", start: "tirx.PrimExpr") -> None:
         plan, lanes = self.plan, self.lanes
         view, buffer = plan.call.inputs[plan.k], self.k.buffers[plan.k]
         with T.serial(index(self.rows_of_tile)) as i:
             row = bind(start + i * self.k.dim(view.strides[2]))
+            self._fetch_row(plan.v, slot + i)
             for d in range(0, plan.head, lanes):
                 self.put(plan.regions["k"] + i * plan.head + d, load(self.k, buffer, view, row + d, lanes))
 
@@ -129,6 +138,8 @@ class OneToken(CachedBlocks):
         plan, lanes = self.plan, self.lanes
         for part in range(0, self.rows_of_tile, lanes):
             places = [bind(self._row(plan.k, slot + (part + i))) for i in range(lanes)]
+            for i in range(lanes):
+                self._fetch_row(plan.v, slot + (part + i))
             sums = [keep(lane_sums([self._dot(m, place) for place in places])) for m in range(plan.group)]
             if plan.k.dtype is DType.i8:
                 scales = [self._scale(plan.k, slot + (part + i)) for i in range(lanes)]
@@ -200,25 +211,47 @@ class OneToken(CachedBlocks):
         for m in range(0, plan.group, rows):
             for column in range(0, total, vectors):
                 size = (min(rows, plan.group - m), min(vectors, total - column))
-                self._value_tile(start, count, (m, column * self.lanes), size)
+                self._value_tile(start, count, (m, column * self.lanes), size, None if m or column else slot + count)
 
     def _value_tile(
-        self, start: "tirx.PrimExpr", count: "tirx.PrimExpr", at: tuple[int, int], size: tuple[int, int]
+        self,
+        start: "tirx.PrimExpr",
+        count: "tirx.PrimExpr",
+        at: tuple[int, int],
+        size: tuple[int, int],
+        following: "tirx.PrimExpr | None",
     ) -> None:
         plan, lanes, (m, column) = self.plan, self.lanes, at
         view, buffer = plan.call.inputs[plan.v], self.k.buffers[plan.v]
         pitch, o = self.k.dim(view.strides[2]), plan.regions["o"] + m * plan.width + column
         rescale = plan.regions["rescale"] + m
+
+        def value(t: "tirx.PrimExpr", j: int) -> "tirx.PrimExpr":
+            if following is not None and j == 0:
+                self._fetch_row(plan.k, following + t)
+            return load(self.k, buffer, view, start + t * pitch + (column + j * lanes), lanes)
+
         tile(
             (*size, lanes),
             count,
             lambda t, i: self.memory[self.p + t * self.width + (m + i)],
-            lambda t, j: load(self.k, buffer, view, start + t * pitch + (column + j * lanes), lanes),
+            value,
             lambda i, j: (
                 self.get(index(o + i * plan.width + j * lanes)) * splat(self.memory[index(rescale + i)], lanes)
             ),
             lambda i, j, value: self.put(index(o + i * plan.width + j * lanes), value),
         )
+
+    def _fetch_row(self, value: Value, slot: "tirx.PrimExpr") -> None:
+        """Ask for a key or value that is read soon; one after the last slot is not read, but may be asked for."""
+        line = 64 // value.dtype.itemsize
+        start = bind(self._row(value, slot))
+        for d in range(0, int(value.shape[3]), line):
+            self._fetch(value, start + d)
+
+    def _fetch(self, value: Value, place: "tirx.PrimExpr") -> None:
+        pointer = T.address_of(self.k.buffers[value][place])
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", pointer, *_READ_SOON))
 
     def _finish(self) -> None:
         place, step = index(self.plan.regions["total"]), self.width
