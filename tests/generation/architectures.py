@@ -7,6 +7,8 @@ import torch
 import transformers
 from torch import nn
 
+hub: Any = transformers  # configurations take fields of their bases, which their types do not show
+
 _SIZES: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 32,
@@ -40,73 +42,113 @@ def build(
 
 def gpt2() -> nn.Module:
     tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
-    config = transformers.GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4, **tokens)
-    return build(transformers.GPT2LMHeadModel, config)
+    config = hub.GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4, **tokens)
+    return build(hub.GPT2LMHeadModel, config)
 
 
 def llama() -> nn.Module:
-    return build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**_GATED))
+    return build(hub.LlamaForCausalLM, hub.LlamaConfig(**_GATED))
 
 
 def mistral() -> nn.Module:
-    return build(transformers.MistralForCausalLM, transformers.MistralConfig(sliding_window=8, **_GATED))
+    return build(hub.MistralForCausalLM, hub.MistralConfig(sliding_window=8, **_GATED))
 
 
 def qwen2() -> nn.Module:
-    return build(transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**_GATED))
+    return build(hub.Qwen2ForCausalLM, hub.Qwen2Config(**_GATED))
 
 
 def qwen3() -> nn.Module:
-    return build(transformers.Qwen3ForCausalLM, transformers.Qwen3Config(head_dim=8, **_GATED))
+    return build(hub.Qwen3ForCausalLM, hub.Qwen3Config(head_dim=8, **_GATED))
 
 
 def phi3() -> nn.Module:
-    return build(transformers.Phi3ForCausalLM, transformers.Phi3Config(**_GATED))
+    return build(hub.Phi3ForCausalLM, hub.Phi3Config(**_GATED))
 
 
 def opt() -> nn.Module:
-    config = transformers.OPTConfig(ffn_dim=48, word_embed_proj_dim=32, **_SIZES)
-    return build(transformers.OPTForCausalLM, config)
+    config = hub.OPTConfig(ffn_dim=48, word_embed_proj_dim=32, **_SIZES)
+    return build(hub.OPTForCausalLM, config)
 
 
 def falcon() -> nn.Module:
-    config = transformers.FalconConfig(multi_query=True, alibi=False, new_decoder_architecture=False, **_SIZES)
-    return build(transformers.FalconForCausalLM, config)
+    config = hub.FalconConfig(multi_query=True, alibi=False, new_decoder_architecture=False, **_SIZES)
+    return build(hub.FalconForCausalLM, config)
 
 
 def falcon_alibi() -> nn.Module:
-    config = transformers.FalconConfig(multi_query=True, alibi=True, parallel_attn=False, **_SIZES)
-    return build(transformers.FalconForCausalLM, config)
+    config = hub.FalconConfig(multi_query=True, alibi=True, parallel_attn=False, **_SIZES)
+    return build(hub.FalconForCausalLM, config)
 
 
 def gpt_neox() -> nn.Module:
-    return build(transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(intermediate_size=48, **_SIZES))
+    return build(hub.GPTNeoXForCausalLM, hub.GPTNeoXConfig(intermediate_size=48, **_SIZES))
 
 
 def gemma() -> nn.Module:
-    return build(transformers.GemmaForCausalLM, transformers.GemmaConfig(head_dim=8, **_GATED))
+    return build(hub.GemmaForCausalLM, hub.GemmaConfig(head_dim=8, **_GATED))
 
 
 def gemma2() -> nn.Module:
-    config = transformers.Gemma2Config(head_dim=8, sliding_window=8, **_GATED)
-    return build(transformers.Gemma2ForCausalLM, config, attention="eager")
+    config = hub.Gemma2Config(head_dim=8, sliding_window=8, **_GATED)
+    return build(hub.Gemma2ForCausalLM, config, attention="eager")
 
 
 def mixtral() -> nn.Module:
-    config = transformers.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **_GATED)
-    return build(transformers.MixtralForCausalLM, config, experts="batched_mm")
+    config = hub.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **_GATED)
+    return build(hub.MixtralForCausalLM, config, experts="batched_mm")
 
 
 def bloom() -> nn.Module:
     tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = transformers.BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=4, **tokens)
-    return build(transformers.BloomForCausalLM, config, attention="eager")
+    config = hub.BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=4, **tokens)
+    return build(hub.BloomForCausalLM, config, attention="eager")
+
+
+def gemma3() -> nn.Module:
+    kinds = ["sliding_attention", "full_attention"]
+    config = hub.Gemma3TextConfig(head_dim=8, sliding_window=8, layer_types=kinds, **_GATED)
+    return build(hub.Gemma3ForCausalLM, config)
+
+
+def starcoder2() -> nn.Module:
+    return build(hub.Starcoder2ForCausalLM, hub.Starcoder2Config(sliding_window=8, **_GATED))
+
+
+def qwen3_moe() -> nn.Module:
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+    config = hub.Qwen3MoeConfig(head_dim=8, **experts, **_GATED)
+    return build(hub.Qwen3MoeForCausalLM, config, experts="batched_mm")
+
+
+def phi() -> nn.Module:
+    config = hub.PhiConfig(partial_rotary_factor=0.5, intermediate_size=48, **_SIZES)
+    return build(hub.PhiForCausalLM, config)
+
+
+_GPT: dict[str, Any] = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
+
+
+def gptj() -> nn.Module:
+    config = hub.GPTJConfig(bos_token_id=1, eos_token_id=2, **_GPT)
+    return build(hub.GPTJForCausalLM, config, attention="eager")
+
+
+def codegen() -> nn.Module:
+    config = hub.CodeGenConfig(bos_token_id=1, eos_token_id=2, **_GPT)
+    return build(hub.CodeGenForCausalLM, config, attention="eager")
+
+
+def llama_yarn() -> nn.Module:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+    return build(hub.LlamaForCausalLM, hub.LlamaConfig(rope_parameters=rope, **_GATED))
 
 
 ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {
     make.__name__: make
     for make in (
         *(gpt2, llama, mistral, qwen2, qwen3, phi3, opt, falcon, falcon_alibi),
-        *(gpt_neox, gemma, gemma2, mixtral, bloom),
+        *(gpt_neox, gemma, gemma2, gemma3, mixtral, bloom),
+        *(starcoder2, qwen3_moe, phi, gptj, codegen, llama_yarn),
     )
 }
