@@ -1,6 +1,7 @@
 """Round-to-nearest quantization of weights: int8, int4 and nf4 codes with one scale a group."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ NF4 = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-_BLOCK = 1 << 21  # elements that are quantized at once
+_BLOCK = 1 << 17  # elements that are quantized at once: their copies stay in a cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,10 @@ class Format:
         the signed largest value at code -8, and 0.9 of the latter.
         """
         rows, width = weight.shape
+        with _one_thread():
+            return self._encode(weight, rows, width)
+
+    def _encode(self, weight: Tensor, rows: int, width: int) -> Codes:
         groups = int(groups_of(width, self.group))
         codes = torch.empty(rows, width, dtype=torch.int8 if self.bits == 8 else torch.uint8)
         scale = torch.empty(rows, groups, dtype=torch.float16)
@@ -58,8 +63,8 @@ class Format:
             scale[part] = s.half()
             if zero is not None and z is not None:
                 zero[part] = z.to(torch.uint8)
-            lost += float((self._levels(q, z) * s[..., None] - x).square().sum(dtype=torch.float64))
-            total += float(x.square().sum(dtype=torch.float64))
+            lost += float(torch.addcmul(x, self._levels(q, z), s[..., None], value=-1).norm()) ** 2
+            total += float(x.norm()) ** 2
         return Codes(codes, scale, zero, (lost / total) ** 0.5 if total else 0.0)
 
     def _grouped(self, weight: Tensor) -> Tensor:
@@ -77,12 +82,12 @@ class Format:
             low, high = x.amin(-1).clamp(max=0.0), x.amax(-1).clamp(min=0.0)
             scale = _as_f16((high - low) / self._top)
             zero = (-low * _inverse(scale)[..., 0]).round().clamp(0, self._top)
-            return (x * _inverse(scale) + zero[..., None]).round().clamp(0, self._top), scale, zero
+            return (x * _inverse(scale)).add_(zero[..., None]).round_().clamp_(0, self._top), scale, zero
         if self.bits == 8:
             scale = _as_f16(largest / 127)
-            return (x * _inverse(scale)).round().clamp(-127, 127), scale, None
+            return (x * _inverse(scale)).round_().clamp_(-127, 127), scale, None
         scale = self._best_scale(x, largest)
-        return (x * _inverse(scale)).round().clamp(-8, 7) + 8, scale, None
+        return (x * _inverse(scale)).round_().clamp_(-8, 7).add_(8), scale, None
 
     @property
     def _top(self) -> int:
@@ -91,7 +96,10 @@ class Format:
     def _best_scale(self, x: Tensor, largest: Tensor) -> Tensor:
         signed = torch.where(x.amax(-1) == largest, largest, -largest)
         tried = [_as_f16(s) for s in (largest / 7, signed / -8, signed / -8 * 0.9)]
-        errors = [((x * _inverse(s)).round().clamp_(-8, 7) * s[..., None] - x).square().sum(-1) for s in tried]
+        errors = []
+        for s in tried:
+            levels = (x * _inverse(s)).round_().clamp_(-8, 7)
+            errors.append(torch.linalg.vector_norm(torch.addcmul(x, levels, s[..., None], value=-1), dim=-1))
         best = torch.stack(errors).argmin(0, keepdim=True)
         return torch.stack(tried).gather(0, best)[0]
 
@@ -100,6 +108,17 @@ class Format:
             return torch.tensor(NF4)[q]
         middle = 0 if self.bits == 8 else 8
         return q - (middle if zero is None else zero[..., None])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Blocks are too small to share among threads; waiting for each other would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:
