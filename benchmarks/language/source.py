@@ -85,10 +85,11 @@ class Source:
     def _save(self, path: Path) -> None:
         from transformers import PreTrainedTokenizerFast
 
-        model: Any = _plain(self.load())
+        model: Any = self.load()
         model.config.use_cache = True
         model.save_pretrained(path)
-        tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=smollm2.tokenizer_of(self.shape.vocabulary))
+        kind: Any = PreTrainedTokenizerFast
+        tokenizer = kind(tokenizer_object=smollm2.tokenizer_of(self.shape.vocabulary))
         tokenizer.eos_token = tokenizer.bos_token = "<|endoftext|>"
         tokenizer.save_pretrained(path)
 
@@ -99,21 +100,21 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "planish" / "language"
 
 
-def _plain(model: Any) -> Any:
-    """The model without the mark of the quantized file that it came from, which transformers refuses to save."""
-    if not hasattr(model.config, "quantization_config"):
-        return model
+def load_smollm2() -> nn.Module:
+    """SmolLM2 without the mark of the quantized file that it came from, since transformers will not cast or save it."""
+    model: Any = smollm2.load()
     config = model.config.to_dict()
     del config["quantization_config"]
     plain = type(model)(type(model.config).from_dict(config))
     plain.load_state_dict(model.state_dict())
-    return plain
+    module: nn.Module = plain.eval()
+    return module
 
 
 SMOLLM2 = Source(
     "smollm2",
     "SmolLM2-135M-Instruct, head tied to the embedding, 134.5M parameters, f32",
-    smollm2.load,
+    load_smollm2,
     Shape(30, 576, 1536, 9, 3, 64, 49152),
 )
 LLAMA_1B = Source(

@@ -1,6 +1,7 @@
 """Real data for quality metrics, unpacked from Debian packages into a cache without installing them."""
 
 import gzip
+import html
 import os
 import re
 import shutil
@@ -73,6 +74,14 @@ def austen() -> str:
     return "\n\n\n".join("\n".join(lines) for lines in objects if len(lines) > 1000)
 
 
+def faq() -> str:
+    """An Anarchist FAQ as plain text, 11 MB of modern English, from the HTML of the package anarchism."""
+    folder = unpack("anarchism") / "usr/share/doc/anarchism/html"
+    return "\n\n".join(
+        _plain(path.read_text(encoding="utf-8", errors="replace")) for path in sorted(folder.glob("*.html"))
+    )
+
+
 def utterances() -> tuple[Utterance, ...]:
     """Five sentences read aloud for LibriVox, from the test data of pocketsphinx."""
     folder = unpack("pocketsphinx-testdata") / "usr/share/pocketsphinx/test/data/librivox"
@@ -133,6 +142,14 @@ def _string_vector(data: bytes) -> list[str]:
         lines.append(data[position + 8 : end].decode("utf-8", "replace"))
         position = end
     return lines
+
+
+def _plain(page: str) -> str:
+    """The words of an HTML page, a blank line between blocks."""
+    page = re.sub(r"(?is)<(script|style|head).*?</\1>", "", page)
+    page = re.sub(r"(?i)</?(p|br|div|h\d|li|tr|blockquote)[^>]*>", "\n", page)
+    words = re.sub(r"[ \t]+", " ", html.unescape(re.sub(r"<[^>]+>", "", page)))
+    return re.sub(r"\n\s*\n+", "\n\n", words).strip()
 
 
 def _samples(path: Path) -> NDArray[np.float32]:

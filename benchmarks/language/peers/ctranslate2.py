@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage
+from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage, timed
 from benchmarks.language.source import Ids, Source
 
 _KINDS = {"f32": "float32", "int8": "int8"}
@@ -39,8 +39,7 @@ class _CTranslate2:
             include_prompt_in_result=False,
             callback=stepped,
         )
-        token_ms = tuple((after - before) * 1e3 for before, after in zip(moments, moments[1:], strict=False))
-        return Generated((moments[0] - start) * 1e3, token_ms, tuple(map(tuple, rows)))
+        return timed(start, moments, rows)
 
 
 def _vocabulary(folder: Path) -> list[str]:

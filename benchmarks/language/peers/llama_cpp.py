@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage
+from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage, timed
 from benchmarks.language.source import Ids, Source
 
 _KINDS = {"f32": "f32", "int8": "q8_0", "int4": "q4_0"}
@@ -45,9 +45,7 @@ class _LlamaCpp:
             last = self._decode(last, prompts.shape[1] + step)
             tokens.append(last)
             moments.append(time.perf_counter())
-        token_ms = tuple((after - before) * 1e3 for before, after in zip(moments, moments[1:], strict=False))
-        rows = tuple(tuple(int(token) for token in row) for row in np.stack(tokens, axis=1))
-        return Generated((moments[0] - start) * 1e3, token_ms, rows)
+        return timed(start, moments, np.stack(tokens, axis=1))
 
     def _prefill(self, row: int, ids: NDArray[np.int64]) -> int:
         for index, token in enumerate(ids):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage
+from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage, timed
 from benchmarks.language.source import Ids, Source
 
 _OPTIONS = {
@@ -42,9 +42,8 @@ class _OnnxGenai:
         for _ in range(count):
             generator.generate_next_token()
             moments.append(time.perf_counter())
-        token_ms = tuple((after - before) * 1e3 for before, after in zip(moments, moments[1:], strict=False))
-        tokens = tuple(tuple(int(t) for t in generator.get_sequence(row)[length:]) for row in range(rows))
-        return Generated((moments[0] - start) * 1e3, token_ms, tokens)
+        tokens = [generator.get_sequence(row)[length:] for row in range(rows)]
+        return timed(start, moments, tokens)
 
 
 _OVERLAY = '{"model": {"decoder": {"session_options": {"intra_op_num_threads": %d}}}}'

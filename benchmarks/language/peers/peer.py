@@ -1,8 +1,9 @@
 """What a peer of the language benchmark is: a way to generate greedily, with the time of every token."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from typing import Protocol
 
 from benchmarks.language.source import Ids, Shape, Source
@@ -25,6 +26,13 @@ class Generated:
     first_ms: float
     token_ms: tuple[float, ...]
     tokens: tuple[tuple[int, ...], ...]
+
+
+def timed(start: float, moments: Sequence[float], tokens: Iterable[Iterable[int]]) -> Generated:
+    """A generation that began at `start` and had a token of every row at each of `moments`, in seconds."""
+    between = tuple((after - before) * 1e3 for before, after in pairwise(moments))
+    rows = tuple(tuple(int(token) for token in row) for row in tokens)
+    return Generated((moments[0] - start) * 1e3, between, rows)
 
 
 class Session(Protocol):

@@ -1,12 +1,13 @@
 """planish: the model compiled with `generate=`, its weights in the format asked for."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage
+from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage, timed
 from benchmarks.language.source import Ids, Source
 
 _EXAMPLE = 16
@@ -24,39 +25,37 @@ class _Planish:
         for tokens in self._model.generate(rows, max_new_tokens=count):
             moments.append(time.perf_counter())
             found.append(tuple(tokens))
-        token_ms = tuple((after - before) * 1e3 for before, after in zip(moments, moments[1:], strict=False))
-        return Generated((moments[0] - start) * 1e3, token_ms, tuple(zip(*found, strict=True)))
+        return timed(start, moments, zip(*found, strict=True))
 
 
-def builder(passes: Mapping[str, tuple[str, ...]]) -> Callable[[Source, str, Setting], Session]:
-    """A build that runs the passes of the format after the exact ones; the cache is f16."""
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Compiles with the passes of the format after the exact ones, and a cache in f16."""
 
-    def build(source: Source, kind: str, setting: Setting) -> Session:
+    passes: Mapping[str, tuple[str, ...]]
+
+    def __call__(self, source: Source, kind: str, setting: Setting) -> Session:
+        """The model ready to generate; no token ends a text."""
         import planish
 
         torch.set_num_threads(setting.threads)
         module: Any = source.load().float()
-        # Every peer goes on to the last token asked for.
-        module.generation_config.eos_token_id = module.config.eos_token_id = None
         example = torch.zeros((max(2, setting.batch), _EXAMPLE), dtype=torch.int64)
         compiled = planish.compile(
             module,
             "cpu",
             inputs=(example,),
-            generate=planish.Generation(context=setting.context, batch=setting.batch, cache="f16"),
-            passes=passes[kind] or None,
+            generate=planish.Generation(context=setting.context, batch=setting.batch, cache="f16", end=()),
+            passes=self.passes[kind] or None,
             threads=setting.threads,
         )
-        del module
         return _Planish(compiled)
-
-    return build
 
 
 def _peer(name: str, formats: Mapping[str, tuple[Storage, tuple[str, ...]]]) -> LanguagePeer:
     passes = {kind: found for kind, (_, found) in formats.items()}
     missing = dict.fromkeys({"f32", "int8", "int4"} - {*passes}, "only its quantized formats differ from planish's")
-    return LanguagePeer(name, "planish", {k: s for k, (s, _) in formats.items()}, builder(passes), missing)
+    return LanguagePeer(name, "planish", {k: s for k, (s, _) in formats.items()}, Build(passes), missing)
 
 
 PLANISH = _peer(

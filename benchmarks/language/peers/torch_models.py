@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage
+from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage, timed
 from benchmarks.language.source import Ids, Source
 
 _GROUP = 32
@@ -33,9 +33,7 @@ class _Torch:
             last = self._decode(last, torch.tensor([length + step]), cache).argmax(-1, keepdim=True)
             found.append(last)
             moments.append(time.perf_counter())
-        token_ms = tuple((after - before) * 1e3 for before, after in zip(moments, moments[1:], strict=False))
-        tokens = tuple(tuple(row) for row in torch.cat(found, dim=1).tolist())
-        return Generated((moments[0] - start) * 1e3, token_ms, tokens)
+        return timed(start, moments, torch.cat(found, dim=1).tolist())
 
 
 def _step(model: Any) -> Callable[..., Tensor]:
