@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from planish.errors import GenerationError, InputError
-from planish.runtime.executor import Executable
+from planish.runtime.executor import CompiledFunction, Executable
 from planish.runtime.generation.sampling import Sampler, Sampling
 from planish.runtime.generation.session import Function, Session, check_prompt
 from planish.runtime.generation.settings import Settings
@@ -182,6 +182,11 @@ class LanguageExecutable(Executable):
     ) -> None:
         super().__init__(plan, library, weights, threads=threads)
         self.generator = Generator(self.function("prefill"), self.function("decode"), settings, tokenizer)
+
+    @property
+    def main(self) -> CompiledFunction:
+        """Raises InputError: a language model has none."""
+        raise InputError("a language model was compiled to generate and has no other call; use generate or chat")
 
     def generate(self, prompt: Any, **options: Any) -> Stream | BatchStream:
         """See `planish.LanguageModel.generate`."""
