@@ -20,7 +20,7 @@ from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
 from planish.compiler.types import DType
 
-_HEIGHTS = (8, 6, 4, 2, 1)  # of tiles for the rows left over; the smallest that holds them all is computed
+_HEIGHTS = (6, 4, 2, 1)  # of tiles for the rows left over; the smallest that holds them all is computed
 
 
 @dataclass(frozen=True, slots=True)

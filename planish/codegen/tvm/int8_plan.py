@@ -108,10 +108,10 @@ class Int8Plan:
 
     @property
     def tile(self) -> Tile:
-        """Registers of sums; each also takes an f32 sum in memory."""
+        """Registers of integer sums; with more of them, sums of f32 would go to memory after every group."""
         if self.isa.registers <= 16:
             return Tile(4, 2, self.isa.lanes)
-        return Tile(12, 2, self.isa.lanes) if self.isa.lanes > 4 else Tile(6, 4, self.isa.lanes)
+        return Tile(8, 2, self.isa.lanes) if self.isa.lanes > 4 else Tile(6, 4, self.isa.lanes)
 
     @property
     def panels(self) -> int:

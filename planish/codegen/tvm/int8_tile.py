@@ -13,9 +13,6 @@ from planish.codegen.tvm.kernel import bind, ramp
 from planish.codegen.tvm.tiles import index, quotient
 from planish.compiler.types import DType
 
-_AHEAD = 4096  # bytes of weights that are fetched early: hardware does not follow a stream into its next page
-_READ = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
-
 
 @dataclass(frozen=True, slots=True)
 class Int8Tile:
@@ -84,9 +81,6 @@ class Int8Tile:
     def _step(self, totals: "list[list[tirx.Buffer]]", place: "tirx.PrimExpr", unit: "tirx.PrimExpr") -> None:
         plan, tile, dot = self.plan, self.plan.tile, dot_for(self.plan.isa)
         lanes = tile.lanes
-        ahead = place + _AHEAD // 4
-        for line in range(0, tile.width, 16):
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(self.weights[ahead + line]), *_READ))
         packed = [bind(self.weights[ramp(place + v * lanes, lanes)]) for v in range(tile.vectors)]
         for half in range(plan.unit // 4):
             weights = [bind(_nibbles(p, half)) for p in packed] if plan.nibbles else packed
