@@ -98,7 +98,7 @@ class ManyRows:
         """Write the numbers of a panel as [units][width]."""
         weight = self.weight
         per_group, steps = weight.group // weight.step, weight.padded_depth // weight.step
-        start = bind(panel * levels.panel_elements)
+        start = bind(panel * weight.panel_elements)
         with T.serial(integer(weight.groups)) as g:
             scales = [levels.scale(panel, g, v) for v in range(weight.vectors)]
             offsets = [levels.offset(panel, g, v) for v in range(weight.vectors)]
@@ -107,7 +107,7 @@ class ManyRows:
             with T.serial(count) as s:
                 step = bind(first + s)
                 for v in range(weight.vectors):
-                    found = levels.read(bind(start + step * levels.step_elements), v)
+                    found = levels.read(bind(start + step * weight.step_elements), v)
                     self._store(target, step, v, [self._number(level, offsets[v], scales[v]) for level in found])
 
     def _number(self, level: "tirx.PrimExpr", offset: "tirx.PrimExpr", scale: "tirx.PrimExpr") -> "tirx.PrimExpr":

@@ -21,19 +21,11 @@ from planish.compiler.ir import Value
 from planish.compiler.types import DType
 
 MOST_ROWS = 16  # that this reads codes again for; more are worth unpacking the weight
-_READ_ONCE = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
-_AHEAD_BYTES = 2048
 _LINE = 64
 
 
-def tile_rows(isa: Isa) -> int:
-    """Rows that are summed in registers at once."""
-    return 8 if isa.registers > 16 and isa.lanes > 4 else 4
-
-
-def rows_of_bodies(isa: Isa, rows: int | None) -> tuple[int, ...]:
+def rows_of_bodies(most: int, rows: int | None) -> tuple[int, ...]:
     """The row counts that a kernel needs loops for, smallest first; tiles with other counts take the next one."""
-    most = tile_rows(isa)
     if rows is not None:
         tiles = -(-rows // most)
         return (-(-rows // tiles),)
@@ -56,8 +48,12 @@ class FewRows:
     known: int | None
 
     @property
+    def bodies(self) -> tuple[int, ...]:
+        return rows_of_bodies(8 if self.isa.registers > 16 and self.isa.lanes > 4 else 4, self.known)
+
+    @property
     def tile(self) -> Tile:
-        return Tile(rows_of_bodies(self.isa, self.known)[-1], self.weight.vectors, self.weight.lanes)
+        return Tile(self.bodies[-1], self.weight.vectors, self.weight.lanes)
 
     @property
     def stride(self) -> int:
@@ -71,9 +67,9 @@ class FewRows:
     @property
     def _offsets(self) -> tuple[int, int, int]:
         """Byte offsets of the copied rows and the groups' sums after the tile, and the end."""
-        tile = _lines(self.tile.rows * self.tile.width)
-        rows = tile + _lines(self._copied_rows * self.stride)
-        return tile, rows, rows + _lines(self._copied_rows * self.weight.groups)
+        tile = whole_lines(self.tile.rows * self.tile.width)
+        rows = tile + whole_lines(self._copied_rows * self.stride)
+        return tile, rows, rows + whole_lines(self._copied_rows * self.weight.groups)
 
     @property
     def scratch_bytes(self) -> int:
@@ -85,17 +81,13 @@ class FewRows:
         copied = k.scratch_buffer(self._copied_rows * self.stride, DType.f32, at_rows)
         sums = k.scratch_buffer(self._copied_rows * self.weight.groups, DType.f32, at_sums)
         out = k.scratch_buffer(tile.rows * tile.width, DType.f32)
-        first, last = k.share(integer(self.weight.panels))
-        with T.If(last > first), T.Then():
-            self._prepare(k, rows, copied, sums)
-            finish = Finish(k, tile, out, self.weight.columns)
-            with T.serial(last - first) as p:
-                panel = bind(first + p)
-                with T.serial(T.truncdiv(rows + (tile.rows - 1), integer(tile.rows))) as t:
-                    row = bind(t * tile.rows)
-                    count = bind(tirx.min(rows - row, integer(tile.rows)))
-                    self._tile(count, _Panel(self, levels, copied, sums, out, panel, row))
-                    finish(row, count, bind(panel * tile.width))
+        each_panel(
+            k,
+            (rows, self.bodies),
+            Finish(k, tile, out, self.weight.columns),
+            lambda: self._prepare(k, rows, copied, sums),
+            lambda panel, row: _Panel(self, levels, copied, sums, out, panel, row).emit,
+        )
 
     def _prepare(self, k: KernelBuilder, rows: "tirx.PrimExpr", copied: "tirx.Buffer", sums: "tirx.Buffer") -> None:
         weight = self.weight
@@ -114,9 +106,31 @@ class FewRows:
                 start = bind(place + whole * weight.group)
                 _store_sum(k, copied, start, rest, sums, r * weight.groups + whole)
 
-    def _tile(self, count: "tirx.PrimExpr", panel: "_Panel") -> None:
-        """The smallest body that holds `count` rows; what it computes beyond them is left alone."""
-        _smallest(rows_of_bodies(self.isa, self.known), count, panel.emit)
+
+def each_panel(
+    k: KernelBuilder,
+    tiles: "tuple[tirx.PrimExpr, tuple[int, ...]]",
+    finish: Finish,
+    prepare: Callable[[], None],
+    body: "Callable[[tirx.PrimExpr, tirx.PrimExpr], Callable[[int], None]]",
+) -> None:
+    """Compute this task's panels for all rows, after `prepare`, and finish each.
+
+    `tiles` is the count of rows and the rows of the bodies. `body(panel, row)` gives what computes a tile from `row`
+    on for a number of rows; what that computes beyond the last row is left alone.
+    """
+    rows, bodies = tiles
+    height, width = bodies[-1], finish.tile.width
+    first, last = k.share(integer(-(-finish.columns // width)))
+    with T.If(last > first), T.Then():
+        prepare()
+        with T.serial(last - first) as p:
+            panel = bind(first + p)
+            with T.serial(T.truncdiv(rows + (height - 1), integer(height))) as t:
+                row = bind(t * height)
+                count = bind(tirx.min(rows - row, integer(height)))
+                _smallest(bodies, count, body(panel, row))
+                finish(row, count, bind(panel * width))
 
 
 def _smallest(bodies: tuple[int, ...], count: "tirx.PrimExpr", emit: Callable[[int], None]) -> None:
@@ -149,9 +163,9 @@ class _Panel:
         """Sum `rows` rows into `out`."""
         weight, lanes = self.work.weight, self.work.weight.lanes
         places = [(r, v) for r in range(rows) for v in range(weight.vectors)]
-        totals = {place: _zeros(lanes) for place in places}
+        totals = {place: zeros(lanes) for place in places}
         whole, rest = divmod(weight.depth, weight.group)
-        start = bind(self.panel * self.levels.panel_elements)
+        start = bind(self.panel * weight.panel_elements)
         with T.serial(integer(weight.groups)) as g:
             steps = integer(weight.group // weight.step)
             if weight.groups == 1 or not whole:
@@ -162,7 +176,7 @@ class _Panel:
             for v in range(weight.vectors):
                 scale = self.levels.scale(self.panel, g, v)
                 for r in range(rows):
-                    _add(totals[r, v], vm.fma(_sum(parts[r, v], lanes), scale, totals[r, v][ramp(0, lanes)]))
+                    put(totals[r, v], vm.fma(_sum(parts[r, v], lanes), scale, totals[r, v][ramp(0, lanes)]))
         for (r, v), buffer in totals.items():
             T.buffer_store(self.out, buffer[ramp(0, lanes)], [ramp(r * weight.width + v * lanes, lanes)])
 
@@ -172,19 +186,17 @@ class _Panel:
         """The products of a group's levels, less their offset, in partial sums."""
         weight, lanes = self.work.weight, self.work.weight.lanes
         ways = max(1, min(weight.step, 8 // (rows * weight.vectors)))
-        parts = {(r, v): [_zeros(lanes) for _ in range(ways)] for r in range(rows) for v in range(weight.vectors)}
+        parts = {(r, v): [zeros(lanes) for _ in range(ways)] for r in range(rows) for v in range(weight.vectors)}
         if not weight.is_centred:
             for v in range(weight.vectors):
                 offset = self.levels.offset(self.panel, group, v)
                 for r in range(rows):
                     total_ = self.sums[bind((self.row + r) * weight.groups + group)]
-                    _add(parts[r, v][0], offset * T.broadcast(total_ * tirx.const(-1.0, "float32"), lanes))
-        first = bind(start + group * (weight.group // weight.step * self.levels.step_elements))
+                    put(parts[r, v][0], offset * T.broadcast(total_ * tirx.const(-1.0, "float32"), lanes))
+        first = bind(start + group * (weight.group // weight.step * weight.step_elements))
         lines = [bind((self.row + r) * self.work.stride + group * weight.group) for r in range(rows)]
         with T.serial(steps) as s:
-            self._step(
-                bind(first + s * self.levels.step_elements), [bind(line + s * weight.step) for line in lines], parts
-            )
+            self._step(bind(first + s * weight.step_elements), [bind(line + s * weight.step) for line in lines], parts)
         return parts
 
     def _step(
@@ -193,26 +205,26 @@ class _Panel:
         lines: "list[tirx.PrimExpr]",
         parts: "dict[tuple[int, int], list[tirx.Buffer]]",
     ) -> None:
-        weight, lanes, size = self.work.weight, self.work.weight.lanes, 4 if self.work.weight.nibbles else 1
-        for line in range(-(-self.levels.step_elements * size // _LINE)):
-            ahead = at + (_AHEAD_BYTES + line * _LINE) // size
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", self.levels.address(ahead), *_READ_ONCE))
+        weight, lanes = self.work.weight, self.work.weight.lanes
+        self.levels.prefetch(at)
         for v in range(weight.vectors):
             for i, level in enumerate(self.levels.read(at, v)):
                 level = keep(level)
                 for r, line in enumerate(lines):
                     part = parts[r, v][i % len(parts[r, v])]
                     x = T.broadcast(self.copied[line + i], lanes)
-                    _add(part, vm.fma(x, level, part[ramp(0, lanes)]))
+                    put(part, vm.fma(x, level, part[ramp(0, lanes)]))
 
 
-def _zeros(lanes: int) -> "tirx.Buffer":
-    buffer = T.alloc_buffer((lanes,), "float32")
-    _add(buffer, T.broadcast(tirx.const(0.0, "float32"), lanes))
+def zeros(lanes: int, dtype: str = "float32") -> "tirx.Buffer":
+    """A vector of zeros, in a register."""
+    buffer = T.alloc_buffer((lanes,), dtype)
+    put(buffer, T.broadcast(tirx.const(0, dtype), lanes))
     return buffer
 
 
-def _add(buffer: "tirx.Buffer", value: "tirx.PrimExpr") -> None:
+def put(buffer: "tirx.Buffer", value: "tirx.PrimExpr") -> None:
+    """Write a vector's value."""
     T.buffer_store(buffer, value, [ramp(0, vm.lanes_of(value))])
 
 
@@ -237,6 +249,6 @@ def _store_sum(
     T.buffer_store(sums, registers.result()[0], [place])
 
 
-def _lines(elements: int) -> int:
+def whole_lines(elements: int) -> int:
     """Bytes of f32 elements in whole cache lines."""
     return -(-elements * 4 // _LINE) * _LINE

@@ -1,6 +1,6 @@
 """Weights stored as codes: how kernels have them packed, and how they read levels from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import tvm
@@ -10,6 +10,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.gemm_rows import widened
+from planish.codegen.tvm.int8_packing import CodePanels
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import KernelBuilder, Packing, bind, ramp
 from planish.codegen.tvm.levels import Codebook
@@ -20,9 +21,12 @@ from planish.compiler.ops.quantize import middle
 from planish.compiler.types import DType
 
 _STEP = 8  # codes of a column that are read at once: 4 bits each in a lane of 32
-_SIGN = 8  # added to signed codes of 4 bits, which makes them unsigned
 # A code in the top bits of the mantissa of 16.0 makes 16 + code: cheaper than a conversion.
 _MAGIC, _MAGIC_BITS, _CODE_BITS, _CODE_SHIFT = 16, 0x41800000, 0x00780000, 19
+_TURN = 3  # bits that words are turned left, so that one of their codes lies there
+_READ_SOON = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
+_AHEAD_BYTES = 2048
+_LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +34,21 @@ class CodedWeight:
     """The weight [columns, depth] of a `dequantize` node, in panels of `vectors` registers of `lanes` columns.
 
     Codes of up to 4 bits lie as [panel][depth / 8][width] in lanes of 32 bits with 8 consecutive codes of a column,
-    wider ones as [panel][depth][width] bytes; scales and zero points as [panel][group][width].
+    wider ones as [panel][depth][width] bytes; scales and zero points as [panel][group][width]. With `dot` they lie as
+    dot products of bytes read them, see CodePanels, and are unsigned.
     """
 
     node: Node
     lanes: int
     vectors: int
+    dot: bool
 
     @classmethod
     def of(cls, node: Node, isa: Isa) -> "CodedWeight":
         """The weight in panels that suit the instruction set."""
-        return cls(node, isa.lanes, 4 if isa.lanes == 4 else 2)
+        plain = cls(node, isa.lanes, 4 if isa.lanes == 4 else 2, False)
+        dot = isa.int8_dot and isa.triple.startswith("x86_64") and not plain.codebook and plain.step == _STEP
+        return replace(plain, dot=dot)
 
     @property
     def codes(self) -> Value:
@@ -101,12 +109,16 @@ class CodedWeight:
         return _int(self.node.attrs["bits"]) <= 4 and self.step == _STEP
 
     @property
-    def offset(self) -> int:
-        """What is subtracted from a level, with the zero point where there is one, before it is scaled."""
+    def code_offset(self) -> int:
+        """What is subtracted from a packed code, with the zero point where there is one, before it is scaled."""
         if self.codebook:
             return 0
-        centre = 0 if self.zero is not None else middle(self.codes.dtype, _int(self.node.attrs["bits"]))
-        return centre + ((_MAGIC + self._sign) if self.nibbles else 0)
+        return self._sign + (0 if self.zero is not None else middle(self.codes.dtype, _int(self.node.attrs["bits"])))
+
+    @property
+    def offset(self) -> int:
+        """The same for the level of a code."""
+        return self.code_offset + (_MAGIC if self.nibbles and not self.codebook else 0)
 
     @property
     def is_centred(self) -> bool:
@@ -115,7 +127,27 @@ class CodedWeight:
 
     @property
     def _sign(self) -> int:
-        return _SIGN if self.codes.dtype is DType.i8 else 0
+        """What is added to signed codes, which makes them unsigned."""
+        if self.codes.dtype is not DType.i8 or not (self.nibbles or self.dot):
+            return 0
+        return 8 if self.nibbles else 128
+
+    @property
+    def code_dtype(self) -> str:
+        """TVM's name for the elements that codes are read in."""
+        return "int32" if self.nibbles or self.dot else "int8" if self.codes.dtype is DType.i8 else "uint8"
+
+    @property
+    def step_elements(self) -> int:
+        """Elements of a panel's codes in a step."""
+        if self.nibbles:
+            return self.width
+        return 2 * self.width if self.dot else self.step * self.width
+
+    @property
+    def panel_elements(self) -> int:
+        """Elements of a panel's codes."""
+        return self.padded_depth // self.step * self.step_elements
 
     def packings(self) -> dict[Value, Packing]:
         """The layouts of codes, scales and zero points."""
@@ -124,8 +156,10 @@ class CodedWeight:
         return {self.codes: self._packing(), **dict.fromkeys(parts, plain)}
 
     def _packing(self) -> Packing:
+        if self.dot:
+            return CodePanels(self.width, self.padded_depth, self.nibbles, self._sign).packing()
         plain = panels(self.columns, self.width, pairs=False, widen=False)
-        missing, sign, turn = self.padded_depth - self.depth, self._sign, 0 if self.codebook else 3
+        missing, sign, turn = self.padded_depth - self.depth, self._sign, 0 if self.codebook else _TURN
         kind = f"nibbles turned by {turn}" if self.nibbles else f"bytes by {self.step}"
 
         def pack(codes: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
@@ -159,29 +193,12 @@ class Levels:
 
     def __init__(self, k: KernelBuilder, weight: CodedWeight) -> None:
         self.weight = weight
-        panels_ = weight.panels * weight.width
-        steps, kind = weight.padded_depth // weight.step, str(k.buffers[weight.codes].dtype)
-        count = panels_ * (steps if weight.nibbles else weight.padded_depth)
-        self._codes = _seen(k, weight.codes, "int32" if weight.nibbles else kind, count)
-        self._scales = _seen(k, weight.scale, str(k.buffers[weight.scale].dtype), panels_ * weight.groups)
+        groups = weight.panels * weight.width * weight.groups
+        self._codes = _seen(k, weight.codes, weight.code_dtype, weight.panels * weight.panel_elements)
+        self._scales = _seen(k, weight.scale, str(k.buffers[weight.scale].dtype), groups)
         if weight.zero is not None:
-            self._zeros = _seen(k, weight.zero, "uint8", panels_ * weight.groups)
+            self._zeros = _seen(k, weight.zero, "uint8", groups)
         self._book = Codebook(k.isa, weight.codebook) if weight.codebook else None
-
-    @property
-    def panel_elements(self) -> int:
-        """Elements of the codes' buffer in one panel."""
-        weight = self.weight
-        return weight.width * weight.padded_depth // (_STEP if weight.nibbles else 1)
-
-    @property
-    def step_elements(self) -> int:
-        """Elements of the codes' buffer in one step of a panel."""
-        return self.weight.width * (1 if self.weight.nibbles else self.weight.step)
-
-    def address(self, at: "tirx.PrimExpr") -> "tirx.PrimExpr":
-        """The address of an element of the codes' buffer."""
-        return T.address_of(self._codes[at])
 
     def read(self, at: "tirx.PrimExpr", vector: int) -> "list[tirx.PrimExpr]":
         """The levels of a step's codes, one after another along the depth, in register `vector` of the columns."""
@@ -189,14 +206,33 @@ class Levels:
         if weight.nibbles:
             word = keep(self._codes[ramp(at + vector * lanes, lanes)])
             return [self._nibble(word, i) for i in range(_STEP)]
+        if weight.dot:
+            words = self.bytes(at, vector)
+            return [_byte(words[i // 4], i % 4) for i in range(_STEP)]
         places = [at + i * weight.width + vector * lanes for i in range(weight.step)]
         codes = [vm.cast(self._codes[ramp(place, lanes)], "int32") for place in places]
         return [vm.cast(c, "float32") if self._book is None else self._book.at(keep(c)) for c in codes]
 
+    def bytes(self, at: "tirx.PrimExpr", vector: int) -> "list[tirx.PrimExpr]":
+        """The codes of a step for dot products: lanes of 4 bytes, the first 4 codes of a column, then the others."""
+        lanes, place = self.weight.lanes, at + vector * self.weight.lanes
+        if not self.weight.nibbles:
+            return [keep(self._codes[ramp(place + i * self.weight.width, lanes)]) for i in range(2)]
+        word = keep(self._codes[ramp(place, lanes)])
+        return [keep(tirx.bitwise_and(part, like(word, 0x0F0F0F0F))) for part in (word, word >> like(word, 4))]
+
+    def prefetch(self, at: "tirx.PrimExpr") -> None:
+        """Fetch the step that will be read some steps after the one at `at`."""
+        size = 4 if self.weight.code_dtype == "int32" else 1
+        for line in range(-(-self.weight.step_elements * size // _LINE)):
+            place = at + (_AHEAD_BYTES + line * _LINE) // size
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(self._codes[place]), *_READ_SOON))
+
     def _nibble(self, word: "tirx.PrimExpr", i: int) -> "tirx.PrimExpr":
         if self._book is not None:
             return self._book.at(keep(word >> like(word, 4 * i)) if i else word)
-        bits = tirx.bitwise_or(tirx.bitwise_and(_moved(word, i), like(word, _CODE_BITS)), like(word, _MAGIC_BITS))
+        moved = _moved(word, 8 * (i % 4) + 4 * (i // 4) if self.weight.dot else 4 * i + _TURN)
+        bits = tirx.bitwise_or(tirx.bitwise_and(moved, like(word, _CODE_BITS)), like(word, _MAGIC_BITS))
         return vm.bits(bits, "float32")
 
     def scale(self, panel: "tirx.PrimExpr", group: "tirx.PrimExpr", vector: int) -> "tirx.PrimExpr":
@@ -204,10 +240,12 @@ class Levels:
         lanes = self.weight.lanes
         return keep(widened(self._scales[self._place(panel, group, vector)], self.weight.scale.dtype, lanes))
 
-    def offset(self, panel: "tirx.PrimExpr", group: "tirx.PrimExpr", vector: int) -> "tirx.PrimExpr":
-        """What a group's levels stand above zero, f32."""
+    def offset(
+        self, panel: "tirx.PrimExpr", group: "tirx.PrimExpr", vector: int, fixed: int | None = None
+    ) -> "tirx.PrimExpr":
+        """What a group's levels, or what has the `fixed` part of an offset, stand above zero, f32."""
         lanes = self.weight.lanes
-        offset = splat(tirx.const(float(self.weight.offset), "float32"), lanes)
+        offset = splat(tirx.const(float(self.weight.offset if fixed is None else fixed), "float32"), lanes)
         if self.weight.zero is None:
             return offset
         zeros = vm.cast(self._zeros[self._place(panel, group, vector)], "int32")
@@ -218,14 +256,19 @@ class Levels:
         return ramp(bind((panel * weight.groups + group) * weight.width + vector * weight.lanes), weight.lanes)
 
 
-def _moved(word: "tirx.PrimExpr", i: int) -> "tirx.PrimExpr":
-    """The word with its code `i` where the mantissa begins; words are turned so that code 4 lies there."""
-    place = 4 * i + 3 - _CODE_SHIFT
-    if place == 0:
+def _moved(word: "tirx.PrimExpr", position: int) -> "tirx.PrimExpr":
+    """The word with the code at bit `position` where the mantissa begins."""
+    right = position - _CODE_SHIFT
+    if right == 0:
         return word
-    if 4 * i + 3 + 4 > 32:  # around the end of the word
-        return T.call_llvm_pure_intrin(str(word.ty.dtype), "llvm.fshl", word, word, like(word, 32 - place))
-    return word << like(word, -place) if place < 0 else word >> like(word, place)
+    if position + 4 > 32:  # around the end of the word
+        return T.call_llvm_pure_intrin(str(word.ty.dtype), "llvm.fshl", word, word, like(word, 32 - right))
+    return word << like(word, -right) if right < 0 else word >> like(word, right)
+
+
+def _byte(word: "tirx.PrimExpr", i: int) -> "tirx.PrimExpr":
+    """Byte `i` of each lane, unsigned, as f32."""
+    return vm.cast(tirx.bitwise_and(word >> like(word, 8 * i) if i else word, like(word, 255)), "float32")
 
 
 def _seen(k: KernelBuilder, value: Value, dtype: str, count: int) -> "tirx.Buffer":
