@@ -119,14 +119,16 @@ def perplexity(
     formats: Annotated[str, typer.Option(help="Names of formats, separated by commas; all by default.")] = "",
     windows: Annotated[int, typer.Option(help="Windows of each text.", min=1)] = 4,
     threads: Threads = 2,
+    reference: Annotated[bool, typer.Option("--reference", help="On the reference evaluator, not compiled.")] = False,
 ) -> None:
-    """Measure the perplexity of weight formats on real text, and how far greedy text follows transformers'."""
+    """Measure the perplexity of weight formats on real text."""
     from benchmarks.language.perplexity import perplexity_markdown, run_perplexity
     from benchmarks.language.quality import FORMATS, MODELS
 
     found = _chosen(models, MODELS), _chosen(formats, FORMATS)
     with _progress() as say:
-        suite = run_perplexity(*found, name, FOLDER / f"{name}.json", windows=windows, threads=threads, say=say)
+        path = FOLDER / f"{name}.json"
+        suite = run_perplexity(*found, name, path, windows=windows, threads=threads, reference=reference, say=say)
     typer.echo(perplexity_markdown(suite))
 
 

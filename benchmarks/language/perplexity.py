@@ -1,4 +1,4 @@
-"""Perplexity of weight formats on real text, through the compiled full-sequence graph."""
+"""Perplexity of weight formats on real text, through the full-sequence graph, compiled or on the evaluator."""
 
 import gc
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+import planish
 from benchmarks.language.quality import Subject, WeightFormat
 from benchmarks.results import Machine, write
 from benchmarks.run import Say, machine
@@ -17,7 +18,13 @@ from benchmarks.zoo import Call
 from benchmarks.zoo.data import austen, faq
 from benchmarks.zoo.perplexity import perplexity
 from benchmarks.zoo.text import windows
+from planish.compiler.evaluate import evaluate
+from planish.compiler.importers import import_torch
+from planish.compiler.pass_ import Context, Pass
+from planish.compiler.pipeline import Pipeline
+from planish.compiler.recipe import parse_pass
 from planish.errors import PlanishError
+from planish.passes import ALL, EXACT
 
 TEXTS: dict[str, Callable[[], str]] = {"Austen": austen, "FAQ": faq}
 _SKIPPED_CHARACTERS = 200_000
@@ -43,6 +50,7 @@ class PerplexitySuite:
     name: str
     created: str
     machine: Machine
+    by: str
     results: tuple[Perplexity, ...] = ()
 
 
@@ -54,19 +62,25 @@ def run_perplexity(
     *,
     windows: int,
     threads: int,
+    reference: bool,
     say: Say,
 ) -> PerplexitySuite:
-    """Measures every model in every format on every text; the JSON at `path` is brought up to date after each."""
+    """Measures every model in every format on every text; the JSON at `path` is brought up to date after each.
+
+    With `reference` the passes' result runs on the reference evaluator instead of compiled kernels.
+    """
     torch.set_num_threads(threads)
     created, at, results = datetime.now(UTC).isoformat(timespec="seconds"), machine(threads), []
-    suite = PerplexitySuite(name, created, at)
+    by = "reference evaluator" if reference else "compiled"
+    suite = PerplexitySuite(name, created, at, by)
     for subject in subjects:
         module = subject.load()
+        make = referenced(module, subject.window) if reference else compiler(module, subject.window, threads)
         texts = {text: tokens_of(subject, read(), windows) for text, read in TEXTS.items()}
         for kind in (None, *formats):
             say(f"{subject.name}: {kind.name if kind else 'eager'}")
-            results += _measure(subject, module, kind, texts, threads)
-            suite = PerplexitySuite(name, created, at, tuple(results))
+            results += _measure(subject, module, kind, texts, make)
+            suite = PerplexitySuite(name, created, at, by, tuple(results))
             write(TypeAdapter(PerplexitySuite).dump_json(suite, indent=1), path)
             gc.collect()
     return suite
@@ -79,11 +93,15 @@ def tokens_of(subject: Subject, text: str, count: int) -> Tensor:
 
 
 def _measure(
-    subject: Subject, module: nn.Module, kind: WeightFormat | None, texts: dict[str, Tensor], threads: int
+    subject: Subject,
+    module: nn.Module,
+    kind: WeightFormat | None,
+    texts: dict[str, Tensor],
+    make: Callable[[WeightFormat], Call],
 ) -> list[Perplexity]:
     name = kind.name if kind else "eager"
     try:
-        call = compiled(module, kind, subject.window, threads) if kind else lambda ids: module(input_ids=ids)
+        call = make(kind) if kind else lambda ids: module(input_ids=ids)
     except PlanishError as error:
         return [Perplexity(subject.name, name, text, None, 0, str(error)) for text in texts]
     return [
@@ -92,16 +110,31 @@ def _measure(
     ]
 
 
-def compiled(module: nn.Module, kind: WeightFormat, window: int, threads: int) -> Call:
-    """The full-sequence graph for windows of `window` tokens in a format. Raises PlanishError where it cannot be."""
-    import planish
-    from planish.compiler.pass_ import Pass
-    from planish.passes import EXACT
+def compiler(module: nn.Module, window: int, threads: int) -> Callable[[WeightFormat], Call]:
+    """Compiles the full-sequence graph for windows of `window` tokens in a format; PlanishError where it cannot be."""
 
-    example = torch.zeros((1, window), dtype=torch.int64)
-    passes: list[Pass | str] = [*EXACT, *kind.passes]
-    call: Call = planish.compile(module, "cpu", inputs=(example,), passes=passes, threads=threads)
-    return call
+    def make(kind: WeightFormat) -> Call:
+        passes: list[Pass | str] = [*EXACT, *kind.passes]
+        call: Call = planish.compile(module, "cpu", inputs=(_example(window),), passes=passes, threads=threads)
+        return call
+
+    return make
+
+
+def referenced(module: nn.Module, window: int) -> Callable[[WeightFormat], Call]:
+    """The same graphs on the reference evaluator."""
+    imported = import_torch(module, (_example(window),), {})
+    program, _ = Pipeline(EXACT).run(imported.program, Context())
+
+    def make(kind: WeightFormat) -> Call:
+        changed, _ = Pipeline(tuple(parse_pass(text, ALL) for text in kind.passes)).run(program, Context())
+        return lambda ids: evaluate(changed.main, (ids,), changed.weights)
+
+    return make
+
+
+def _example(window: int) -> Tensor:
+    return torch.zeros((1, window), dtype=torch.int64)
 
 
 def perplexity_markdown(suite: PerplexitySuite) -> str:
