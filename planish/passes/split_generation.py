@@ -19,8 +19,8 @@ from planish.passes.indices import Indices
 from planish.passes.merge_common_subexpressions import MergeCommonSubexpressions
 from planish.passes.simplify_arithmetic import SimplifyArithmetic
 from planish.passes.simplify_indices import SimplifyIndices
-from planish.passes.split_generation_analysis import Kind, Tokens, analyse, token_ids
-from planish.passes.split_generation_attention import Attend, attend, layouts
+from planish.passes.split_generation_analysis import Tokens, analyse, name_of, token_ids
+from planish.passes.split_generation_attention import attend, layouts
 from planish.passes.split_generation_functions import Plan, build, signatures
 from planish.passes.split_generation_lanes import Lane
 from planish.passes.split_generation_tables import Tables, roots_of
@@ -142,7 +142,7 @@ def _without_extra_inputs(program: Program, ids: Value, context: Context) -> Pro
 
 def _stand_in(value: Value, ids: Value) -> Value:
     """What an input besides the token ids is for unpadded tokens that start at position 0."""
-    name = str(value.node.attrs["name"])
+    name = name_of(value)
     sized = value.type.rank > 0 and value.shape[-1] == ids.shape[1]
     if sized and "mask" in name and value.type.rank == 2:
         return full(shape=value.shape, value=True if value.dtype is DType.bool else 1, dtype=value.dtype)
@@ -172,6 +172,3 @@ def _capped(graph: Graph) -> tuple[Graph, dict[Node, float]]:
         return (final if value.node is inner else reshape(final, shape=value.shape, scope=node.scope),)
 
     return substitute(graph, visit), caps
-
-
-__all__ = ["Attend", "Kind", "SplitGeneration"]

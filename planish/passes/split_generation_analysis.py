@@ -58,11 +58,19 @@ def analyse(graph: Graph, ids: Value) -> Tokens:
 def token_ids(graph: Graph) -> Value:
     """The input whose integers [rows, tokens] choose rows of an embedding; raises PassError where there is not one."""
     looked_up = [node.operands[1] for node in graph.nodes() if node.op is embedding]
-    found = dict.fromkeys(v for value in looked_up for v in graph.inputs if v.type.rank == 2 and _follows(value, v))
+    inputs = [
+        v for v in graph.inputs if v.type.rank == 2 and not any(word in name_of(v) for word in ("mask", "position"))
+    ]
+    found = dict.fromkeys(v for value in looked_up for v in inputs if _follows(value, v))
     if len(found) != 1:
-        names = [str(v.node.attrs["name"]) for v in found]
+        names = [name_of(v) for v in found]
         raise PassError(f"split-generation: one input of token ids [rows, tokens] must feed an embedding, not {names}")
     return next(iter(found))
+
+
+def name_of(value: Value) -> str:
+    """The name of an input."""
+    return str(value.node.attrs["name"])
 
 
 def _follows(value: Value, source: Value) -> bool:
@@ -185,4 +193,4 @@ def where(node: Node) -> str:
     return f" in '{node.scope}'" if node.scope else ""
 
 
-__all__ = ["Kind", "Tokens", "analyse", "has_size", "token_ids", "where"]
+__all__ = ["Kind", "Tokens", "analyse", "has_size", "name_of", "token_ids", "where"]
