@@ -253,7 +253,7 @@ REDUCTIONS: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
         ),
         (reals(4, 5), integers(4, 5)),
     ),
-    "largest": (lambda x: (x.topk(3), x.topk(2, dim=0, largest=False), x[:, :1].topk(1)), (reals(4, 5),)),
+    "largest": (lambda x: (x.topk(3), x.topk(2, largest=False), x[:, :1].topk(1)), (reals(4, 5),)),
     "deviations": (
         lambda x: (x.var(1), x.var(1, unbiased=False), x.std(), x.std(1, correction=0), torch.var_mean(x, 1)),
         (reals(4, 5),),
@@ -327,7 +327,7 @@ def test_covers_the_layers_of_torch(name: str) -> None:
 
 def test_leaves_unknown_ops_to_torch_and_names_them() -> None:
     def function(x: Tensor, i: Tensor) -> object:
-        return x.topk(2, 1), torch.zeros(3, 4).scatter(1, i, x), x.atan(), torch.searchsorted(x[0].sort().values, x)
+        return x.topk(2, 0), torch.zeros(3, 4).scatter(1, i, x), x.atan(), torch.searchsorted(x[0].sort().values, x)
 
     unknown = ("topk.default", "scatter.src", "atan.default", "sort.default", "searchsorted.Tensor")
     assert_imports(Calls(function).eval(), (reals(3, 4), integers(3, 4)), tuple(f"aten.{name}" for name in unknown))
