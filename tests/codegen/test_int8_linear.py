@@ -1,6 +1,9 @@
 """Products of quantized activations and weights against sums in 64 bits: formats, odd sizes, epilogues, CPUs."""
 
+import re
+import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from planish.codegen.call import Call
 from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.int8_linear import Int8Linear
 from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
+from planish.codegen.tvm.kernel import Kernel
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Graph, Value
@@ -216,17 +220,55 @@ def test_the_dot_product_instruction_of_the_host_agrees_with_its_stand_in(rows: 
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="no qemu-user")
+@pytest.mark.parametrize("form", ["int4 with zeros", "int8"])
 @pytest.mark.parametrize("features", [(), ("+dotprod",)], ids=["plain", "dotprod"])
-def test_arm_kernels_are_built_with_and_without_the_dot_product(
-    bits: int, features: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_arm_kernels_are_right_under_emulation(form: str, features: tuple[str, ...], tmp_path: Path) -> None:
     isa = replace(NEON, cpu="generic", features=features)
-    case = Case(40, 64, 32, 32, bits=bits, codes=torch.int8)
-    call = case.call(case.tensors(3), (3,))
-    build_object({"kernel_under_test": Int8Linear().build(call, isa).function}, isa, tmp_path / "k.o")
-    header = (tmp_path / "k.o").read_bytes()[:20]
-    assert (header[:4], header[18:]) == (b"\x7fELF", b"\xb7\x00")
+    case = FORMATS[form]
+    t = case.tensors(7)
+    call = case.call(t, (7,))
+    close(_emulated(Int8Linear().build(call, isa), call, t, isa, tmp_path), case.wanted(t))
+
+
+_DRIVER = """
+#include <stdio.h>
+int kernel_under_test(POINTERS, void *, void *, int, int);
+static _Alignas(64) unsigned char in[INPUTS][1 << 16], scratch[1 << 20];
+static float out[1 << 12];
+int main(int argc, char **argv) {
+  for (int i = 0; i < argc - 1; i++) {
+    FILE *file = fopen(argv[i + 1], "rb");
+    if (!file || !fread(in[i], 1, sizeof in[i], file)) return 1;
+  }
+  for (int task = 0; task < 2; task++) kernel_under_test(CALL, out, scratch, task, 2);
+  return fwrite(out, 4, COUNT, stdout) != COUNT;
+}
+"""
+
+
+def _emulated(kernel: Kernel, call: Call, t: dict[str, Tensor], isa: Isa, folder: Path) -> Tensor:
+    """The result of a kernel for aarch64; its inputs travel in files."""
+    build_object({"kernel_under_test": kernel.function}, isa, folder / "k.o")
+    paths = [folder / f"{i}.bin" for i in range(len(call.inputs))]
+    for path, value in zip(paths, call.inputs, strict=True):
+        array = t[str(value.node.attrs["name"])].numpy()
+        path.write_bytes((kernel.packings[value].pack(array) if value in kernel.packings else array).tobytes())
+    values = {
+        "POINTERS": ", ".join("void *" for _ in paths),
+        "INPUTS": str(len(paths)),
+        "CALL": ", ".join(f"in[{i}]" for i in range(len(paths))),
+        "COUNT": str(t["r"].numel()),
+    }
+    driver = re.sub("|".join(values), lambda found: values[found[0]], _DRIVER)
+    (folder / "driver.c").write_text(driver)
+    zig = [sys.executable, "-m", "ziglang", "cc", "-O1", "-static", "-target", "aarch64-linux-musl"]
+    subprocess.run(
+        [*zig, folder / "driver.c", folder / "k.o", "-o", folder / "driver"], check=True, capture_output=True
+    )
+    command = ["qemu-aarch64", "-cpu", "max", str(folder / "driver"), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    return torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).reshape(-1, t["q"].shape[0])
 
 
 def test_the_instruction_is_used_where_the_cpu_has_it(tmp_path: Path) -> None:
