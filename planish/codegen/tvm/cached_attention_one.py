@@ -1,8 +1,8 @@
 """The kernel of attention over caches for one token: the queries that share a head of keys are the lanes of vectors.
 
 Scores lie in scratch as [keys][W], where W is the next power of two of the queries, so that one vector holds the scores
-of several keys where W is short. Keys are read as scalars in register tiles of keys x W; with one or two queries they
-are multiplied along the head instead.
+of several keys where W is short. Keys are read as scalars in register tiles of keys x W; for a few queries they are
+multiplied along the head instead.
 """
 
 import math
@@ -15,12 +15,13 @@ from planish.codegen.tvm.attention_plan import AttentionPlan, dense_values
 from planish.codegen.tvm.cached_attention_blocks import CachedBlocks, scale_of
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
-from planish.codegen.tvm.tiles import ceil_div, index, lane_sums, load, steps, tile
+from planish.codegen.tvm.tiles import ceil_div, index, lane_sum, load, steps, tile
 from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, splat
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
 _READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for reading, into L2, data
+_ALONG_HEAD = 4  # queries at most whose products along the head cost less than keys read as scalars
 ONE_KEYS = 64  # that are visited at a time: their values stay in level one cache until all queries have read them
 
 
@@ -54,7 +55,7 @@ class OneToken(CachedBlocks):
         self.apart = self.lanes // self.width
         # a tile at the end of the cache begins earlier and writes what lies before the block once more
         self.p = plan.regions["p"] + self.rows_of_tile * self.width
-        self.along_head = plan.group <= 2
+        self.along_head = plan.group <= _ALONG_HEAD
 
     def _start(self) -> None:
         where, lanes, plan = self.plan.regions, self.lanes, self.plan
@@ -75,6 +76,8 @@ class OneToken(CachedBlocks):
 
     def _block(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         slot, rows = bind(self.slot(first)), self.rows_of_tile
+        if self.along_head:
+            self._hold_queries()
         with T.serial(ceil_div(count, rows)) as i:
             wanted = bind(slot + i * rows)
             start = bind(tirx.min(wanted, self.slots - rows))
@@ -134,33 +137,47 @@ class OneToken(CachedBlocks):
                 self.put(plan.regions["k"] + i * plan.head + d, load(self.k, buffer, view, row + d, lanes))
 
     def _tile_along_head(self, slot: "tirx.PrimExpr", target: "tirx.PrimExpr") -> None:
-        """Scores of a tile of keys for one or two queries: vectors along the head, whose lanes are summed."""
+        """Scores of a tile of keys for a few queries: vectors along the head, whose lanes are summed."""
         plan, lanes = self.plan, self.lanes
         for part in range(0, self.rows_of_tile, lanes):
-            places = [bind(self._row(plan.k, slot + (part + i))) for i in range(lanes)]
-            for i in range(lanes):
-                self._fetch_row(plan.v, slot + (part + i))
-            sums = [keep(lane_sums([self._dot(m, place) for place in places])) for m in range(plan.group)]
+            sums = self._dots(bind(slot + part), lanes)
             if plan.k.dtype is DType.i8:
                 scales = [self._scale(plan.k, slot + (part + i)) for i in range(lanes)]
                 factor = keep(tirx.Shuffle(scales, list(range(lanes))))
                 sums = [keep(x * factor) for x in sums]
-            if plan.group == 2:
-                order = [lanes * (i % 2) + i // 2 for i in range(2 * lanes)]
-                sums = [tirx.Shuffle(sums, half) for half in (order[:lanes], order[lanes:])]
-            for i, x in enumerate(sums):
+            for i, x in enumerate(self._interleaved(sums)):
                 self.put(target + part * self.width + i * lanes, x)
 
-    def _dot(self, m: int, place: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    def _interleaved(self, sums: "list[tirx.PrimExpr]") -> "list[tirx.PrimExpr]":
+        """Vectors of one query each as vectors of keys x `width`; lanes without a query repeat the last one."""
+        if self.width == 1:
+            return sums
+        lanes, last = self.lanes, len(sums) - 1
+        order = [lanes * min(i % self.width, last) + i // self.width for i in range(lanes * self.width)]
+        return [tirx.Shuffle(sums, order[i : i + lanes]) for i in range(0, len(order), lanes)]
+
+    def _dots(self, slot: "tirx.PrimExpr", keys: int) -> "list[tirx.PrimExpr]":
+        """For each query a vector whose parts of lanes are the sums of so many keys; few are live at a time."""
+        if keys > 1:
+            half = keys // 2
+            pairs = zip(self._dots(slot, half), self._dots(slot + half, half), strict=True)
+            return [lane_sum(a, b, half, self.lanes) for a, b in pairs]
         plan, lanes = self.plan, self.lanes
-        view, buffer = plan.call.inputs[plan.k], self.k.buffers[plan.k]
-        total = None
-        for d in range(0, plan.head, lanes):
-            x = bind(self.get(plan.regions["q"] + m * plan.head + d))
-            y = bind(load(self.k, buffer, view, place + d, lanes))
-            total = keep(x * y if total is None else fma(x, y, total))
-        assert total is not None
+        view, buffer, place = plan.call.inputs[plan.k], self.k.buffers[plan.k], bind(self._row(plan.k, slot))
+        self._fetch_row(plan.v, slot)
+        key = [bind(load(self.k, buffer, view, place + d, lanes)) for d in range(0, plan.head, lanes)]
+        return [self._dot(query, key) for query in self.held]
+
+    def _dot(self, query: "list[tirx.PrimExpr]", key: "list[tirx.PrimExpr]") -> "tirx.PrimExpr":
+        total = keep(query[0] * key[0])
+        for x, y in zip(query[1:], key[1:], strict=True):
+            total = keep(fma(x, y, total))
         return total
+
+    def _hold_queries(self) -> None:
+        plan, lanes = self.plan, self.lanes
+        rows = [plan.regions["q"] + m * plan.head for m in range(plan.group)]
+        self.held = [[bind(self.get(index(row + d))) for d in range(0, plan.head, lanes)] for row in rows]
 
     def _hide_missing(self, count: "tirx.PrimExpr") -> None:
         """The last vector may hold more keys than there are."""

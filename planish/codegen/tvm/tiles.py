@@ -87,10 +87,15 @@ def lane_sums(rows: Sequence["tirx.PrimExpr"]) -> "tirx.PrimExpr":
     kept, step = dict(enumerate(rows)), 1
     while step < len(rows):
         for i in [i for i in kept if not i & step]:
-            low, high = _exchanged(kept[i], kept.pop(i + step), step, len(rows))
-            kept[i] = keep(low + high)
+            kept[i] = lane_sum(kept[i], kept.pop(i + step), step, len(rows))
         step *= 2
     return kept[0]
+
+
+def lane_sum(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "tirx.PrimExpr":
+    """What `lane_sums` makes of two partial results of `step` rows each."""
+    low, high = _exchanged(a, b, step, lanes)
+    return keep(low + high)
 
 
 def _exchanged(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
