@@ -1,6 +1,8 @@
 """Language models from `compile` to text, against transformers, and what is refused on the way."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 import planish
 from planish.cli import app
 from planish.compilation_generation import with_sizes, with_split
-from planish.errors import ArtifactError, InputError, PassError
+from planish.errors import ArtifactError, GenerationError, InputError, PassError
 from planish.generation import Generation, end_tokens, tokenizer_of
 from planish.passes import EXACT, FoldConstants, FuseNorms, QuantizeWeights
 from planish.passes.split_generation import SplitGeneration
@@ -89,6 +91,24 @@ def test_a_saved_artifact_generates_the_same_without_the_compiler(compiled: Any,
     assert list(load_executable(saved).generate([7, 8], max_new_tokens=12)) == wanted  # type: ignore[attr-defined]
     assert again.settings.end == (2,)
     assert again.settings.vocabulary == 256
+
+
+def test_generating_imports_neither_torch_nor_the_compiler(saved: Path) -> None:
+    code = (
+        f"import planish, sys; list(planish.load({str(saved)!r}).generate([5, 6], max_new_tokens=3)); "
+        "print([m for m in ('torch', 'sympy', 'tvm', 'tokenizers', 'jinja2', 'planish.compiler') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"
+
+
+def test_undefined_logits_name_the_layer_where_they_begin() -> None:
+    model = small_llama()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.v_proj.weight[3, 3] = float("nan")  # type: ignore[index, union-attr]
+    lm = planish.compile(model, inputs=(torch.arange(3, 9)[None],), generate=Generation(context=16, chunk=8))
+    with pytest.raises(GenerationError, match="hold nan: they begin in the values of layer 1"):
+        list(lm.generate([5, 6, 7]))
 
 
 def test_the_tokenizer_and_the_chat_template_travel(saved: Path) -> None:
