@@ -40,7 +40,7 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     generate: "Generation | None" = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Any:
+) -> "CompiledModel":
     """Compile a model for one target; the result computes the same numbers, faster.
 
     model: an `nn.Module` in eval mode, or the path of an `.onnx` file.
@@ -77,6 +77,7 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     return compiled
 
 
+_HOW_TO_GENERATE = "give planish.compile a causal language model with generate=planish.Generation(...)"
 _SPARE_BYTES = 32 << 20  # for objects, sources and the compilers' temporary files
 
 
@@ -110,7 +111,7 @@ def _model(path: Path, *known: Any, threads: int | None, verify: bool = True) ->
     return LanguageModel(path, *known, threads=threads, verify=verify)
 
 
-def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> Any:
+def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> "CompiledModel":
     """Load an artifact, a folder or its zip, and check it.
 
     `verify` also checks the hash of every file and repeats the recorded call. Raises ArtifactError with what is wrong:
@@ -149,6 +150,14 @@ class CompiledModel:
         if self._imported is None:
             return main(*args, **kwargs)
         return self._imported.rebuild(main.run(main.leaves(args, kwargs)))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """See `planish.LanguageModel.generate`. Raises InputError: only what was compiled for it generates."""
+        raise InputError(f"this model was not compiled to generate; {_HOW_TO_GENERATE}")
+
+    def chat(self, *args: Any, **kwargs: Any) -> Any:
+        """See `planish.LanguageModel.chat`. Raises InputError: only what was compiled for it generates."""
+        raise InputError(f"this model was not compiled to chat; {_HOW_TO_GENERATE}")
 
     @property
     def executable(self) -> Executable:

@@ -295,7 +295,12 @@ def test_the_command_refuses_options_without_generate(arguments: list[str], word
     assert words in str(shown.exception)
 
 
-def test_the_command_refuses_what_is_no_language_model(tmp_path: Path) -> None:
-    planish.compile(nn.Linear(4, 4).eval(), inputs=(torch.ones(1, 4),)).save(tmp_path / "linear")
+def test_what_is_no_language_model_says_so(tmp_path: Path) -> None:
+    linear = planish.compile(nn.Linear(4, 4).eval(), inputs=(torch.ones(1, 4),))
+    with pytest.raises(InputError, match=r"this model was not compiled to generate; give planish.compile a causal"):
+        linear.generate([1])
+    with pytest.raises(InputError, match="this model was not compiled to chat"):
+        linear.chat("hi")
+    linear.save(tmp_path / "linear")
     shown = CliRunner().invoke(app, ["generate", str(tmp_path / "linear"), "x"])
     assert "is no language model; compile one with --generate" in str(shown.exception)
