@@ -179,7 +179,7 @@ class _Maker:
         shift, row = max(0, -rows), max(0, rows)
         token, others = table.token + shift, tuple(axis + shift for axis in table.others)
         picked = ops.index_select(table.stored, world.positions, axis=0, scope=scope)
-        if row == token:
+        if row == token or self.signature.rows == 1:
             picked = reshaped(picked, (elements(picked.shape[:2]), *picked.shape[2:]), scope)
             return self._ordered(picked, (token, *others), shape, scope)
         if row in others or (shape[row] != 1 and value not in self.plan.tokens.row_lanes):

@@ -15,11 +15,12 @@ from planish.compiler.pipeline import Pipeline
 from planish.passes import EXACT
 
 
-def imported(model: nn.Module, *, high: int = 64, **inputs: Tensor) -> Program:
-    """The program of a decoder after the exact passes, with dynamic batch and sequence."""
+def imported(model: nn.Module, *, batch: int = 2, **inputs: Tensor) -> Program:
+    """The program of a decoder after the exact passes, with a dynamic sequence; the batch is dynamic if it is over 1."""
     generator = torch.Generator().manual_seed(2)
-    given = {"input_ids": torch.randint(3, 90, (2, 8), generator=generator), **inputs}
-    dynamic = {name: {0: "batch", 1: ("sequence", 1, high)} for name in given}
+    given = {"input_ids": torch.randint(3, 90, (batch, 8), generator=generator), **inputs}
+    axes = {1: ("sequence", 1, 64)} if batch == 1 else {0: "batch", 1: ("sequence", 1, 64)}
+    dynamic = dict.fromkeys(given, axes)
     program = import_torch(model, (), {**given, "use_cache": False}, dynamic=dynamic).program
     return Pipeline(EXACT).run(program, Context())[0]
 

@@ -69,6 +69,14 @@ def test_decoding_equals_the_model_at_every_position(name: str) -> None:
     assert _largest_error(one, rows[:1], (1,), want[:1]) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["opt", "falcon_alibi", "gptj"])
+def test_a_model_traced_with_one_row_generates_one_row(name: str) -> None:
+    model = ARCHITECTURES[name]()
+    rows = _rows(20)
+    program = split(imported(model, batch=1), SplitGeneration(context=CONTEXT, chunk=9))
+    assert _largest_error(program, rows, (11,), [expected(model, rows[0])]) < 1e-4
+
+
 @pytest.mark.parametrize(("cache", "tolerance"), [("f16", 5e-3), ("i8", 0.2)])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 def test_narrow_caches_stay_near_the_model(name: str, cache: str, tolerance: float) -> None:
