@@ -36,8 +36,12 @@ class QuantizedLinear:
         x = call.anchor.operands[0]
         rows = elements(x.shape[:-1])
         known = rows if isinstance(rows, int) else None
-        kind = PlaneRows if weight.dot else FewRows
-        few = kind(weight, isa, x, call.inputs[x], min(known or MOST_ROWS, MOST_ROWS), known)
+        if weight.dot:
+            planes = PlaneRows(weight, isa, x, call.inputs[x], known)
+            with kernel(call, isa) as (k, done):
+                planes.emit(k, bind(k.dim(rows)), Levels(k, weight))
+            return Kernel(done[0], planes.scratch_bytes, weight.packings())
+        few = FewRows(weight, isa, x, call.inputs[x], min(known or MOST_ROWS, MOST_ROWS), known)
         many = ManyRows(weight, isa, x, call.inputs[x], known)
         with kernel(call, isa) as (k, done), instructions(many.tile):
             _by_rows(k, bind(k.dim(rows)), Levels(k, weight), few, many)
@@ -50,7 +54,7 @@ class QuantizedLinear:
         return node.op is ops.dequantize and anchor.op is ops.linear and Value(node) == anchor.operands[1]
 
 
-def _by_rows(k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, few: FewRows | PlaneRows, many: ManyRows) -> None:
+def _by_rows(k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, few: FewRows, many: ManyRows) -> None:
     """The kernel for as many rows as there are, decided at run time where their count is no constant."""
     if few.known is not None:
         (few if few.known <= MOST_ROWS else many).emit(k, rows, levels)

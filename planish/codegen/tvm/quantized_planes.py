@@ -1,4 +1,4 @@
-"""Products of few rows with a coded weight by dot products of bytes, without giving up the precision of f32.
+"""Products of rows with a coded weight by dot products of bytes, without giving up the precision of f32.
 
 A block of a row becomes whole numbers of 24 bits, the largest magnitude at the top, in three planes of signed bytes:
 x = scale * (65536 * a + 256 * b + c). Products of codes and planes are exact, and what rounding x to these numbers
@@ -21,7 +21,7 @@ from planish.codegen.tvm.int8_dot import dot_for
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.tvm.loops import integer
-from planish.codegen.tvm.quantized_rows import each_panel, put, rows_of_bodies, whole_lines, zeros
+from planish.codegen.tvm.quantized_rows import Blocks, each_panel, put, rows_of_bodies, whole_lines, zeros
 from planish.codegen.tvm.quantized_weight import CodedWeight, Levels
 from planish.codegen.tvm.vector_math import cast, fma, keep, like, select
 from planish.codegen.view import View
@@ -31,21 +31,21 @@ from planish.compiler.types import DType
 _TOPS = {3: 8_355_000, 2: 32_500}  # largest numbers, with room for rounding below the largest that the planes hold
 _LEAST = 1e-30  # magnitudes below are taken as zero: their inverse would overflow
 _LONGEST = 256  # elements of a block; their sum fits in 32 bits
+_BLOCK_BYTES = 384 * 1024  # of planes: with a panel this fits the smallest L2 of the profiles (1 MiB)
 _BLOCK = 128  # elements of a block where groups are longer
 
 
 @dataclass(frozen=True, slots=True)
 class PlaneRows:
-    """Up to `most` rows of x, seen at `view` [..., depth], times a coded weight that is packed for dot products.
+    """Rows of x, seen at `view` [..., depth], times a coded weight that is packed for dot products.
 
-    Every task first writes the planes of all rows to its scratch memory.
+    Every task first writes the planes of a block of rows to its scratch memory.
     """
 
     weight: CodedWeight
     isa: Isa
     x: Value
     view: View
-    most: int
     known: int | None
 
     @property
@@ -80,7 +80,10 @@ class PlaneRows:
 
     @property
     def _copied_rows(self) -> int:
-        return -(-self.most // self.tile.rows) * self.tile.rows
+        """Rows of a block: few enough for the caches, and no more than there are."""
+        height = self.tile.rows
+        rows = min(64, max(16, _BLOCK_BYTES // (self.planes * self.stride)), self.known or 64)
+        return -(-rows // height) * height
 
     @property
     def _offsets(self) -> tuple[int, int, int, int]:
@@ -107,9 +110,9 @@ class PlaneRows:
         )
         each_panel(
             k,
-            (rows, self.bodies),
+            Blocks(rows, self._copied_rows, self.bodies),
             Finish(k, tile, out, self.weight.columns),
-            lambda: _Split(k, self, made).emit(rows),
+            _Split(k, self, made).emit,
             lambda panel, row: _Panel(self, levels, made, out, panel, row).emit,
         )
 
@@ -132,11 +135,12 @@ class _Split:
     work: PlaneRows
     made: _Made
 
-    def emit(self, rows: "tirx.PrimExpr") -> None:
+    def emit(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
+        """Write `count` rows from row `first` on."""
         work, view = self.work, self.work.view
         whole, rest = divmod(work.weight.depth, work.block)
-        with T.serial(rows) as r:
-            index = unravel(self.k, bind(r + 0), view.shape[:-1])
+        with T.serial(count) as r:
+            index = unravel(self.k, bind(first + r), view.shape[:-1])
             start = bind(self.k.address(view, (*index, integer(0))))
             with T.serial(integer(whole)) as b:
                 self._block(start, bind(r + 0), bind(b + 0), work.block)
@@ -231,14 +235,15 @@ class _Panel:
         with T.serial(steps) as s:
             step = bind(at + s * weight.step_elements)
             self.levels.prefetch(step)
-            for v in range(weight.vectors):
-                for i, codes in enumerate(self.levels.bytes(step, v)):
-                    for r, line in enumerate(lines):
-                        for p in range(work.planes):
-                            four = self.made.fours[line + s * 2 + (p * work.stride // 4 + i)]
+            codes = [self.levels.bytes(step, v) for v in range(weight.vectors)]
+            for i in range(2):
+                for r, line in enumerate(lines):
+                    for p in range(work.planes):
+                        four = self.made.fours[line + s * 2 + (p * work.stride // 4 + i)]
+                        x = bind(T.broadcast(four, weight.lanes))
+                        for v in range(weight.vectors):
                             buffer = sums[r, v, p]
-                            x = T.broadcast(four, weight.lanes)
-                            put(buffer, dot(buffer[ramp(0, weight.lanes)], codes, x))
+                            put(buffer, dot(buffer[ramp(0, weight.lanes)], codes[v][i], x))
         return sums
 
     def _joined(self, planes: "list[tirx.Buffer]", offset: "tirx.PrimExpr", place: "tirx.PrimExpr") -> "tirx.PrimExpr":

@@ -83,21 +83,28 @@ class FewRows:
         out = k.scratch_buffer(tile.rows * tile.width, DType.f32)
         each_panel(
             k,
-            (rows, self.bodies),
+            Blocks(rows, self._copied_rows, self.bodies),
             Finish(k, tile, out, self.weight.columns),
-            lambda: self._prepare(k, rows, copied, sums),
+            lambda first, count: self._prepare(k, (first, count), copied, sums),
             lambda panel, row: _Panel(self, levels, copied, sums, out, panel, row).emit,
         )
 
-    def _prepare(self, k: KernelBuilder, rows: "tirx.PrimExpr", copied: "tirx.Buffer", sums: "tirx.Buffer") -> None:
-        weight = self.weight
+    def _prepare(
+        self,
+        k: KernelBuilder,
+        rows: "tuple[tirx.PrimExpr, tirx.PrimExpr]",
+        copied: "tirx.Buffer",
+        sums: "tirx.Buffer",
+    ) -> None:
+        """Copy as many rows as the second of `rows` says from the first on."""
+        weight, (first, count) = self.weight, rows
         fill = row_fill(
             k, self.view, Run(k.buffers[self.x], copied, self.view.dtype, self.isa.lanes, False), weight.depth
         )
         whole, rest = divmod(weight.depth, weight.group)
-        with T.serial(rows) as r:
+        with T.serial(count) as r:
             place = bind(r * self.stride)
-            fill(r, place)
+            fill(bind(first + r), place)
             if weight.is_centred:
                 return
             with T.serial(integer(whole)) as g:
@@ -107,30 +114,51 @@ class FewRows:
                 _store_sum(k, copied, start, rest, sums, r * weight.groups + whole)
 
 
-def each_panel(
-    k: KernelBuilder,
-    tiles: "tuple[tirx.PrimExpr, tuple[int, ...]]",
-    finish: Finish,
-    prepare: Callable[[], None],
-    body: "Callable[[tirx.PrimExpr, tirx.PrimExpr], Callable[[int], None]]",
-) -> None:
-    """Compute this task's panels for all rows, after `prepare`, and finish each.
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """`rows` rows in blocks of `block`, which are copied together, and the rows of the `bodies` that compute a tile."""
 
-    `tiles` is the count of rows and the rows of the bodies. `body(panel, row)` gives what computes a tile from `row`
-    on for a number of rows; what that computes beyond the last row is left alone.
+    rows: "tirx.PrimExpr"
+    block: int
+    bodies: tuple[int, ...]
+
+
+Prepare = Callable[["tirx.PrimExpr", "tirx.PrimExpr"], None]
+Body = Callable[["tirx.PrimExpr", "tirx.PrimExpr"], Callable[[int], None]]
+
+
+def each_panel(k: KernelBuilder, blocks: Blocks, finish: Finish, prepare: Prepare, body: Body) -> None:
+    """Compute and finish this task's panels of every block of rows.
+
+    `prepare(row, count)` copies a block. `body(panel, row)` gives what computes a tile from row `row` of the block on
+    for a number of rows; what that computes beyond the last row is left alone.
     """
-    rows, bodies = tiles
-    height, width = bodies[-1], finish.tile.width
-    first, last = k.share(integer(-(-finish.columns // width)))
-    with T.If(last > first), T.Then():
-        prepare()
-        with T.serial(last - first) as p:
-            panel = bind(first + p)
-            with T.serial(T.truncdiv(rows + (height - 1), integer(height))) as t:
-                row = bind(t * height)
-                count = bind(tirx.min(rows - row, integer(height)))
-                _smallest(bodies, count, body(panel, row))
-                finish(row, count, bind(panel * width))
+    panels = -(-finish.columns // finish.tile.width)
+    count = T.truncdiv(blocks.rows + (blocks.block - 1), integer(blocks.block))
+    first, last = k.share(bind(count * panels))
+    start = bind(T.truncdiv(first, integer(panels)))
+    with T.serial(T.truncdiv(last + (panels - 1), integer(panels)) - start) as b:
+        block = bind(start + b)
+        base = bind(block * blocks.block)
+        rows = bind(tirx.min(blocks.rows - base, integer(blocks.block)))
+        low = bind(tirx.max(first - block * panels, integer(0)))
+        high = bind(tirx.min(last - block * panels, integer(panels)))
+        prepare(base, rows)
+        with T.serial(high - low) as p:
+            _tiles(blocks, (base, rows), bind(low + p), finish, body)
+
+
+def _tiles(
+    blocks: Blocks, block: "tuple[tirx.PrimExpr, tirx.PrimExpr]", panel: "tirx.PrimExpr", finish: Finish, body: Body
+) -> None:
+    """One panel of a block that has a first row and a count."""
+    base, rows = block
+    height = blocks.bodies[-1]
+    with T.serial(T.truncdiv(rows + (height - 1), integer(height))) as t:
+        row = bind(t * height)
+        count = bind(tirx.min(rows - row, integer(height)))
+        _smallest(blocks.bodies, count, body(panel, row))
+        finish(bind(base + row), count, bind(panel * finish.tile.width))
 
 
 def _smallest(bodies: tuple[int, ...], count: "tirx.PrimExpr", emit: Callable[[int], None]) -> None:
