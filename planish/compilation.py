@@ -72,12 +72,12 @@ def run(
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
-    pipeline = Pipeline(_chosen_passes(passes, generate))
-    profile = profile_of(target)
-    isa = isa_of_profile(profile)
     args, kwargs = arguments(inputs)
     if generate is not None:
         kwargs, dynamic = with_sizes(model, args, kwargs, dynamic, generate)
+    pipeline = Pipeline(_chosen_passes(passes, generate))
+    profile = profile_of(target)
+    isa = isa_of_profile(profile)
     with clock.stage("importing the model"):
         imported = _import(model, args, kwargs, dynamic)
         program = with_workload(imported.program, workload)

@@ -42,6 +42,8 @@ def with_sizes(
 
     Declared `dynamic` axes stay as they are. Raises InputError where no example input is a tensor [B, S] of ids.
     """
+    if not isinstance(generation, Generation):
+        raise InputError(f"compile: generate is a planish.Generation(...), not {generation!r}")
     if isinstance(model, nn.Module) and "use_cache" not in kwargs:
         names = list(inspect.signature(model.forward).parameters)
         if "use_cache" in names[len(args) :]:

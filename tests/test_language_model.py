@@ -281,6 +281,11 @@ def test_refuses_a_model_that_is_not_causal() -> None:
         planish.compile(model, inputs=(torch.ones(1, 5, dtype=torch.int64),), generate=Generation(context=8))
 
 
+def test_refuses_a_generation_that_is_none() -> None:
+    with pytest.raises(InputError, match=r"generate is a planish.Generation\(...\), not True"):
+        planish.compile(nn.Linear(4, 4).eval(), inputs=(torch.ones(1, 4),), generate=True)  # type: ignore[arg-type]
+
+
 def test_refuses_examples_without_token_ids() -> None:
     with pytest.raises(InputError, match="compile with generate= needs example token ids"):
         planish.compile(nn.Linear(4, 4).eval(), inputs=(torch.ones(1, 4),), generate=Generation())

@@ -242,6 +242,7 @@ def test_chat_refusals(template: str, messages: Any, words: str) -> None:
         ([1], {"stop": "x"}, "stop: the artifact has no tokenizer"),
         ([1], {"stop": [256]}, r"the stop token 256 is outside 0..255"),
         ([1], {"stop": [""]}, "stop is text, a token id or a list of those, none empty"),
+        ([1], {"stop": 5.5}, "stop is text, a token id or a list of those, none empty, not 5.5"),
         ([1], {"stop": [None]}, "stop is text, a token id or a list of those, none empty"),
         ([1], {"top_p": 7}, "top_p is above 0 and at most 1, not 7"),
     ],

@@ -135,7 +135,7 @@ class Generator:
     def _limits(self, max_new_tokens: int, stop: Stop | None) -> "_Limits":
         if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
             raise InputError(f"generate: max_new_tokens is an integer of at least 1, not {max_new_tokens!r}")
-        each = () if stop is None else (stop,) if isinstance(stop, str | int) else tuple(stop)
+        each = () if stop is None else tuple(stop) if isinstance(stop, list | tuple | set | frozenset) else (stop,)
         strings = tuple(one for one in each if isinstance(one, str))
         ids = [one for one in each if isinstance(one, int | np.integer)]
         if len(ids) + len(strings) < len(each) or "" in strings:
