@@ -1,8 +1,10 @@
 """planish: the model compiled with `generate=`, its weights in the format asked for."""
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,21 +37,35 @@ class Build:
     passes: Mapping[str, tuple[str, ...]]
 
     def __call__(self, source: Source, kind: str, setting: Setting) -> Session:
-        """The model ready to generate; no token ends a text."""
+        """The artifact, compiled once for this code of planish, loaded; no token ends a text."""
         import planish
 
-        torch.set_num_threads(setting.threads)
-        module: Any = source.load().float()
-        example = torch.zeros((max(2, setting.batch), _EXAMPLE), dtype=torch.int64)
-        compiled = planish.compile(
-            module,
-            "cpu",
-            inputs=(example,),
-            generate=planish.Generation(context=setting.context, batch=setting.batch, cache="f16", end=()),
-            passes=self.passes[kind] or None,
-            threads=setting.threads,
-        )
-        return _Planish(compiled)
+        passes = self.passes[kind]
+        name = f"planish-{setting.batch}x{setting.context}-{_digest(passes)}"
+        path = source.file(name, lambda path: _compile(source, passes, setting, path))
+        return _Planish(planish.load(path, threads=setting.threads, verify=False))
+
+
+def _compile(source: Source, passes: tuple[str, ...], setting: Setting, path: Path) -> None:
+    import planish
+
+    torch.set_num_threads(setting.threads)
+    module: Any = source.load().float()
+    example = torch.zeros((max(2, setting.batch), _EXAMPLE), dtype=torch.int64)
+    generation = planish.Generation(context=setting.context, batch=setting.batch, cache="f16", end=())
+    compiled = planish.compile(module, "cpu", inputs=(example,), generate=generation, passes=passes or None)
+    compiled.save(path)
+
+
+def _digest(passes: tuple[str, ...]) -> str:
+    """What an artifact depends on beside the model: the passes, and every source of planish."""
+    import planish
+
+    found = hashlib.sha256(repr(passes).encode())
+    for path in sorted(Path(planish.__file__).parent.rglob("*.[pch]*")):
+        if path.suffix in (".py", ".c", ".h"):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _peer(name: str, formats: Mapping[str, tuple[Storage, tuple[str, ...]]]) -> LanguagePeer:
