@@ -133,13 +133,12 @@ RINGS = (
 @pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
 @pytest.mark.parametrize("case", FEW + MANY + RINGS, ids=str)
 def test_every_query_sees_what_its_position_lets_it(case: Case, isa: Isa) -> None:
-    for tasks in (1, 3):
-        check(case, isa=isa, tasks=tasks)
+    check(case, isa=isa, tasks=3)
 
 
 @pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
 @pytest.mark.parametrize("kind", [DType.f16, DType.i8], ids=str)
-@pytest.mark.parametrize("case", [FEW[1], FEW[2], FEW[3], MANY[1], MANY[2], RINGS[0], RINGS[2]], ids=str)
+@pytest.mark.parametrize("case", [FEW[1], FEW[2], FEW[3], MANY[1], RINGS[2]], ids=str)
 def test_narrow_caches_are_widened_as_they_are_read(case: Case, kind: DType, isa: Isa) -> None:
     check(replace(case, kind=kind), isa=isa)
 
@@ -158,8 +157,8 @@ def test_one_kernel_serves_all_rows_and_tokens() -> None:
 
 
 def test_a_long_context_is_summed_over_blocks() -> None:
-    check(Case(1, 8, 1, 1, 2048, 64, (2047,)))
-    check(Case(1, 2, 1, 65, 2048, 64, (1983,)))
+    check(Case(1, 8, 1, 1, 2048, 64, (2047,)), tasks=1)
+    check(Case(1, 2, 1, 65, 2048, 64, (1983,)), tasks=1)
 
 
 @pytest.mark.parametrize("case", [FEW[1], MANY[1]], ids=str)
