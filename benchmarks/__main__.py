@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: run, kernels, compile, quality, language, perplexity, table, plot."""
+"""The command line of the benchmarks: run, kernels, compile, quality, language, perplexity, greedy, table, plot."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -130,6 +130,21 @@ def perplexity(
         path = FOLDER / f"{name}.json"
         suite = run_perplexity(*found, name, path, windows=windows, threads=threads, reference=reference, say=say)
     typer.echo(perplexity_markdown(suite))
+
+
+@app.command()
+def greedy(
+    prompts: Annotated[int, typer.Option(help="Passages of real text to continue.", min=1)] = 20,
+    tokens: Annotated[int, typer.Option(help="Tokens of each continuation.", min=1)] = 64,
+    threads: Threads = 2,
+) -> None:
+    """Count on SmolLM2 how many greedy texts of the float artifact are those of transformers."""
+    from benchmarks.language.greedy import greedy_prompts, run_greedy
+    from benchmarks.language.source import load_smollm2
+
+    with _progress() as say:
+        found = run_greedy(load_smollm2(), greedy_prompts(prompts), tokens, threads=threads, say=say)
+    typer.echo(f"{found.identical} of {found.prompts} identical over {found.tokens} tokens; parted at {found.parted}")
 
 
 @app.command()
