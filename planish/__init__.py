@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from planish import passes
     from planish.api import CompiledModel, compile, load  # noqa: A004 - the name that users of torch and TVM know
     from planish.compiler.ir import Workload
     from planish.compiler.types import Size
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from planish.hardware_profiles import Profile
     from planish.language_model import LanguageModel
 
-__all__ = ["CompiledModel", "Generation", "LanguageModel", "Profile", "Size", "Workload", "compile", "load"]
+__all__ = ["CompiledModel", "Generation", "LanguageModel", "Profile", "Size", "Workload", "compile", "load", "passes"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -29,6 +30,8 @@ def __getattr__(name: str) -> object:
     """Imports a public name when it is first used, so that `import planish` itself loads neither torch nor sympy."""
     from importlib import import_module
 
+    if name == "passes":
+        return import_module("planish.passes")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'planish' has no attribute '{name}'; it has {', '.join(sorted(__all__))}")

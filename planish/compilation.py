@@ -107,7 +107,7 @@ def _record(
     model: Any, imported: Imported, program: Program, generate: "Generation | None", args: Any, kwargs: Any
 ) -> Golden | Language:
     if generate is None:
-        return record(model, imported, args, kwargs)
+        return record(model, imported, program, args, kwargs)
     return language(model, imported, program, generate, args, kwargs)
 
 

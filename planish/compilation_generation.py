@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -20,19 +19,15 @@ from planish.generation import Generation, end_tokens, tokenizer_of
 from planish.passes import EXACT
 from planish.passes.split_generation import SplitGeneration
 from planish.passes.split_generation_analysis import token_ids
-from planish.recording import model_tolerance
+from planish.recording import codes_tolerance, holds_codes, model_tolerance
 from planish.runtime.artifact import Language
 from planish.runtime.generation.settings import Settings
 from planish.runtime.golden import LanguageGolden
-from planish.runtime.manifest import Tolerance
 from planish.runtime.signature import Parameter, Signature
 from planish.runtime.tree import sequence, tensor
 
 _RECORDED_TOKENS = 24
 _SEQUENCE, _BATCH = "sequence", "batch"
-# Of the largest logit. Programs that round activations or caches to 8 bits round some of them to the neighbouring code
-# where sums are in another order.
-_LOSSY, _ROUNDED = 1e-3, 3e-2
 
 
 def with_sizes(
@@ -129,18 +124,13 @@ def record(model: Any, imported: Imported, program: Program, args: Any, kwargs: 
             tolerance = model_tolerance(graph, (logits,))
             return LanguageGolden(prompt[0].numpy(), logits.numpy(), tolerance)
     logits = evaluated(program, prompt)
-    relative = _ROUNDED if "quantize" in _ops(program) else _LOSSY
-    return LanguageGolden(prompt[0].numpy(), logits.numpy(), _tolerance(relative, logits))
-
-
-def _ops(program: Program) -> set[str]:
-    return {node.op.name for graph in program.functions.values() for node in graph.nodes()}
+    return LanguageGolden(prompt[0].numpy(), logits.numpy(), codes_tolerance(program, (logits,)))
 
 
 def _changed(program: Program) -> bool:
     """Whether weights, activations or caches are narrower than in the model."""
     caches = program.functions["decode"].inputs[3:]
-    return bool({"quantize", "dequantize"} & _ops(program)) or any(v.dtype.value != "f32" for v in caches)
+    return holds_codes(program) or any(v.dtype.value != "f32" for v in caches)
 
 
 def _called(model: Any, imported: Imported, args: Any, kwargs: Any, ids: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:
@@ -187,8 +177,3 @@ def evaluated(program: Program, prompt: Tensor) -> Tensor:
 def _empty(cache: Value) -> Tensor:
     shape = [size if isinstance(size, int) else 1 for size in cache.shape]
     return torch.zeros(shape, dtype=TORCH_DTYPE[cache.dtype])
-
-
-def _tolerance(relative: float, logits: Tensor) -> Tolerance:
-    largest = float(numpy.abs(logits.numpy()[numpy.isfinite(logits.numpy())]).max(initial=0.0))
-    return Tolerance(rtol=relative, atol=relative * max(largest, 1.0))

@@ -192,3 +192,17 @@ def test_an_artifact_for_another_instruction_set_is_written_but_not_run(model: n
         other(IDS, SCALE)
     with pytest.raises(ArtifactError, match=r"neoverse-v2.*cannot run here"):
         planish.load(tmp_path / "arm.planish")
+
+
+@pytest.mark.parametrize("each", ["quantize-weights{group=32}", 'quantize-weights{bits=8, activations="int8"}'])
+def test_a_lossy_pass_compiles_and_keeps_its_error(each: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(96, 160), nn.GELU(), nn.Linear(160, 64)).eval()
+    x = torch.randn(5, 96)
+    compiled = planish.compile(net, inputs=(x,), passes=[*planish.passes.EXACT, each])
+    with torch.no_grad():
+        expected = net(x)
+    error = float((compiled(x) - expected).norm() / expected.norm())
+    assert 1e-4 < error < 0.2
+    compiled.save(tmp_path / "net.planish")
+    torch.testing.assert_close(planish.load(tmp_path / "net.planish")(x), compiled(x))

@@ -164,7 +164,6 @@ class OneToken(CachedBlocks):
             return [lane_sum(a, b, half, self.lanes) for a, b in pairs]
         plan, lanes = self.plan, self.lanes
         view, buffer, place = plan.call.inputs[plan.k], self.k.buffers[plan.k], bind(self._row(plan.k, slot))
-        self._fetch_row(plan.v, slot)
         key = [bind(load(self.k, buffer, view, place + d, lanes)) for d in range(0, plan.head, lanes)]
         return [self._dot(query, key) for query in self.held]
 
@@ -225,10 +224,12 @@ class OneToken(CachedBlocks):
         most = max(1, (24 if wide else 12) // vectors)
         rows = -(-plan.group // -(-plan.group // most))
         start = bind(self._row(plan.v, slot))
+        # rows read one after another are streamed faster by the processor's own fetching, which ours would hold up
+        following = None if self.along_head else slot + count
         for m in range(0, plan.group, rows):
             for column in range(0, total, vectors):
                 size = (min(rows, plan.group - m), min(vectors, total - column))
-                self._value_tile(start, count, (m, column * self.lanes), size, None if m or column else slot + count)
+                self._value_tile(start, count, (m, column * self.lanes), size, following if m + column == 0 else None)
 
     def _value_tile(
         self,
