@@ -36,7 +36,7 @@ def test_plot_writes_a_png_beside_the_results(file: Path) -> None:
     ("words", "reason"),
     [
         (["run", "--models", "minilmm"], "nothing to measure is called 'minilmm'; did you mean 'minilm'"),
-        (["run", "--batches", "0"], "'0' is no batch size"),
+        (["run", "--batches", "0"], "'0' is no size"),
         (["table", "/no/such.json"], "cannot be read"),
     ],
 )
