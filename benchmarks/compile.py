@@ -1,15 +1,19 @@
 """Compiling the models of the zoo: seconds by stage and the peak memory, each model in a process of its own."""
 
 import multiprocessing
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy
 import torch
 from pydantic import TypeAdapter
 from torch import nn
@@ -20,6 +24,8 @@ from benchmarks.results import Machine, write
 from benchmarks.run import Say, machine
 from benchmarks.zoo import ZOO, ZooModel
 
+_STARTS = 7
+
 
 @dataclass(frozen=True, slots=True)
 class CompileResult:
@@ -28,6 +34,7 @@ class CompileResult:
     `stages_s` are seconds from each progress message to the next, `compile_s` their sum. Memory is resident memory of
     the whole process, with PyTorch and the model: `imported_bytes` before the model is loaded, `loaded_bytes` before
     it is compiled, `peak_bytes` the most until the compiled model is ready. `weight_bytes` counts each weight once.
+    `first_result_s` is the median time of fresh processes without torch, from their start to the end of the first call.
     """
 
     model: str
@@ -39,6 +46,7 @@ class CompileResult:
     loaded_bytes: int
     peak_bytes: int
     artifact_bytes: int
+    first_result_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,7 @@ def measure_compile(name: str, threads: int) -> CompileResult:
     compiled = planish.compile(module, inputs=inputs, dynamic=dynamic, threads=threads, progress=stages.next)
     stages.next(None)
     peak = memory_bytes("VmHWM")
+    artifact_bytes, first_result_s = _saved(compiled, inputs)
     return CompileResult(
         model=name,
         weight_bytes=weight_bytes(module),
@@ -113,14 +122,34 @@ def measure_compile(name: str, threads: int) -> CompileResult:
         imported_bytes=imported,
         loaded_bytes=loaded,
         peak_bytes=peak,
-        artifact_bytes=_saved_bytes(compiled),
+        artifact_bytes=artifact_bytes,
+        first_result_s=round(first_result_s, 3),
     )
 
 
-def _saved_bytes(compiled: planish.CompiledModel) -> int:
+_FIRST_RESULT = """
+import sys
+import numpy
+import planish
+inputs = numpy.load(sys.argv[2])
+planish.load(sys.argv[1])(**inputs)
+assert "torch" not in sys.modules
+"""
+
+
+def _saved(compiled: planish.CompiledModel, inputs: Mapping[str, torch.Tensor]) -> tuple[int, float]:
+    """The bytes of the saved artifact, and the seconds until a fresh process has its first result."""
     with tempfile.TemporaryDirectory(prefix="planish-") as folder:
-        compiled.save(Path(folder, "artifact"))
-        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        artifact, arrays = Path(folder, "artifact"), Path(folder, "inputs.npz")
+        compiled.save(artifact)
+        numpy.savez(arrays, **{name: tensor.numpy() for name, tensor in inputs.items()})
+        seconds = []
+        for _ in range(_STARTS):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", _FIRST_RESULT, str(artifact), str(arrays)], check=True)
+            seconds.append(time.perf_counter() - start)
+        size = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
+        return size, statistics.median(seconds)
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -137,8 +166,8 @@ def memory_bytes(key: str) -> int:
 
 def compile_markdown(suite: CompileSuite) -> str:
     """One line a model: time, and memory in multiples of the weights."""
-    head = "| model | weights MiB | load s | compile s | loaded | peak | peak MiB | artifact |"
-    return "\n".join([head, f"|---|{'--:|' * 7}", *map(_row, suite.results)])
+    head = "| model | weights MiB | load s | compile s | loaded | peak | peak MiB | artifact | first result s |"
+    return "\n".join([head, f"|---|{'--:|' * 8}", *map(_row, suite.results)])
 
 
 def _row(result: CompileResult) -> str:
@@ -147,5 +176,6 @@ def _row(result: CompileResult) -> str:
     )
     return (
         f"| {result.model} | {result.weight_bytes / 2**20:.0f} | {result.load_s:.1f} | {result.compile_s:.1f} "
-        f"| {loaded} | {peak} | {result.peak_bytes / 2**20:.0f} | {artifact} |"
+        f"| {loaded} | {peak} | {result.peak_bytes / 2**20:.0f} | {artifact} "
+        f"| {result.first_result_s:.2f} |"
     )

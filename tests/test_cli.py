@@ -207,7 +207,7 @@ MISTAKES = {
     "a function": ("compile cli_nets:mak -o o", "InputError: .*no function 'mak'; did you mean 'make'"),
     "a result": ("compile cli_nets:number -o o", r"returned int; it must return \(model, inputs\[, dynamic\]\)"),
     "a raise": ("compile cli_nets:raises -o o", r"raised ValueError: no such checkpoint \(.*cli_nets.py, line 23\)"),
-    "inputs": ("compile cli_nets:dotted -o o", "ImportGraphError: torch.export cannot export Net: .*'x'"),
+    "inputs": ("compile cli_nets:dotted -o o", "InputError: Net has no input 'y'; known: x"),
     "neither": ("compile model.pt -o o", "'model.pt' is neither an .onnx file nor package.module:function"),
     "no module": ("compile :make -o o", "':make' is neither an .onnx file nor package.module:function"),
     "an onnx file": ("compile no.onnx -o o", "ImportGraphError: 'no.onnx' is no ONNX model that can be read"),

@@ -39,9 +39,9 @@ def test_the_peak_counts_memory_that_was_given_back() -> None:
 
 def test_a_row_gives_memory_in_multiples_of_the_weights() -> None:
     mib = 1 << 20
-    result = CompileResult("m", 100 * mib, 1.0, 12.34, {}, 50 * mib, 150 * mib, 275 * mib, 101 * mib)
+    result = CompileResult("m", 100 * mib, 1.0, 12.34, {}, 50 * mib, 150 * mib, 275 * mib, 101 * mib, 0.456)
     table = compile_markdown(CompileSuite("s", "now", Machine("P", 2, "3", {}), (result,)))
-    assert table.splitlines()[-1] == "| m | 100 | 1.0 | 12.3 | 1.50x | 2.75x | 275 | 1.01x |"
+    assert table.splitlines()[-1] == "| m | 100 | 1.0 | 12.3 | 1.50x | 2.75x | 275 | 1.01x | 0.46 |"
     assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
