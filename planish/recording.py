@@ -120,4 +120,4 @@ def model_tolerance(graph: Graph, results: tuple[Tensor, ...]) -> Tolerance:
 def _scale(results: tuple[Tensor, ...]) -> float:
     """The largest finite result, and at least 1."""
     finite = (r[r.isfinite()] for r in results if r.is_floating_point())
-    return max(1.0, *(float(r.abs().max()) for r in finite if r.numel()))
+    return max([1.0, *(float(r.abs().max()) for r in finite if r.numel())])
