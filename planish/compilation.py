@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import planish
-from planish.codegen.build import Built, Interface, build
+from planish.codegen.build import Built, build
+from planish.codegen.function_plan import Interface
 from planish.compilation_generation import interfaces, language, with_sizes, with_split
 from planish.compile_report import CompileReport, kernel_rows
 from planish.compiler.importers import Imported, import_onnx, import_torch

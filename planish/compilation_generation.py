@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from planish.codegen.build import Interface
+from planish.codegen.function_plan import Interface
 from planish.compiler.evaluate import evaluate
 from planish.compiler.importers import Imported
 from planish.compiler.ir import Graph, Program, Value

@@ -1,10 +1,14 @@
 """Fixtures for all tests: a fixed seed, and golden files, rewritten with `--update-golden`."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+# read when Triton is imported: kernels run in its interpreter here, and are compiled in processes of their own
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,37 +1,19 @@
 """A program to the files of an artifact: plan, library, packed weights and readable sources."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import numpy
-
-from planish.codegen.donation import donations
 from planish.codegen.emit import Entry, KernelUse, declarations, program_source, step_inputs, step_outputs
-from planish.codegen.schedule import Kernels, Schedule, Storage, schedule
+from planish.codegen.function_plan import Interface, as_array, function_plan, torch_weights, value_id
+from planish.codegen.schedule import Kernels, Schedule, schedule
 from planish.codegen.select import Choice, Selection, TorchCall, select
-from planish.codegen.template import Template
-from planish.compiler.ir import Graph, Node, Program, Value
-from planish.compiler.types import Dim, Shape, dim_text
+from planish.codegen.template import AnyTemplate
+from planish.compiler.ir import Graph, Program, Value
 from planish.errors import BackendMissing
-from planish.runtime.dims import SizeRange
-from planish.runtime.fields import Json
-from planish.runtime.plan import (
-    CallSpec,
-    FunctionPlan,
-    InputSpec,
-    NativeStep,
-    Plan,
-    Step,
-    TensorSpec,
-    TorchStep,
-    ValueId,
-)
-from planish.runtime.signature import Signature
+from planish.runtime.plan import NativeStep, Plan
 from planish.runtime.tensors import Deferred, Weight, weight_offsets
-from planish.runtime.tree import Tree
 
 if TYPE_CHECKING:
     import torch
@@ -44,18 +26,11 @@ _PART_BYTES = 4 << 20  # of a weight that are packed at once: small beside any m
 _NATIVE = Path(__file__).parent / "native"
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """How a function is called and what it returns."""
-
-    signature: Signature
-    result: Tree
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Built:
     """What `build` made: the plan, the weights by entry name, packed as they are written, the selection of each
-    function, and the library with its readable sources by file name and the C declarations of its entries."""
+    function, the library or the device's kernels by their path in the artifact, readable sources by file name, and the
+    C declarations of a library's entries."""
 
     plan: Plan
     weights: Mapping[str, Weight]
@@ -63,6 +38,7 @@ class Built:
     library: Path | None
     sources: Mapping[str, str]
     declarations: str
+    binaries: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def build(
@@ -95,17 +71,20 @@ def build(
     progress(f"compiling {len(library.built)} kernels")
     sources = library.sources(program_source(entries))
     compiled = library.compile(sources, folder) if entries else None
-    functions = {name: _function(name, selections[name], schedules[name], interfaces[name]) for name in selections}
-    plan = Plan(LIBRARY if entries else None, functions, _torch_weights(program, schedules.values()))
+    functions = {
+        name: function_plan(selection, schedules[name], interfaces[name], _native_steps(name, schedules[name]))
+        for name, selection in selections.items()
+    }
+    plan = Plan(LIBRARY if entries else None, functions, torch_weights(program, schedules.values()))
     return Built(plan, weights, selections, compiled, sources if entries else {}, declarations(entries))
 
 
-def _templates() -> Sequence[Template]:
+def _templates() -> Sequence[AnyTemplate]:
     try:
         from planish.codegen.tvm.templates import TEMPLATES
     except ImportError as error:
         raise BackendMissing("the CPU target needs TVM: pip install 'planish[cpu]'") from error
-    templates: Sequence[Template] = TEMPLATES
+    templates: Sequence[AnyTemplate] = TEMPLATES
     return templates
 
 
@@ -196,34 +175,7 @@ def _packed(tensor: "torch.Tensor", packing: "Packing | None") -> Weight:
     return Deferred(dtype, size, lambda: (packing.pack(array[i : i + step]) for i in range(0, len(array), step)))
 
 
-def as_array(tensor: "torch.Tensor") -> numpy.ndarray:
-    """The tensor's memory as numpy; bf16 as uint16 bits."""
-    import torch
-
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype is torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(numpy.uint16)
-    return tensor.numpy()
-
-
-def _torch_weights(program: Program, schedules: Iterable[Schedule]) -> Mapping[str, TensorSpec]:
-    from planish.compiler.ops.structure import FROM_TORCH
-
-    found = {}
-    for plan in schedules:
-        for step in plan.steps:
-            if isinstance(step, TorchCall):
-                for root in step.roots.values():
-                    if root.node.op.name == "weight":
-                        tensor = program.weights[str(root.node.attrs["name"])]
-                        name = str(root.node.attrs["name"])
-                        found[name] = TensorSpec.of(FROM_TORCH[tensor.dtype].value, tuple(tensor.shape))
-    return found
-
-
 def _entries(name: str, plan: Schedule, graph: Graph, library: _Library, offsets: Mapping[str, int]) -> Iterable[Entry]:
-    from planish.codegen.tvm.kernel import call_sizes
-
     for i, step in enumerate(plan.steps):
         if isinstance(step, Kernels):
             uses = []
@@ -235,7 +187,7 @@ def _entries(name: str, plan: Schedule, graph: Graph, library: _Library, offsets
                     for value, root in choice.roots.items()
                     if root.node.op.name == "weight"
                 }
-                sizes = call_sizes(choice.call, scratch)
+                sizes = choice.call.sizes(scratch)
                 uses.append(KernelUse(library.uses[id(choice)], sizes, scratch, weights))
             ins, outs = step_inputs(step, plan.storage), step_outputs(step, plan.storage)
             yield Entry(_entry_symbol(name, i), step, tuple(uses), graph.sizes, plan.storage, ins, outs)
@@ -245,66 +197,11 @@ def _entry_symbol(function: str, step: int) -> str:
     return f"planish_{function}_{step}"
 
 
-def _function(name: str, selection: Selection, plan: Schedule, interface: Interface) -> FunctionPlan:
-    graph = selection.graph
-    return FunctionPlan(
-        sizes=tuple(SizeRange(s.name, s.low, s.high, s.hint) for s in graph.sizes),
-        inputs=tuple(InputSpec(str(v.node.attrs["name"]), spec_of(v)) for v in graph.inputs),
-        outputs=tuple(spec_of(v) for v in graph.outputs),
-        signature=interface.signature,
-        result=interface.result,
-        values=tuple(spec_of(v) for v in plan.crossing),
-        steps=tuple(_step(name, i, step, plan.storage) for i, step in enumerate(plan.steps)),
-        calls=tuple(_calls(plan)),
-        donated=donations(selection),
-    )
+def _native_steps(name: str, plan: Schedule) -> Callable[[int, Kernels], NativeStep]:
+    storage = plan.storage
 
+    def step_of(i: int, step: Kernels) -> NativeStep:
+        ins, outs = (tuple(value_id(v, storage) for v in f(step, storage)) for f in (step_inputs, step_outputs))
+        return NativeStep(_entry_symbol(name, i), ins, outs)
 
-def spec_of(value: Value) -> TensorSpec:
-    """The value's type as the plan writes it."""
-    return TensorSpec.of(value.dtype.value, _plain(value.shape))
-
-
-def _plain(shape: Shape) -> tuple[int | str, ...]:
-    return tuple(d if isinstance(d, int) else dim_text(d) for d in shape)
-
-
-def _id(value: Value, storage: Mapping[Value, Storage]) -> ValueId:
-    place = storage[value]
-    return ValueId(place.kind, place.key)  # type: ignore[arg-type]
-
-
-def _step(name: str, i: int, step: Kernels | TorchCall, storage: Mapping[Value, Storage]) -> Step:
-    if isinstance(step, Kernels):
-        ins = tuple(_id(v, storage) for v in step_inputs(step, storage))
-        return NativeStep(_entry_symbol(name, i), ins, tuple(_id(v, storage) for v in step_outputs(step, storage)))
-    node = step.node
-    arguments = json.loads(str(node.attrs["arguments"]))
-    ids = [_id(step.roots[v], storage).to_json() for v in node.operands]
-    return TorchStep(
-        target=str(node.attrs["target"]),
-        arguments=tuple(_tagged(a, ids, node) for a in arguments["args"]),
-        outputs=tuple(_id(v, storage) if v in storage else None for v in node.values),
-        keywords={k: _tagged(a, ids, node) for k, a in arguments["kwargs"].items()},
-        scope=node.scope,
-    )
-
-
-def _tagged(tree: Json, ids: Sequence[Json], node: Node) -> Json:
-    """The JSON of an opaque op's arguments with operands named as the plan names values."""
-    if isinstance(tree, list):
-        return [_tagged(item, ids, node) for item in tree]
-    if isinstance(tree, dict) and "input" in tree:
-        return {"value": ids[int(str(tree["input"]))]}
-    if isinstance(tree, dict) and "int" in tree:
-        number = node.operands[int(str(tree["int"]))].node.attrs["value"]
-        return number if isinstance(number, int) else {"dim": dim_text(cast(Dim, number))}
-    return tree
-
-
-def _calls(plan: Schedule) -> Iterable[CallSpec]:
-    for i, step in enumerate(plan.steps):
-        if isinstance(step, Kernels):
-            for choice in step.calls:
-                label = "+".join(n.op.name for n in choice.call.nodes)
-                yield CallSpec(label, choice.template.name, choice.call.anchor.op.name, choice.call.scope, i)
+    return step_of

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import sympy
+
 from planish.codegen.view import View
 from planish.compiler.ir import Node, Value
 from planish.compiler.types import Dim, dim_text
@@ -37,6 +39,16 @@ class Call:
     def prologue(self) -> tuple[Node, ...]:
         """The nodes before the anchor."""
         return self.nodes[: self.nodes.index(self.anchor)]
+
+    def sizes(self, *others: Dim) -> tuple[str, ...]:
+        """The named sizes that the call's views and attributes and `others` use, in alphabetical order."""
+        dims: list[object] = [*others, self.view.offset, *self.view.shape, *self.view.strides]
+        for view in self.inputs.values():
+            dims += [view.offset, *view.shape, *view.strides]
+        for node in self.nodes:
+            dims += [d for t in node.types for d in t.shape]
+            dims += [a for v in node.attrs.values() for a in (v if isinstance(v, tuple) else (v,))]
+        return tuple(sorted({s.name for d in dims if isinstance(d, sympy.Expr) for s in d.free_symbols}))
 
     def key(self) -> str:
         """A text that two calls share exactly when one kernel serves both: ops, attributes, types and views."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planish.codegen.layout import Place, is_free
-from planish.codegen.template import Template
+from planish.codegen.template import AnyTemplate
 from planish.compiler.ir import Graph, Node, Value
 from planish.compiler.ops import dequantize, dim_value, full
 from planish.compiler.types import elements, same_dim, same_shape
@@ -29,7 +29,7 @@ class Region:
         return tuple(dict.fromkeys(v for node in self.nodes for v in node.operands if v not in inside))
 
 
-def fuse(graph: Graph, places: Mapping[Value, Place], templates: Sequence[Template]) -> tuple[Region, ...]:
+def fuse(graph: Graph, places: Mapping[Value, Place], templates: Sequence[AnyTemplate]) -> tuple[Region, ...]:
     """Regions in an order in which each can run after those before it.
 
     Elementwise nodes join the kernel that computes their operand when nothing else reads it; whole elementwise regions
@@ -38,13 +38,13 @@ def fuse(graph: Graph, places: Mapping[Value, Place], templates: Sequence[Templa
     return _Fusion(graph, places, templates).run()
 
 
-def first_template(anchor: Node, templates: Sequence[Template]) -> Template | None:
+def first_template(anchor: Node, templates: Sequence[AnyTemplate]) -> AnyTemplate | None:
     """The first template that serves the anchor's op."""
     return next((t for t in templates if anchor.op in t.ops), None)
 
 
 class _Fusion:
-    def __init__(self, graph: Graph, places: Mapping[Value, Place], templates: Sequence[Template]) -> None:
+    def __init__(self, graph: Graph, places: Mapping[Value, Place], templates: Sequence[AnyTemplate]) -> None:
         self.graph, self.places, self.templates = graph, places, templates
         self.readers: dict[Value, int] = {}
         for node in graph.nodes():

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from planish.codegen.call import Call
 from planish.codegen.layout import Place, resolve
 from planish.codegen.regions import Region, fuse
-from planish.codegen.template import Template
-from planish.codegen.tvm.isa import Isa
+from planish.codegen.template import AnyTemplate
 from planish.codegen.view import View
 from planish.compiler.ir import Graph, Node, Value, same_type
 from planish.compiler.ops import opaque, reshape
@@ -28,7 +27,7 @@ class Choice:
     """A call and the template that computes it; `roots` names the value whose buffer each input of the call lies in."""
 
     call: Call
-    template: Template
+    template: AnyTemplate
     roots: Mapping[Value, Value]
     misses: tuple[Miss, ...] = ()
 
@@ -57,12 +56,12 @@ class Selection:
     outputs: tuple[Value, ...]
 
 
-def select(graph: Graph, templates: Sequence[Template], isa: Isa) -> Selection:
+def select(graph: Graph, templates: Sequence[AnyTemplate], machine: object) -> Selection:
     """Choose a kernel for everything that the graph computes.
 
     Raises TemplateError naming the op, its scope and every template's reason when nothing takes a node.
     """
-    selector = _Selector(resolve(graph), templates, isa)
+    selector = _Selector(resolve(graph), templates, machine)
     for region in fuse(graph, selector.places, templates):
         selector.add(region)
     outputs = selector.outputs(graph)
@@ -70,9 +69,9 @@ def select(graph: Graph, templates: Sequence[Template], isa: Isa) -> Selection:
 
 
 class _Selector:
-    def __init__(self, places: Mapping[Value, Place], templates: Sequence[Template], isa: Isa) -> None:
+    def __init__(self, places: Mapping[Value, Place], templates: Sequence[AnyTemplate], machine: object) -> None:
         self.places = dict(places)
-        self.templates, self.isa = templates, isa
+        self.templates, self.machine = templates, machine
         self.work: list[Work] = []
         self.copies: dict[Value, Place] = {}
 
@@ -93,9 +92,7 @@ class _Selector:
         else:
             reasons = "; ".join(f"{m.template}: {m.reason}" for m in choice) or "no template serves this op"
             node = region.anchor
-            raise TemplateError(
-                f"{node.op.name} in '{node.scope}' {node.types[0]} has no kernel for this CPU: {reasons}"
-            )
+            raise TemplateError(f"{node.op.name} in '{node.scope}' {node.types[0]} has no kernel here: {reasons}")
 
     def _choose(self, region: Region, inputs: Mapping[Value, Place]) -> Choice | tuple[Miss, ...]:
         views = {v: place.view for v, place in inputs.items()}
@@ -103,7 +100,7 @@ class _Selector:
         misses: list[Miss] = []
         for template in self.templates:
             if region.anchor.op in template.ops:
-                why = template.refuse(call, self.isa)
+                why = template.refuse(call, self.machine)
                 if why is None:
                     roots = {v: place.root for v, place in inputs.items()}
                     return Choice(call, template, roots, tuple(misses))

@@ -1,17 +1,16 @@
 """Kernel templates: what can compute a call, and why not."""
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from planish.codegen.call import Call
 from planish.compiler.ir import Node, Op
 
-if TYPE_CHECKING:
-    from planish.codegen.tvm.isa import Isa
-    from planish.codegen.tvm.kernel import Kernel
+Machine = TypeVar("Machine", contravariant=True)
+Kernel = TypeVar("Kernel", covariant=True)
 
 
-class Template(Protocol):
-    """A family of kernels for calls anchored at one of `ops`.
+class Template(Protocol[Machine, Kernel]):
+    """A family of kernels for calls anchored at one of `ops`, on a machine: an instruction set, or a device.
 
     `refuse` says why this template does not take a call, or None; `build` makes the kernel of a call it takes.
     `fuses_after` says whether an elementwise node may join the call as its epilogue, `fuses_before` whether an
@@ -21,10 +20,14 @@ class Template(Protocol):
     name: ClassVar[str]
     ops: ClassVar[tuple[Op, ...]]
 
-    def refuse(self, call: Call, isa: "Isa") -> str | None: ...
+    def refuse(self, call: Call, machine: Machine, /) -> str | None: ...
 
-    def build(self, call: Call, isa: "Isa") -> "Kernel": ...
+    def build(self, call: Call, machine: Machine, /) -> Kernel: ...
 
     def fuses_after(self, anchor: Node, node: Node) -> bool: ...
 
     def fuses_before(self, anchor: Node, node: Node) -> bool: ...
+
+
+# fusion and selection are the same for every kind of machine, and hand it through
+AnyTemplate: TypeAlias = Template[Any, Any]

@@ -103,3 +103,19 @@ def exact_quotient(size: Dim, dim: Dim) -> Dim | None:
     quotient = sympy.cancel(sympy.sympify(size) / dim)
     top, bottom = sympy.fraction(sympy.together(quotient))
     return simplify(top) if bottom == 1 else None
+
+
+def shape_groups(new: Shape, old: Shape) -> list[tuple[range, range]]:
+    """Runs of axes of both shapes that hold the same elements, as short as possible."""
+    cuts = [
+        (i, j)
+        for i in range(len(new) + 1)
+        for j in range(len(old) + 1)
+        if same_dim(elements(new[:i]), elements(old[:j]))
+    ]
+    chain, at = [], (0, 0)
+    for i, j in [*cuts[1:], (len(new), len(old))]:
+        if i >= at[0] and j >= at[1] and (i, j) != at:
+            chain.append((range(at[0], i), range(at[1], j)))
+            at = (i, j)
+    return chain

@@ -13,9 +13,10 @@ from planish.runtime import operands
 from planish.runtime.bound import BoundCall, NativeCall
 from planish.runtime.frame import Frame, Memory, Sized
 from planish.runtime.library import NativeEntry, NativeLibrary
-from planish.runtime.plan import FunctionPlan, NativeStep, Plan, Step, TensorSpec, TorchStep, ValueId
+from planish.runtime.plan import FunctionPlan, NativeStep, Plan, Step, TensorSpec, TorchStep
 from planish.runtime.profile import CallProfile, ProfileRow
 from planish.runtime.tensors import TensorFile
+from planish.runtime.values import ValueId
 
 _CACHED_SHAPES: Final = 64
 
@@ -109,11 +110,11 @@ class CompiledFunction:
         step, start = self.plan.steps[index], time.perf_counter()
         if isinstance(step, TorchStep):
             frame.run_torch(step)
-        elif self._labels[index]:
-            self._run_native(step, frame, arena, times)
-            return
         else:
-            self._run_native(step, frame, arena, None)
+            assert isinstance(step, NativeStep), "a device's step runs on its own executor"
+            self._run_native(step, frame, arena, times if self._labels[index] else None)
+            if self._labels[index]:
+                return
         if times is not None:
             times[0] = time.perf_counter() - start
 
@@ -219,7 +220,7 @@ def _labels_by_step(plan: FunctionPlan) -> list[list[tuple[str, str, str, str]]]
 def _step_label(step: Step) -> tuple[str, str, str, str]:
     if isinstance(step, TorchStep):
         return step.target, step.target, "torch", step.scope
-    return step.entry, "", "native", ""
+    return (step.entry, "", "native", "") if isinstance(step, NativeStep) else ("", "", "device", "")
 
 
 def _shapes(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> tuple[tuple[int, ...], ...]:

@@ -11,9 +11,10 @@ from planish.runtime.buffers import ArenaPool, OutputPool
 from planish.runtime.dtypes import TORCH
 from planish.runtime.fields import Field, Json
 from planish.runtime.operands import Operand
-from planish.runtime.plan import FunctionPlan, TensorSpec, TorchStep, ValueId
+from planish.runtime.plan import FunctionPlan, TensorSpec, TorchStep
 from planish.runtime.tensors import TensorFile
 from planish.runtime.torch_step import import_torch, run_torch_step
+from planish.runtime.values import ValueId
 
 
 @dataclass(frozen=True, slots=True)

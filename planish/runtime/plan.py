@@ -6,40 +6,18 @@ weight. Inside one native step the generated code keeps its own buffers in the a
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from dataclasses import dataclass, field
+from typing import TypeAlias, cast
 
 from planish.errors import ArtifactError, ParseError
 from planish.runtime.dims import Dimension, SizeRange, SizeSolver
 from planish.runtime.dtypes import ITEMSIZE, DTypeName, read_dtype
 from planish.runtime.fields import Field, Json
+from planish.runtime.launches import DeviceStep, KernelSpec, read_dimension
 from planish.runtime.signature import Signature
 from planish.runtime.torch_arguments import check_argument, references
 from planish.runtime.tree import Tree
-
-ValueKind: TypeAlias = Literal["input", "output", "value", "weight"]
-
-
-@dataclass(frozen=True, slots=True)
-class ValueId:
-    """A value by its kind and its index in the function, or its name for a weight."""
-
-    kind: ValueKind
-    key: int | str
-
-    def to_json(self) -> Json:
-        return [self.kind, self.key]
-
-    @classmethod
-    def from_json(cls, field: Field) -> "ValueId":
-        parts = tuple(field.items())
-        if len(parts) != 2:
-            raise field.error("a pair of kind and index")
-        kind = cast(ValueKind, parts[0].text("input", "output", "value", "weight"))
-        return cls(kind, parts[1].text() if kind == "weight" else parts[1].integer())
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.key}"
+from planish.runtime.values import ValueId
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +47,7 @@ class TensorSpec:
     @classmethod
     def from_json(cls, field: Field) -> "TensorSpec":
         members = field.object("dtype", "shape")
-        return cls(read_dtype(members["dtype"]), members["shape"].each(_read_dimension))
+        return cls(read_dtype(members["dtype"]), members["shape"].each(read_dimension))
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -88,7 +66,7 @@ class InputSpec:
     @classmethod
     def from_json(cls, field: Field) -> "InputSpec":
         members = field.object("name", "dtype", "shape")
-        spec = TensorSpec(read_dtype(members["dtype"]), members["shape"].each(_read_dimension))
+        spec = TensorSpec(read_dtype(members["dtype"]), members["shape"].each(read_dimension))
         return cls(members["name"].text(), spec)
 
 
@@ -149,7 +127,7 @@ class TorchStep:
         }
 
 
-Step: TypeAlias = NativeStep | TorchStep
+Step: TypeAlias = NativeStep | DeviceStep | TorchStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,29 +210,33 @@ class Plan:
     """The whole of plan.json.
 
     `library` is the path of the shared library in the artifact, or None where no step is native. `weights`
-    gives the types of the weights that steps name; those that only kernels read need no entry.
+    gives the types of the weights that steps name; those that only kernels read need no entry. `kernels` are what the
+    launches of device steps name.
     """
 
     library: str | None
     functions: Mapping[str, FunctionPlan]
     weights: Mapping[str, TensorSpec]
+    kernels: Mapping[str, KernelSpec] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Json]:
         return {
             "library": self.library,
             "weights": {name: spec.to_json() for name, spec in self.weights.items()},
             "functions": {name: function.to_json() for name, function in self.functions.items()},
+            "kernels": {name: kernel.to_json() for name, kernel in self.kernels.items()},
         }
 
     @classmethod
     def from_json(cls, data: Json, *, where: str = "plan.json") -> "Plan":
         """The checked plan; raises ArtifactError with the path of the first thing that is wrong."""
-        members = Field(data, where).object("library", "weights", "functions")
+        members = Field(data, where).object("library", "weights", "functions", "kernels")
         library = members["library"]
         plan = cls(
             None if library.value is None else library.text(),
             {name: FunctionPlan.from_json(function) for name, function in members["functions"].members().items()},
             {name: TensorSpec.from_json(spec) for name, spec in members["weights"].members().items()},
+            {name: KernelSpec.from_json(kernel) for name, kernel in members["kernels"].members().items()},
         )
         check_plan(plan, where)
         return plan
@@ -311,6 +293,8 @@ def _check_steps(function: FunctionPlan, plan: Plan, path: str) -> None:
     for i, step in enumerate(function.steps):
         if isinstance(step, NativeStep) and plan.library is None:
             raise ArtifactError(f"{path}.steps[{i}] is native, but the plan names no library")
+        if isinstance(step, DeviceStep) and (missing := sorted(step.kernels() - plan.kernels.keys())):
+            raise ArtifactError(f"{path}.steps[{i}] launches '{missing[0]}', which the plan does not hold")
         if isinstance(step, TorchStep) and (why := step.refusal):
             raise ArtifactError(f"{path}.steps[{i}]: {why}")
         for value in step.reads():
@@ -321,8 +305,8 @@ def _check_steps(function: FunctionPlan, plan: Plan, path: str) -> None:
                 raise ArtifactError(f"{path}.steps[{i}] writes {value}, which is unknown or already written")
             pending.remove(value)
             ready.add(value)
-    if missing := sorted(outputs & pending, key=str):
-        raise ArtifactError(f"{path}: no step writes {missing[0]}")
+    if unwritten := sorted(outputs & pending, key=str):
+        raise ArtifactError(f"{path}: no step writes {unwritten[0]}")
     _check_calls(function, path)
 
 
@@ -333,15 +317,6 @@ def _check_calls(function: FunctionPlan, path: str) -> None:
         repeated = i and call.segment == function.calls[i - 1].segment
         if repeated and isinstance(function.steps[call.segment], TorchStep):
             raise ArtifactError(f"{path}.calls[{i}] is the second call of a torch step, which is one")
-
-
-def _read_dimension(field: Field) -> Dimension:
-    if isinstance(field.value, str):
-        try:
-            return Dimension.parse(field.value)
-        except ParseError as error:
-            raise field.error(f"a dimension ({error})") from error
-    return Dimension.parse(field.integer())
 
 
 def _read_size(field: Field) -> SizeRange:
@@ -365,8 +340,10 @@ def _read_step(field: Field) -> Step:
         members = field.object("kind", "entry", "inputs", "outputs")
         reads, writes = (members[name].each(ValueId.from_json) for name in ("inputs", "outputs"))
         return NativeStep(members["entry"].text(), reads, writes)
+    if field.members().get("kind", field).value == "device":
+        return DeviceStep.from_json(field)
     members = field.object("kind", "target", "arguments", "keywords", "outputs", "scope")
-    members["kind"].text("native", "torch")
+    members["kind"].text("native", "device", "torch")
     arguments = members["arguments"].each(check_argument)
     keywords = {name: check_argument(value) for name, value in members["keywords"].members().items()}
     outputs = members["outputs"].each(lambda item: None if item.value is None else ValueId.from_json(item))

@@ -13,7 +13,6 @@ from planish.codegen.call import Call
 from planish.codegen.template import Template
 from planish.codegen.tvm.build import build_object, link
 from planish.codegen.tvm.isa import AVX2, AVX512, Isa
-from planish.codegen.tvm.kernel import call_sizes
 from planish.codegen.view import View
 from planish.compiler.ir import Graph, Node, Op, Value
 from planish.compiler.ops.structure import TORCH_DTYPE
@@ -84,7 +83,7 @@ def run_call(
             pointers = [*(a.ctypes.data for a in guarded[task % 2]), out.ctypes.data, aligned]
             arguments: Sequence[object] = [
                 *map(ctypes.c_void_p, pointers),
-                *(ctypes.c_int64(sizes[name]) for name in call_sizes(call, built.scratch_bytes)),
+                *(ctypes.c_int64(sizes[name]) for name in call.sizes(built.scratch_bytes)),
                 ctypes.c_int32(task),
                 ctypes.c_int32(tasks),
             ]

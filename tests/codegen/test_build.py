@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from planish.codegen.build import Interface, build
+from planish.codegen.build import build
+from planish.codegen.function_plan import Interface
 from planish.compiler.evaluate import evaluate
 from planish.compiler.ir import Program
 from planish.compiler.ops import weight

@@ -15,8 +15,9 @@ from planish.errors import ArtifactError, InputError
 from planish.runtime.artifact import load, write
 from planish.runtime.executor import Executable
 from planish.runtime.library import NativeLibrary
-from planish.runtime.plan import InputSpec, NativeStep, Plan, TensorSpec, TorchStep, ValueId
+from planish.runtime.plan import InputSpec, NativeStep, Plan, TensorSpec, TorchStep
 from planish.runtime.tensors import TensorFile
+from planish.runtime.values import ValueId
 from tests.runtime.small import affine_contents, affine_plan, build_library, expected, topk_plan, torch_plan
 
 

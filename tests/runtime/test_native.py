@@ -10,10 +10,11 @@ import pytest
 
 from planish.runtime.artifact import load, write
 from planish.runtime.dims import SizeRange
-from planish.runtime.plan import FunctionPlan, InputSpec, NativeStep, Plan, TensorSpec, ValueId
+from planish.runtime.plan import FunctionPlan, InputSpec, NativeStep, Plan, TensorSpec
 from planish.runtime.signature import Signature
 from planish.runtime.tensors import write_weights
 from planish.runtime.tree import tensor
+from planish.runtime.values import ValueId
 from tests.runtime.small import affine_contents
 
 REPOSITORY = Path(__file__).parents[2]

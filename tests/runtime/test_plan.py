@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from planish.errors import ArtifactError
-from planish.runtime.plan import Plan, TensorSpec, TorchStep, ValueId
+from planish.runtime.plan import Plan, TensorSpec, TorchStep
+from planish.runtime.values import ValueId
 from tests.runtime.small import affine_plan, topk_plan, torch_plan
 
 Change = Callable[[Any], None]

@@ -81,7 +81,7 @@ class KernelBuilder:
     def __init__(self, call: Call, isa: Isa, scratch: Dim = 0) -> None:
         self.call = call
         self.isa = isa
-        self._names = call_sizes(call, scratch)
+        self._names = call.sizes(scratch)
         self.sizes: dict[str, tirx.Var] = {}
         self.buffers: dict[Value, tirx.Buffer] = {}
 
@@ -129,18 +129,6 @@ class KernelBuilder:
         task, tasks = self.task.astype("int64"), self.tasks.astype("int64")
         # floor division of TVM becomes a tree of signs that its code generator simplifies for tens of milliseconds
         return bind(T.truncdiv(count * task, tasks)), bind(T.truncdiv(count * (task + 1), tasks))
-
-
-def call_sizes(call: Call, scratch: Dim = 0) -> tuple[str, ...]:
-    """The named sizes that the call's views, attributes and scratch use, in alphabetical order."""
-    dims: list[object] = [scratch, call.view.offset, *call.view.shape, *call.view.strides]
-    for view in call.inputs.values():
-        dims += [view.offset, *view.shape, *view.strides]
-    for node in call.nodes:
-        dims += [d for t in node.types for d in t.shape]
-        dims += [a for v in node.attrs.values() for a in (v if isinstance(v, tuple) else (v,))]
-    symbols = {s.name for d in dims if isinstance(d, sympy.Expr) for s in d.free_symbols}
-    return tuple(sorted(symbols))
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.kernel import KernelBuilder, bind
-from planish.compiler.types import Dim, Shape, elements, same_dim
+from planish.codegen.view import shape_groups
+from planish.compiler.types import Dim, Shape, same_dim
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,25 +87,9 @@ def bounded(place: Place, size: "tirx.PrimExpr", lanes: int) -> "tuple[Place, ti
 def at_reshape(k: KernelBuilder, new: Shape, old: Shape, index: tuple[Place, ...], lanes: int) -> tuple[Place, ...]:
     """The index into shape `old` of the element at `index` of the same elements under shape `new`."""
     places: list[Place] = []
-    for new_axes, old_axes in _groups(new, old):
+    for new_axes, old_axes in shape_groups(new, old):
         places += _regrouped(k, [(new[a], index[a]) for a in new_axes], [old[a] for a in old_axes], lanes)
     return tuple(places)
-
-
-def _groups(new: Shape, old: Shape) -> list[tuple[range, range]]:
-    """Runs of axes of both shapes that hold the same elements, as short as possible."""
-    cuts = [
-        (i, j)
-        for i in range(len(new) + 1)
-        for j in range(len(old) + 1)
-        if same_dim(elements(new[:i]), elements(old[:j]))
-    ]
-    chain, at = [], (0, 0)
-    for i, j in [*cuts[1:], (len(new), len(old))]:
-        if i >= at[0] and j >= at[1] and (i, j) != at:
-            chain.append((range(at[0], i), range(at[1], j)))
-            at = (i, j)
-    return chain
 
 
 def _regrouped(k: KernelBuilder, new: list[tuple[Dim, Place]], old: list[Dim], lanes: int) -> list[Place]:

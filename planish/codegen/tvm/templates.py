@@ -11,6 +11,8 @@ from planish.codegen.tvm.depthwise import Depthwise
 from planish.codegen.tvm.gemm import Gemm
 from planish.codegen.tvm.group_norm import GroupNorm
 from planish.codegen.tvm.int8_linear import Int8Linear
+from planish.codegen.tvm.isa import Isa
+from planish.codegen.tvm.kernel import Kernel
 from planish.codegen.tvm.map import Map
 from planish.codegen.tvm.matmul import Matmul
 from planish.codegen.tvm.pool import Pool
@@ -22,7 +24,7 @@ from planish.codegen.tvm.rope import Rope
 from planish.codegen.tvm.rows import Rows
 from planish.codegen.tvm.scan import Scan
 
-TEMPLATES: tuple[Template, ...] = (
+TEMPLATES: tuple[Template[Isa, Kernel], ...] = (
     *(
         Int8Linear(),
         QuantizedLinear(),

@@ -1,0 +1,1 @@
+"""GPU kernels in Triton: templates, their specialisation to calls, ahead-of-time compilation and choice."""

@@ -1,0 +1,147 @@
+"""Ahead-of-time compilation of kernels for a device, in processes of their own, without the device."""
+
+import importlib
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from planish.codegen.triton.device import Device
+from planish.codegen.triton.sources import Generated
+from planish.errors import BackendMissing, BuildError
+
+Type: TypeAlias = "str | tuple[str, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A kernel to be compiled: `module` and `name` of its function, Triton's types by parameter (a tuple for a
+    parameter that holds several), its constants, and the parameters, with the place inside a tuple, that are multiples
+    of 16."""
+
+    module: str
+    name: str
+    types: Mapping[str, Type]
+    constants: Mapping[str, object]
+    aligned: tuple[tuple[int, ...], ...]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A compiled kernel: `code` as the driver loads it, and what a block of it takes.
+
+    `shared_bytes` is dynamic shared memory; `registers` and `spilled_bytes` are those of one thread.
+    """
+
+    symbol: str
+    code: bytes
+    assembly: str
+    num_warps: int
+    shared_bytes: int
+    registers: int
+    spilled_bytes: int
+    seconds: float
+
+
+def compile_all(
+    requests: Sequence[Request], device: Device, progress: Callable[[int], None] = lambda done: None
+) -> tuple[Binary, ...]:
+    """The binaries of the requests, in order; raises BuildError with the kernel that Triton cannot compile."""
+    check_backend(device)
+    target = (device.backend, device.arch, device.warp_size)
+    workers = min(len(requests), os.cpu_count() or 1)
+    done: list[Binary] = []
+    # an interpreting Triton cannot compile, so that tests need other processes as well
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_no_interpreter) as pool:
+        for binary in pool.map(_compile, requests, [target] * len(requests)):
+            done.append(binary)
+            progress(len(done))
+    return tuple(done)
+
+
+def check_backend(device: Device) -> None:
+    """Raise BackendMissing where Triton, or its backend for the device, is not installed."""
+    try:
+        backends = importlib.import_module("triton.backends").backends
+    except ImportError as error:
+        raise BackendMissing("a GPU target needs Triton: pip install 'planish[gpu]'") from error
+    names = {"cuda": "nvidia", "hip": "amd"}
+    if names[device.backend] not in backends:
+        raise BackendMissing(
+            f"{device.profile.name} needs Triton's backend '{names[device.backend]}'; this Triton has "
+            f"{', '.join(sorted(backends))}"
+        )
+
+
+def _no_interpreter() -> None:
+    os.environ["TRITON_INTERPRET"] = "0"
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+
+def _compile(request: Request, target: tuple[str, Any, int]) -> Binary:
+    import time
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    start = time.perf_counter()
+    function = getattr(importlib.import_module(request.module), request.name)
+    constants = {k: v.function() if isinstance(v, Generated) else v for k, v in request.constants.items()}
+    signature = {p: request.types.get(p, "constexpr") for p in function.arg_names}
+    attributes = {path: [["tt.divisibility", 16]] for path in request.aligned}
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": request.num_warps, "num_stages": request.num_stages}
+    try:
+        kernel = triton.compile(source, target=GPUTarget(*target), options=options)
+    except Exception as error:
+        raise BuildError(f"Triton cannot compile {request.name} for {target[1]}: {error}") from error
+    return _binary(kernel, request, target[0], time.perf_counter() - start)
+
+
+def _binary(kernel: Any, request: Request, backend: str, seconds: float) -> Binary:
+    code, text = ("cubin", "ptx") if backend == "cuda" else ("hsaco", "amdgcn")
+    registers, spilled = _cuda_usage(kernel.asm[code]) if backend == "cuda" else _hip_usage(kernel.asm[text])
+    return Binary(
+        symbol=kernel.metadata.name,
+        code=kernel.asm[code],
+        assembly=kernel.asm[text],
+        num_warps=request.num_warps,
+        shared_bytes=kernel.metadata.shared,
+        registers=registers,
+        spilled_bytes=spilled,
+        seconds=seconds,
+    )
+
+
+def _cuda_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes of a thread, as cuobjdump reads them."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        found = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    match = re.search(r"REG:(\d+) STACK:(\d+)", found.stdout + found.stderr)
+    if match is None:
+        raise BuildError(f"cuobjdump does not say what a kernel uses: {found.stdout[-200:]}")
+    return int(match[1]), int(match[2])
+
+
+def _hip_usage(assembly: str) -> tuple[int, int]:
+    """Vector registers and private bytes of a thread, from the metadata of the code object."""
+    vector = re.search(r"\.vgpr_count:\s+(\d+)", assembly)
+    private = re.search(r"\.private_segment_fixed_size:\s+(\d+)", assembly)
+    if vector is None or private is None:
+        raise BuildError("the code object does not say what a kernel uses")
+    return int(vector[1]), int(private[1])

@@ -1,0 +1,111 @@
+"""Linear layers on GPUs: tiles on the tensor cores, with everything elementwise after them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from planish.codegen.call import Call
+from planish.codegen.triton.around import fuses_after, refuse_around
+from planish.codegen.triton.device import Device
+from planish.codegen.triton.fragment import Fragments, Group
+from planish.codegen.triton.kernel import Input, Kernel, Launch, Number, Output, Regime, Variant, Work
+from planish.codegen.triton.kernels.gemm import gemm
+from planish.codegen.triton.tiles import blocks
+from planish.compiler import ops
+from planish.compiler.ir import Node, Op
+from planish.compiler.types import Dim, DType, elements, evaluate_dim, same_dim
+
+_FLOATS = (DType.f32, DType.f16, DType.bf16)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows, columns and depth of a tile, and how many warps and stages compute it."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+_SHORT = (Tile(16, 64, 128, 4, 4), Tile(16, 128, 64, 4, 4), Tile(16, 32, 256, 2, 3))
+_MIDDLE = (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 4), Tile(32, 64, 128, 4, 3))
+_TALL = (Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3), Tile(128, 64, 64, 4, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """x [..., K] times a weight [N, K], plus bias and elementwise nodes, in f32, f16 or bf16."""
+
+    name: ClassVar[str] = "gemm"
+    ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
+
+    def refuse(self, call: Call, device: Device) -> str | None:
+        x, w = (call.inputs.get(v) for v in call.anchor.operands[:2])
+        if x is None or w is None:
+            return "its operands are computed by the call itself"
+        if x.dtype not in _FLOATS:
+            return f"{x.dtype} operands; it takes f32, f16 and bf16"
+        if x.dtype is DType.bf16 and not device.has_bf16:
+            return f"{device.profile.name} has no bf16 matrix units"
+        lines = x.collapse(len(x.shape) - 1)
+        if lines is None or not same_dim(lines.strides[-1], 1) or not same_dim(w.strides[-1], 1):
+            return "rows of an operand do not lie at one stride"
+        if not (same_dim(x.offset, 0) and same_dim(w.offset, 0)):
+            return "an operand starts inside its buffer"
+        return refuse_around(call)
+
+    def build(self, call: Call, device: Device) -> Kernel:
+        x, w = (call.inputs[v] for v in call.anchor.operands[:2])
+        lines = x.collapse(len(x.shape) - 1)
+        assert lines is not None
+        (rows, depth), columns = lines.shape, w.shape[0]
+        fragments = Fragments(call)
+        index = {v: Input(i) for i, v in enumerate(call.inputs)}
+        groups = (Group("row", len(x.shape) - 1), Group("column", 1))
+        finish = fragments.finish("finish", groups, bias=next(iter(call.anchor.inputs[2:]), None))
+        launch = Launch(
+            gemm,
+            {
+                "x": index[call.anchor.operands[0]],
+                "w": index[call.anchor.operands[1]],
+                "output": Output(),
+                "rows": Number(rows),
+                "columns": Number(columns),
+                "depth": Number(depth),
+                "x_stride": Number(lines.strides[0]),
+                "w_stride": Number(w.strides[0]),
+                "extras": fragments.extras,
+            },
+            {"FINISH": finish, "GROUP_M": 8, "PRECISION": "ieee"},
+            tuple(
+                Regime(most, tuple(_variant(t, (rows, columns, depth), x.dtype) for t in tiles))
+                for most, tiles in ((16, _SHORT), (256, _MIDDLE), (None, _TALL))
+            ),
+            size=rows,
+        )
+        return Kernel((launch,))
+
+    def fuses_after(self, anchor: Node, node: Node) -> bool:
+        return fuses_after(anchor, node)
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return False
+
+
+def _variant(tile: Tile, shape: tuple[Dim, Dim, Dim], dtype: DType) -> Variant:
+    rows, columns, depth = shape
+    whole = isinstance(depth, int) and depth % tile.k == 0
+
+    def work(sizes: Mapping[str, int]) -> Work:
+        k = evaluate_dim(depth, sizes)
+        down = evaluate_dim(blocks(rows, tile.m), sizes)
+        across = evaluate_dim(blocks(columns, tile.n), sizes)
+        read = (tile.m + tile.n) * k * dtype.itemsize
+        unique = (tile.m / across + tile.n / down) * k * dtype.itemsize
+        return Work(2 * tile.m * tile.n * k, dtype, read, unique, tile.m * tile.n * dtype.itemsize)
+
+    constants = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "WHOLE_K": whole}
+    grid = (elements((blocks(rows, tile.m), blocks(columns, tile.n))), 1, 1)
+    return Variant(constants, grid, work, num_warps=tile.warps, num_stages=tile.stages)

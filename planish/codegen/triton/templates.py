@@ -1,0 +1,9 @@
+"""The table of all GPU templates, in the order in which they are asked."""
+
+from planish.codegen.template import Template
+from planish.codegen.triton.device import Device
+from planish.codegen.triton.gemm import Gemm
+from planish.codegen.triton.kernel import Kernel
+from planish.codegen.triton.map import Map
+
+TEMPLATES: tuple[Template[Device, Kernel], ...] = (Gemm(), Map())
