@@ -1,0 +1,153 @@
+"""The driver of a GPU through ctypes: compiled kernels become functions, and functions are launched on a stream.
+
+Sources: CUDA Driver API reference (module management, execution control); HIP runtime API reference (module management).
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from planish.errors import ArtifactError, BackendMissing
+
+_DYNAMIC_SHARED_MEMORY: Final = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_STATIC_LIMIT: Final = 48 << 10  # of shared memory, above which a kernel must be allowed to have it
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """The names of one driver: its library and the functions that are used of it."""
+
+    name: str
+    libraries: tuple[str, ...]
+    initialize: str
+    version: str
+    load: str
+    unload: str
+    function: str
+    launch: str
+    error_name: str
+    allow_shared: str | None
+
+
+CUDA: Final = Interface(
+    "cuda",
+    ("libcuda.so.1",),
+    *("cuInit", "cuDriverGetVersion", "cuModuleLoadData", "cuModuleUnload", "cuModuleGetFunction", "cuLaunchKernel"),
+    "cuGetErrorName",
+    "cuFuncSetAttribute",
+)
+HIP: Final = Interface(
+    "hip",
+    ("libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so"),
+    *("hipInit", "hipDriverGetVersion", "hipModuleLoadData", "hipModuleUnload", "hipModuleGetFunction"),
+    "hipModuleLaunchKernel",
+    "hipDrvGetErrorName",
+    None,
+)
+INTERFACES: Final[Mapping[str, Interface]] = {"cuda": CUDA, "hip": HIP}
+
+# what the driver says, and what the user can do
+_MEANING: Final = {
+    200: "the kernel is damaged; save or download the artifact again",
+    209: "the kernel is for another GPU; compile the model for this one",
+    218: "the kernel needs a newer driver",
+    222: "the kernel needs a newer driver than the one installed; update it",
+    701: "a block takes more than this GPU has; compile the model for it",
+    719: "a kernel read or wrote outside of its memory; report this",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A kernel in the driver's hands. `module` keeps its code loaded."""
+
+    name: str
+    handle: int
+    module: int
+    threads: int
+    shared_bytes: int
+
+
+class Driver:
+    """The driver of the GPUs of this machine; raises BackendMissing where there is none."""
+
+    def __init__(self, interface: Interface, libraries: Sequence[str] | None = None) -> None:
+        self._names = interface
+        self._library = _opened(interface, libraries or interface.libraries)
+        self._check(self._call(interface.initialize, ctypes.c_uint(0)), "the driver does not start")
+
+    @property
+    def version(self) -> int:
+        """The driver's version as it numbers itself: 12080 is CUDA 12.8."""
+        found = ctypes.c_int()
+        self._check(self._call(self._names.version, ctypes.byref(found)), "the driver does not tell its version")
+        return found.value
+
+    def function(self, name: str, code: bytes, symbol: str, *, threads: int, shared_bytes: int) -> Function:
+        """The kernel `symbol` of a compiled module, ready for blocks of `threads`.
+
+        Raises ArtifactError where the driver refuses the code, with what to do.
+        """
+        module, handle = ctypes.c_void_p(), ctypes.c_void_p()
+        self._check(self._call(self._names.load, ctypes.byref(module), code), f"kernel '{name}' cannot be loaded")
+        found = self._call(self._names.function, ctypes.byref(handle), module, symbol.encode())
+        self._check(found, f"kernel '{name}' has no '{symbol}'")
+        if self._names.allow_shared and shared_bytes > _STATIC_LIMIT:
+            allowed = self._call(self._names.allow_shared, handle, _DYNAMIC_SHARED_MEMORY, ctypes.c_int(shared_bytes))
+            self._check(allowed, f"kernel '{name}' takes {shared_bytes} bytes of shared memory")
+        return Function(name, handle.value or 0, module.value or 0, threads, shared_bytes)
+
+    def launch(
+        self,
+        function: Function,
+        grid: tuple[int, int, int],
+        stream: int,
+        arguments: Sequence["ctypes._SimpleCData[Any]"],
+    ) -> None:
+        """Put one launch on the stream; a grid without blocks launches nothing."""
+        if 0 in grid:
+            return
+        pointers = (ctypes.c_void_p * max(1, len(arguments)))(*(ctypes.addressof(a) for a in arguments))
+        done = self._call(
+            self._names.launch,
+            ctypes.c_void_p(function.handle),
+            *map(ctypes.c_uint, grid),
+            *map(ctypes.c_uint, (function.threads, 1, 1)),
+            ctypes.c_uint(function.shared_bytes),
+            ctypes.c_void_p(stream),
+            pointers,
+            None,
+        )
+        self._check(done, f"kernel '{function.name}' does not start with grid {list(grid)}")
+
+    def unload(self, function: Function) -> None:
+        """Give the module's memory back."""
+        self._call(self._names.unload, ctypes.c_void_p(function.module))
+
+    def _call(self, name: str, *arguments: Any) -> int:
+        result: int = getattr(self._library, name)(*arguments)
+        return result
+
+    def _check(self, code: int, what: str) -> None:
+        if code:
+            meaning = _MEANING.get(code, "see the driver's documentation")
+            raise ArtifactError(f"{what}: {self._error(code)} ({code}): {meaning}")
+
+    def _error(self, code: int) -> str:
+        text = ctypes.c_char_p()
+        self._call(self._names.error_name, ctypes.c_int(code), ctypes.byref(text))
+        return (text.value or b"unknown error").decode()
+
+
+def _opened(interface: Interface, libraries: Sequence[str]) -> ctypes.CDLL:
+    for library in libraries:
+        try:
+            return ctypes.CDLL(library)
+        except OSError:
+            continue
+    kind = {"cuda": "an NVIDIA", "hip": "an AMD"}[interface.name]
+    raise BackendMissing(
+        f"this machine has no driver of {kind} GPU ({', '.join(libraries)} cannot be opened); run the artifact where the "
+        "GPU is, or compile the model for 'cpu'"
+    )
