@@ -125,6 +125,11 @@ class TensorFile:
         """The address of the first byte of data."""
         return int(self._bytes.ctypes.data)
 
+    @property
+    def data(self) -> np.ndarray[Any, Any]:
+        """All data as bytes, read-only."""
+        return self._bytes
+
     def array(self, name: str, dtype: DTypeName, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """The first elements of a tensor, read-only, as `dtype` (bf16 as u16 bits) and `shape`."""
         stored = self.tensors.get(name)

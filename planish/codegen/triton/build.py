@@ -12,9 +12,9 @@ from planish.codegen.select import Choice, TorchCall, select
 from planish.codegen.template import Template
 from planish.codegen.triton.arguments import addresses, dimension
 from planish.codegen.triton.choose import Chosen, choose
-from planish.codegen.triton.compile import Binary, check_backend
+from planish.codegen.triton.compile import Binary, Compiler, check_backend, compile_all
 from planish.codegen.triton.device import Device
-from planish.codegen.triton.kernel import Kernel, Launch, Packing
+from planish.codegen.triton.kernel import Kernel, Launch, Packing, Variant
 from planish.codegen.triton.request import passed
 from planish.codegen.triton.sources import Generated
 from planish.compiler.ir import Program, Value
@@ -29,8 +29,9 @@ def build_for_device(
     device: Device,
     *,
     progress: Callable[[str], None] = lambda stage: None,
+    library: "Library | None" = None,
 ) -> Built:
-    """Compile the program for `device`, which need not be there.
+    """Compile the program for `device`, which need not be there, into `library` where one is given.
 
     Raises TemplateError where an op has neither a kernel nor a form in torch, BuildError where Triton fails,
     BackendMissing without Triton.
@@ -40,7 +41,7 @@ def build_for_device(
     progress("choosing kernels")
     selections = {name: select(graph, templates, device) for name, graph in program.functions.items()}
     schedules = {name: schedule(selection) for name, selection in selections.items()}
-    library = _Library(device)
+    library = Library(device) if library is None else library
     for choice in _choices(schedules.values()):
         library.add(choice)
     hints = {size.name: size.hint for graph in program.functions.values() for size in graph.sizes}
@@ -71,10 +72,11 @@ def _choices(schedules: Iterable[Schedule]) -> Iterable[Choice]:
 
 
 @dataclass(slots=True)
-class _Library:
+class Library:
     """The kernels of a program, each built and compiled once for all calls that it serves."""
 
     device: Device
+    compiler: Compiler = compile_all
     names: dict[str, str] = field(default_factory=dict)
     built: dict[str, Kernel] = field(default_factory=dict)
     first: dict[str, Choice] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class _Library:
     def compile(self, hints: Mapping[str, int], progress: Callable[[str], None]) -> None:
         """Compile the candidates of every launch and choose one for each regime."""
         calls = {name: (self.first[name].call, kernel) for name, kernel in self.built.items()}
-        self.chosen = choose(calls, self.device, hints, progress)
+        self.chosen = choose(calls, self.device, hints, progress, self.compiler)
 
     def kernel(self, choice: Choice) -> Kernel:
         return self.built[self.uses[id(choice)]]
@@ -116,6 +118,15 @@ class _Library:
                     for j, c in enumerate(self.chosen[name][i])
                 ),
             )
+
+    def variants(self) -> Mapping[str, tuple[Launch, Variant]]:
+        """Of each binary the launch that it serves and the variant that it was compiled as."""
+        return {
+            _binary_name(name, i, j): (self.built[name].launches[i], chosen.variant)
+            for name, launches in self.chosen.items()
+            for i, regimes in enumerate(launches)
+            for j, chosen in enumerate(regimes)
+        }
 
     def binaries(self) -> Iterable[tuple[str, Binary]]:
         for name, launches in self.chosen.items():
@@ -167,7 +178,7 @@ def _entry_name(weight: str, packing: Packing | None) -> str:
     return weight if packing is None else f"{weight}:{packing.layout}"
 
 
-def _weights(program: Program, library: _Library, schedules: Iterable[Schedule]) -> Mapping[str, Weight]:
+def _weights(program: Program, library: Library, schedules: Iterable[Schedule]) -> Mapping[str, Weight]:
     found: dict[str, Weight] = {}
     for plan in schedules:
         for step in plan.steps:
@@ -180,7 +191,7 @@ def _weights(program: Program, library: _Library, schedules: Iterable[Schedule])
     return found
 
 
-def _weight_uses(step: Kernels | TorchCall, library: _Library) -> Iterable[tuple[Value, Packing | None]]:
+def _weight_uses(step: Kernels | TorchCall, library: Library) -> Iterable[tuple[Value, Packing | None]]:
     for work in step.calls if isinstance(step, Kernels) else (step,):
         packings = library.packings(work) if isinstance(work, Choice) else {}
         for value, root in work.roots.items():
@@ -188,9 +199,7 @@ def _weight_uses(step: Kernels | TorchCall, library: _Library) -> Iterable[tuple
                 yield root, packings.get(value)
 
 
-def _device_steps(
-    plan: Schedule, library: _Library, offsets: Mapping[str, int]
-) -> Callable[[int, Kernels], DeviceStep]:
+def _device_steps(plan: Schedule, library: Library, offsets: Mapping[str, int]) -> Callable[[int, Kernels], DeviceStep]:
     def step_of(_: int, step: Kernels) -> DeviceStep:
         calls = tuple(_device_call(choice, plan, library, offsets) for choice in step.calls)
         ins, outs = (
@@ -201,7 +210,7 @@ def _device_steps(
     return step_of
 
 
-def _device_call(choice: Choice, plan: Schedule, library: _Library, offsets: Mapping[str, int]) -> DeviceCall:
+def _device_call(choice: Choice, plan: Schedule, library: Library, offsets: Mapping[str, int]) -> DeviceCall:
     packings = library.packings(choice)
     weights = {
         value: offsets[_entry_name(str(root.node.attrs["name"]), packings.get(value))]

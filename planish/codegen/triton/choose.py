@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from planish.codegen.call import Call
-from planish.codegen.triton.compile import Binary, Request, compile_all
+from planish.codegen.triton.compile import Binary, Compiler, Request, compile_all
 from planish.codegen.triton.cost import predicted_seconds, refuse_resources
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.kernel import Kernel, Launch, Regime, Variant
@@ -39,6 +39,7 @@ def choose(
     device: Device,
     hints: Mapping[str, int],
     progress: Callable[[str], None],
+    compiler: Compiler = compile_all,
 ) -> dict[str, tuple[tuple[Chosen, ...], ...]]:
     """For each kernel by name, for each of its launches, the chosen variant of each regime.
 

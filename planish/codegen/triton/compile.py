@@ -51,21 +51,18 @@ class Binary:
     seconds: float
 
 
-def compile_all(
-    requests: Sequence[Request], device: Device, progress: Callable[[int], None] = lambda done: None
-) -> tuple[Binary, ...]:
+Compiler: TypeAlias = Callable[[Sequence[Request], Device], tuple[Binary, ...]]
+
+
+def compile_all(requests: Sequence[Request], device: Device) -> tuple[Binary, ...]:
     """The binaries of the requests, in order; raises BuildError with the kernel that Triton cannot compile."""
     check_backend(device)
     target = (device.backend, device.arch, device.warp_size)
     workers = min(len(requests), os.cpu_count() or 1)
-    done: list[Binary] = []
     # an interpreting Triton cannot compile, so that tests need other processes as well
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_no_interpreter) as pool:
-        for binary in pool.map(_compile, requests, [target] * len(requests)):
-            done.append(binary)
-            progress(len(done))
-    return tuple(done)
+        return tuple(pool.map(_compile, requests, [target] * len(requests)))
 
 
 def check_backend(device: Device) -> None:

@@ -1,6 +1,6 @@
 """The driver of a GPU through ctypes: compiled kernels become functions, and functions are launched on a stream.
 
-Sources: CUDA Driver API reference (module management, execution control); HIP runtime API reference (module management).
+Sources: CUDA Driver API reference (modules, execution control); HIP runtime API reference (modules).
 """
 
 import ctypes
@@ -148,6 +148,6 @@ def _opened(interface: Interface, libraries: Sequence[str]) -> ctypes.CDLL:
             continue
     kind = {"cuda": "an NVIDIA", "hip": "an AMD"}[interface.name]
     raise BackendMissing(
-        f"this machine has no driver of {kind} GPU ({', '.join(libraries)} cannot be opened); run the artifact where the "
-        "GPU is, or compile the model for 'cpu'"
+        f"this machine has no driver of {kind} GPU ({', '.join(libraries)} cannot be opened); run the artifact "
+        "where the GPU is, or compile the model for 'cpu'"
     )

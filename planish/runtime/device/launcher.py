@@ -22,11 +22,13 @@ Passed: TypeAlias = Any | Whole | float
 
 
 class Launcher(Protocol):
-    """Launches kernels by their name in the plan, in order, on the current stream of the device."""
+    """Launches kernels by their name in the plan, in order, on the device's current stream; `wait` is for them all."""
 
     device: Any
 
     def launch(self, kernel: str, grid: tuple[int, int, int], arguments: Sequence[Passed]) -> None: ...
+
+    def wait(self) -> None: ...
 
 
 class DriverLauncher:
@@ -56,6 +58,10 @@ class DriverLauncher:
         """Launch on the stream that torch would use now."""
         stream = self._torch.cuda.current_stream(self.device).cuda_stream
         self._driver.launch(self._functions[kernel], grid, stream, packed(arguments))
+
+    def wait(self) -> None:
+        """Until everything on that stream is done."""
+        self._torch.cuda.current_stream(self.device).synchronize()
 
 
 def packed(arguments: Sequence[Passed]) -> list["ctypes._SimpleCData[Any]"]:

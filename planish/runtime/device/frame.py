@@ -1,0 +1,135 @@
+"""One call on a device: its values, its arena, and the steps that run over them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from planish.errors import ArtifactError
+from planish.runtime.device.launcher import Launcher, Passed, Whole
+from planish.runtime.dtypes import TORCH, DTypeName
+from planish.runtime.fields import Field, Json
+from planish.runtime.launches import Address, Argument, DeviceCall, DeviceStep, Float, Integer
+from planish.runtime.plan import FunctionPlan, Step, TensorSpec, TorchStep
+from planish.runtime.torch_step import run_torch_step
+from planish.runtime.values import ValueId
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """What follows from one set of input shapes: where the slots of each step begin in the arena, and the bytes that
+    the arena and the scratch memory of the kernels take."""
+
+    sizes: Mapping[str, int]
+    slots: tuple[tuple[int, ...], ...]
+    arena_bytes: int
+    scratch_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights on the device: one block of bytes, and by name those that torch reads as tensors."""
+
+    memory: Any
+    named: Mapping[str, Any]
+
+
+class Frame:
+    """The values of one call. `arena` and `scratch` are blocks of bytes on the device that nothing else uses now."""
+
+    def __init__(
+        self,
+        plan: FunctionPlan,
+        sized: Sized,
+        inputs: Sequence[Any],
+        weights: Weights,
+        launcher: Launcher,
+        memory: tuple[Any, Any],
+    ) -> None:
+        import torch
+
+        self._plan, self._sized, self._weights, self._launcher = plan, sized, weights, launcher
+        self._torch, (self._arena, self._scratch) = torch, memory
+        self._values = {ValueId("input", i): tensor for i, tensor in enumerate(inputs)}
+        self._donated = {ValueId("output", o): ValueId("input", i) for o, i in plan.donated}
+
+    def run(self, index: int, step: Step) -> None:
+        """Run the step at `index` of the plan."""
+        if isinstance(step, DeviceStep):
+            for call in step.calls:
+                self.launch(index, call)
+        elif isinstance(step, TorchStep):
+            self._run_torch(step)
+        else:
+            raise ArtifactError(f"step {index} of the plan is native code, which no device runs; compile again")
+
+    def launch(self, index: int, call: DeviceCall) -> None:
+        """Put the launches of one kernel of the step at `index` on the device."""
+        sizes = self._sized.sizes
+        for launch in call.launches:
+            choice = launch.choice(sizes)
+            x, y, z = (dimension.evaluate(sizes) for dimension in choice.grid)
+            self._launcher.launch(choice.kernel, (x, y, z), [self._passed(index, a) for a in launch.arguments])
+
+    def get(self, value: ValueId) -> Any:
+        """The tensor of a value; outputs and crossing values are allocated when first asked for."""
+        if value.kind == "weight":
+            return self._weights.named[str(value.key)]
+        if value not in self._values:
+            given = self._donated.get(value)
+            self._values[value] = self._empty(value) if given is None else self._values[given]
+        return self._values[value]
+
+    def _passed(self, index: int, argument: Argument) -> Passed:
+        sizes = self._sized.sizes
+        match argument:
+            case Integer(value, size):
+                return Whole(value.evaluate(sizes), size)
+            case Float(value):
+                return value
+            case Address(place, key, offset, dtype):
+                start = offset.evaluate(sizes)
+                if place == "value":
+                    assert isinstance(key, ValueId)
+                    return self.get(key)
+                if place == "slot":
+                    assert isinstance(key, int)
+                    return self._elements(self._arena, self._sized.slots[index][key] + start, dtype)
+                return self._elements(self._scratch if place == "scratch" else self._weights.memory, start, dtype)
+
+    def _elements(self, memory: Any, start: int, dtype: DTypeName) -> Any:
+        """Bytes of a block from `start` on, as elements as far as they are whole."""
+        torch_dtype = getattr(self._torch, TORCH[dtype])
+        count = (memory.numel() - start) // torch_dtype.itemsize
+        return memory[start : start + count * torch_dtype.itemsize].view(torch_dtype)
+
+    def _empty(self, value: ValueId) -> Any:
+        spec = self._spec(value)
+        dtype = getattr(self._torch, TORCH[spec.dtype])
+        return self._torch.empty(self._shape(spec), dtype=dtype, device=self._launcher.device)
+
+    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        return tuple(dimension.evaluate(self._sized.sizes) for dimension in spec.shape)
+
+    def _run_torch(self, step: TorchStep) -> None:
+        results = run_torch_step(step, self._named, self._sized.sizes, self._torch)
+        for value, result in zip(step.outputs, results, strict=True):
+            if value is not None:
+                self._put(step, value, result)
+
+    def _named(self, identity: Json) -> Any:
+        return self.get(ValueId.from_json(Field(identity, "plan.json")))
+
+    def _put(self, step: TorchStep, value: ValueId, result: Any) -> None:
+        spec = self._spec(value)
+        wanted = (self._shape(spec), getattr(self._torch, TORCH[spec.dtype]))
+        given = None if result is None else (tuple(result.shape), result.dtype)
+        if given != wanted:
+            raise ArtifactError(f"{step.target} in '{step.scope}' gave {given}, the plan says {spec}")
+        if value in self._donated:
+            self.get(value).copy_(result)
+        else:
+            self._values[value] = result
+
+    def _spec(self, value: ValueId) -> TensorSpec:
+        specs = {"output": self._plan.outputs, "value": self._plan.values}[value.kind]
+        return specs[int(value.key)]

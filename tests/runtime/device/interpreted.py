@@ -1,0 +1,81 @@
+"""Artifacts of GPUs without one: a program is built for a device, and its launches run in Triton's interpreter."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from planish.codegen.triton.build import Library, build_for_device
+from planish.codegen.triton.compile import Binary, Request
+from planish.codegen.triton.device import Device, device_of
+from planish.codegen.triton.kernel import Launch, Number, Variant
+from planish.codegen.triton.sources import Generated
+from planish.compilation import _interfaces
+from planish.compiler.importers import import_torch
+from planish.compiler.pass_ import Context
+from planish.compiler.pipeline import Pipeline
+from planish.hardware_profiles import load_profile
+from planish.passes import EXACT
+from planish.runtime.device.executor import DeviceExecutable
+from planish.runtime.device.frame import Weights
+from planish.runtime.device.launcher import Passed, Whole
+from planish.runtime.tensors import TensorFile, write_weights
+
+
+class InterpretedLauncher:
+    """Runs the kernels of a built program on tensors of the CPU."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, kernels: Mapping[str, tuple[Launch, Variant]]) -> None:
+        self.kernels = kernels
+        self.launched: list[str] = []
+
+    def launch(self, kernel: str, grid: tuple[int, int, int], arguments: Sequence[Passed]) -> None:
+        launch, variant = self.kernels[kernel]
+        self.launched.append(kernel)
+        given = iter(arguments)
+        passed: dict[str, Any] = {}
+        for name, argument in launch.arguments.items():
+            if isinstance(argument, tuple):
+                passed[name] = tuple(_plain(next(given)) for _ in argument)
+            elif isinstance(argument, Number) and isinstance(argument.value, int):
+                passed[name] = argument.value
+            else:
+                passed[name] = _plain(next(given))
+        assert next(given, None) is None
+        constants = {**launch.constants, **variant.constants}
+        known = {k: v.function() if isinstance(v, Generated) else v for k, v in constants.items()}
+        launch.function[grid](**passed, **known)
+
+    def wait(self) -> None:
+        """Everything is done when a launch returns."""
+
+
+def executable(
+    net: nn.Module, inputs: tuple[Any, ...], folder: Path, *, dynamic: Any = None, profile: str = "h200"
+) -> DeviceExecutable:
+    """The net built for the profile, to be run by the real executor in the interpreter."""
+    imported = import_torch(net.eval(), inputs, {}, dynamic=dynamic)
+    target = load_profile(profile)
+    program, _ = Pipeline(tuple(EXACT)).run(imported.program, Context(target, dict(imported.program.main.hints())))
+    library = Library(device_of(target), compiler=_uncompiled)
+    built = build_for_device(program, _interfaces(imported, program, None), library.device, library=library)
+    write_weights(folder / "weights.safetensors", built.weights)
+    file = TensorFile(folder / "weights.safetensors", aligned=True)
+    memory = torch.from_numpy(file.data.copy())
+    named = {n: torch.from_numpy(file.array(n, s.dtype, s.fixed_shape).copy()) for n, s in built.plan.weights.items()}
+    return DeviceExecutable(built.plan, InterpretedLauncher(library.variants()), Weights(memory, named))
+
+
+def _plain(value: Passed) -> Any:
+    if isinstance(value, Whole):
+        return value.value
+    return value.view(torch.uint8) if isinstance(value, torch.Tensor) and value.dtype is torch.bool else value
+
+
+def _uncompiled(requests: Sequence[Request], device: Device) -> tuple[Binary, ...]:
+    """Binaries without code: the interpreter runs the functions themselves."""
+    return tuple(Binary(r.name, b"", "", r.num_warps, 0, 32, 0, 0.0) for r in requests)
