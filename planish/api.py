@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.errors import ArtifactError, InputError, nearest
-from planish.hardware_profiles.host import host_supports
-from planish.runtime.artifact import PROGRAM, copy
+from planish.runtime.artifact import PROGRAM, cannot_run, copy
 from planish.runtime.artifact import load as load_artifact
-from planish.runtime.executor import Executable
 from planish.runtime.inspection import inspect
 from planish.runtime.profile import CallProfile
 from planish.runtime.storage import read_manifest, read_member
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from planish.compiler.pass_ import Pass
     from planish.generation import Generation
     from planish.hardware_profiles import Profile, Roofline
+    from planish.runtime.artifact import Loaded
 
 Progress = Callable[[str], None]
 
@@ -140,7 +139,7 @@ class CompiledModel:
     ) -> None:
         self._path, self._imported, self._report = path, imported, report
         self._threads = threads
-        self._loaded: Executable | None = None
+        self._loaded: Loaded | None = None
         if imported is None or runs_here(path):
             self._loaded = load_artifact(path, threads=threads, verify=verify)
 
@@ -160,10 +159,10 @@ class CompiledModel:
         raise InputError(f"this model was not compiled to chat; {_HOW_TO_GENERATE}")
 
     @property
-    def executable(self) -> Executable:
+    def executable(self) -> "Loaded":
         """The runtime's object, with every entry function.
 
-        Raises ArtifactError when the model was compiled for another instruction set than this machine's.
+        Raises ArtifactError when the model was compiled for other hardware than this machine's.
         """
         return self._loaded or load_artifact(self._path, threads=self._threads)
 
@@ -215,6 +214,5 @@ class CompiledModel:
 
 
 def runs_here(path: Path) -> bool:
-    """Whether this machine has the instruction set that the artifact is for."""
-    target = read_manifest(path).target
-    return host_supports(target.triple, target.features) is None
+    """Whether this machine has the hardware that the artifact is for."""
+    return cannot_run(read_manifest(path).target) is None

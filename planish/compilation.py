@@ -28,12 +28,14 @@ from planish.passes import ALL, EXACT
 from planish.recording import record
 from planish.runtime.artifact import Contents, Language, write
 from planish.runtime.golden import Golden
-from planish.runtime.manifest import Target
-from planish.targets import isa_of_profile, profile_of
+from planish.targets import isa_of_profile, manifest_target, profile_of
 
 if TYPE_CHECKING:
     from planish.generation import Generation
     from planish.hardware_profiles import Profile
+
+
+_CodeGenerator = Callable[[Program, Mapping[str, Interface], Path, Callable[[str], None]], Built]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +80,7 @@ def run(
         kwargs, dynamic = with_sizes(model, args, kwargs, dynamic, generate)
     pipeline = Pipeline(_chosen_passes(passes, generate))
     profile = profile_of(target)
-    isa = isa_of_profile(profile)
+    generate_code = _code_generator(profile)
     with clock.stage("importing the model"):
         imported = _import(model, args, kwargs, dynamic)
         program = with_workload(imported.program, workload)
@@ -86,7 +88,7 @@ def run(
         program, passed = pipeline.run(program, Context(profile, dict(program.main.hints())))
     with clock.stage("generating code"):
         (folder / "build").mkdir()
-        built = build(program, _interfaces(imported, program, generate), isa, folder / "build", progress=say)
+        built = generate_code(program, _interfaces(imported, program, generate), folder / "build", say)
     with clock.stage("recording a result"):
         recorded = _record(model, imported, program, generate, args, kwargs)
     report = CompileReport(passed, kernel_rows(built.selections), dict(clock.seconds), program.notes)
@@ -96,6 +98,18 @@ def run(
     del program, built
     _return_memory()
     return Compiled(folder / "artifact", report, imported)
+
+
+def _code_generator(profile: "Profile") -> _CodeGenerator:
+    """What makes the files of an artifact for the profile; raises ProfileError for one without code generation."""
+    if profile.backend == "triton":
+        from planish.codegen.triton.build import build_for_device
+        from planish.codegen.triton.device import device_of
+
+        device = device_of(profile)
+        return lambda program, interfaces, _, say: build_for_device(program, interfaces, device, progress=say)
+    isa = isa_of_profile(profile)
+    return lambda program, interfaces, folder, say: build(program, interfaces, isa, folder, progress=say)
 
 
 def _interfaces(imported: Imported, program: Program, generate: "Generation | None") -> Mapping[str, Interface]:
@@ -171,10 +185,9 @@ def _contents(
     report: CompileReport,
     pipeline: Pipeline,
 ) -> Contents:
-    cpu = profile.cpu
     return Contents(
         plan=built.plan,
-        target=Target(profile.name, cpu.triple, tuple(cpu.features), profile.fingerprint),
+        target=manifest_target(profile),
         weights=built.weights,
         library=built.library,
         planish=planish.__version__,
@@ -187,6 +200,7 @@ def _contents(
         language=recorded if isinstance(recorded, Language) else None,
         report=report.to_json(),
         report_text=str(report),
+        binaries=built.binaries,
     )
 
 

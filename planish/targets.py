@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planish.errors import ProfileError
-from planish.hardware_profiles import Profile, load_profile
+from planish.hardware_profiles import Profile, load_profile, profile_names
+from planish.runtime.manifest import Target
 
 if TYPE_CHECKING:
     from planish.codegen.tvm.isa import Isa
@@ -13,17 +14,44 @@ if TYPE_CHECKING:
 def profile_of(target: "str | Path | Profile") -> Profile:
     """The profile that a target names: `"cpu"` for the machine at hand, a built-in name, a TOML's path, or itself.
 
-    Raises ProfileError for an unknown name, with the nearest known one.
+    "gpu" is the GPU at hand. Raises ProfileError for an unknown name, with the nearest known one.
     """
+    if target == "gpu":
+        return _gpu_at_hand()
     return target if isinstance(target, Profile) else load_profile(target)
+
+
+def manifest_target(profile: Profile) -> Target:
+    """What an artifact for the profile says of the hardware that it needs."""
+    if profile.backend == "triton":
+        from planish.codegen.triton.device import device_of
+
+        device = device_of(profile)
+        return Target(profile.name, "", (), profile.fingerprint, f"{device.backend}:{device.arch}")
+    cpu = profile.cpu
+    return Target(profile.name, cpu.triple, tuple(cpu.features), profile.fingerprint)
+
+
+def _gpu_at_hand() -> Profile:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ProfileError("target 'gpu' is the GPU of this machine, which has none that torch can use; name a profile")
+    name = torch.cuda.get_device_name()
+    words = set(name.lower().replace("-", " ").split())
+    known = [p for p in map(load_profile, profile_names()) if p.backend == "triton"]
+    for profile in known:
+        if set(profile.name.split("-")) <= words:
+            return profile
+    raise ProfileError(f"no profile is for the {name} here; name the nearest of {', '.join(p.name for p in known)}")
 
 
 def isa_of_profile(profile: Profile) -> "Isa":
     """The instruction set of a CPU profile; raises ProfileError for a target that planish cannot generate code for."""
     if profile.backend != "tvm":
         raise ProfileError(
-            f"'{profile.name}' has the {profile.backend} backend, which cannot be compiled for yet; use a CPU profile "
-            "such as 'cpu', 'zen5', 'sapphire-rapids' or 'neoverse-v2'"
+            f"'{profile.name}' has the {profile.backend} backend, which cannot be compiled for yet; use a CPU or GPU "
+            "profile such as 'cpu', 'zen5', 'neoverse-v2' or 'h200'"
         )
     from planish.codegen.tvm.isa import isa_of
 

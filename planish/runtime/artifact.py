@@ -5,9 +5,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from planish.errors import ArtifactError
 from planish.hardware_profiles.host import host_supports
+from planish.runtime.device.executor import DeviceExecutable
+from planish.runtime.device.load import device_absent, on_device
 from planish.runtime.executor import Executable
 from planish.runtime.fields import Json, parse_json
 from planish.runtime.generation.generator import LanguageExecutable
@@ -31,6 +34,7 @@ from planish.runtime.tensors import TensorFile, Weight, write_weights
 
 PLAN, PROGRAM, WEIGHTS, GOLDEN = "plan.json", "program.txt", "weights.safetensors", "golden.safetensors"
 REPORT, REPORT_TEXT, HEADER = "report.json", "report.txt", "planish.h"
+Loaded: TypeAlias = Executable | DeviceExecutable
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 
 
@@ -49,7 +53,8 @@ class Contents:
 
     `weights` are as the kernels read them, in the order of their offsets (`tensors.weight_offsets`). `library`
     is the built library's file, or None where the plan has no native step. `sources` are texts by their path
-    under kernels/sources. `declarations` are the C declarations of the entries, appended to planish.h.
+    under kernels/sources, `binaries` a device's kernels by their path in the artifact. `declarations` are the C
+    declarations of the entries, appended to planish.h.
     """
 
     plan: Plan
@@ -66,6 +71,7 @@ class Contents:
     language: Language | None = None
     report: Json = None
     report_text: str = ""
+    binaries: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def write(path: str | Path, contents: Contents, *, overwrite: bool = False) -> None:
@@ -93,25 +99,31 @@ def copy(source: str | Path, path: str | Path, *, overwrite: bool = False) -> No
         _finish(stage, Path(shutil.copytree(folder, stage / "artifact")), target, overwrite=overwrite)
 
 
-def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> Executable:
+def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> Loaded:
     """The artifact at `path`, ready to be called.
 
     Checked in this order: format version, list and sizes of files, their hashes (`verify`), this machine's
-    instruction set, the library, and that the recorded inputs give the recorded outputs (`verify`). Raises
+    instruction set or GPU, the library, and that the recorded inputs give the recorded outputs (`verify`). Raises
     ArtifactError with what is wrong. `threads` is how many a call uses; all cores of the process by default.
     """
     with opened(Path(path)) as folder:
         manifest = read_manifest(folder)
         check_files(folder, manifest.files, contents=verify)
-        if why := host_supports(manifest.target.triple, manifest.target.features):
+        if why := cannot_run(manifest.target):
+            target = manifest.target
             raise ArtifactError(
-                f"the artifact is for {manifest.target.profile} ({manifest.target.triple}) and cannot run here: {why}; "
+                f"the artifact is for {target.profile} ({target.device or target.triple}) and cannot run here: {why}; "
                 "compile the model for this machine"
             )
         executable = _assemble(folder, manifest, threads)
         if verify and manifest.golden:
             check_golden(executable, folder / _listed(manifest, GOLDEN), manifest.golden)
     return executable
+
+
+def cannot_run(target: Target) -> str | None:
+    """Why an artifact for the target does not run on this machine, or None."""
+    return device_absent(target.device) if target.device else host_supports(target.triple, target.features)
 
 
 def _fill(folder: Path, contents: Contents) -> None:
@@ -121,6 +133,8 @@ def _fill(folder: Path, contents: Contents) -> None:
         raise ArtifactError(f"the plan names the library {plan.library}, the contents give {contents.library}")
     if plan.library is not None and contents.library is not None:
         shutil.copyfile(contents.library, _place(folder, plan.library))
+    for name, code in contents.binaries.items():
+        _place(folder, name).write_bytes(code)
     for name, text in contents.sources.items():
         _place(folder, f"kernels/sources/{name}").write_text(text)
     (folder / PLAN).write_text(json.dumps(plan.to_json(), indent=1) + "\n")
@@ -169,9 +183,12 @@ def _manifest(folder: Path, contents: Contents) -> Manifest:
     )
 
 
-def _assemble(folder: Path, manifest: Manifest, threads: int | None) -> Executable:
+def _assemble(folder: Path, manifest: Manifest, threads: int | None) -> Loaded:
     plan = Plan.from_json(parse_json((folder / _listed(manifest, PLAN)).read_bytes(), PLAN))
     weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True)
+    if manifest.target.device:
+        code = {name: (folder / _listed(manifest, k.file)).read_bytes() for name, k in plan.kernels.items()}
+        return on_device(manifest.target.device, plan, code, weights)
     library = NativeLibrary(folder / _listed(manifest, plan.library)) if plan.library is not None else None
     settings = manifest.generation
     if settings is None:

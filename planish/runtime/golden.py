@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from planish.errors import ArtifactError
+from planish.runtime.device.executor import DeviceExecutable
 from planish.runtime.dtypes import ITEMSIZE, NUMPY, DTypeName
 from planish.runtime.executor import Executable
 from planish.runtime.generation.generator import Generator, LanguageExecutable
@@ -59,7 +60,7 @@ def write_golden(path: Path, plan: Plan, golden: Mapping[str, Golden], language:
     write_tensors(path, tensors)
 
 
-def check_golden(executable: Executable, path: Path, tolerances: Mapping[str, Tolerance]) -> None:
+def check_golden(executable: Executable | DeviceExecutable, path: Path, tolerances: Mapping[str, Tolerance]) -> None:
     """Run every function that has a record; raises ArtifactError with the place that is off the most."""
     stored = TensorFile(path)
     for name, tolerance in tolerances.items():

@@ -19,12 +19,16 @@ MAXIMUM_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The hardware that an artifact is for: the profile, its hash, and what the instruction set must have."""
+    """The hardware that an artifact is for: the profile and its hash, and what it must have.
+
+    That is an instruction set of a CPU, or a device, written as the driver and the architecture: "cuda:90".
+    """
 
     profile: str
     triple: str
     features: tuple[str, ...]
     fingerprint: str
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +120,12 @@ def _digest(body: Mapping[str, object]) -> str:
 
 
 def _read_target(field: Field) -> Target:
-    members = field.object("profile", "triple", "features", "fingerprint")
+    members = field.object("profile", "triple", "features", "fingerprint", "device")
     features = members["features"].each(lambda feature: feature.text())
-    return Target(members["profile"].text(), members["triple"].text(), features, members["fingerprint"].text())
+    profile, triple, fingerprint, device = (
+        members[name].text() for name in ("profile", "triple", "fingerprint", "device")
+    )
+    return Target(profile, triple, features, fingerprint, device)
 
 
 def _read_file(field: Field) -> FileEntry:
