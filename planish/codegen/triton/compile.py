@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from planish.codegen.triton.device import Device
-from planish.codegen.triton.sources import Generated
+from planish.codegen.triton.sources import resolved
 from planish.errors import BackendMissing, BuildError
 
 Type: TypeAlias = "str | tuple[str, ...]"
@@ -93,7 +93,7 @@ def _compile(request: Request, target: tuple[str, Any, int]) -> Binary:
 
     start = time.perf_counter()
     function = getattr(importlib.import_module(request.module), request.name)
-    constants = {k: v.function() if isinstance(v, Generated) else v for k, v in request.constants.items()}
+    constants = resolved(request.constants)
     signature = {p: request.types.get(p, "constexpr") for p in function.arg_names}
     attributes = {path: [["tt.divisibility", 16]] for path in request.aligned}
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)

@@ -12,7 +12,7 @@ from planish.compiler.types import Dim, DType
 if TYPE_CHECKING:
     from triton import JITFunction
 
-    from planish.codegen.triton.sources import Generated
+    from planish.codegen.triton.sources import Existing, Generated
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Real:
 
 
 Argument: TypeAlias = Input | Output | Scratch | Number | Real
-Constant: TypeAlias = "int | float | bool | str | Generated | None"
+Constant: TypeAlias = "int | float | bool | str | Generated | Existing | None"
 
 
 @dataclass(frozen=True, slots=True)

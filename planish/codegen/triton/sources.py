@@ -1,7 +1,9 @@
 """Functions that are written at compile time and become Triton functions."""
 
 import hashlib
+import importlib
 import linecache
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,23 @@ class Generated:
     def function(self) -> "JITFunction":
         """The Triton function of the text; equal texts give one function."""
         return _function(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A function or dtype that a kernel takes as a constant, by the module that holds it."""
+
+    module: str
+    name: str
+
+    def function(self) -> Any:
+        """The object of that name."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+def resolved(constants: Mapping[str, object]) -> dict[str, Any]:
+    """Constants as Triton takes them."""
+    return {k: v.function() if isinstance(v, Generated | Existing) else v for k, v in constants.items()}
 
 
 @lru_cache(maxsize=4096)

@@ -5,5 +5,7 @@ from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.map import Map
+from planish.codegen.triton.reduce import Reduce
+from planish.codegen.triton.rows import Rows
 
-TEMPLATES: tuple[Template[Device, Kernel], ...] = (Gemm(), Map())
+TEMPLATES: tuple[Template[Device, Kernel], ...] = (Gemm(), Rows(), Reduce(), Map())

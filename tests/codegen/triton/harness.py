@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
+import numpy
 import torch
 
 from planish.codegen.call import Call
 from planish.codegen.template import Template
 from planish.codegen.triton.device import Device, device_of
 from planish.codegen.triton.kernel import Argument, Input, Kernel, Launch, Number, Output, Real, Scratch, Variant
-from planish.codegen.triton.sources import Generated
+from planish.codegen.triton.sources import resolved
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.evaluate import evaluate
@@ -103,9 +104,10 @@ def _run(
             for name, a in launch.arguments.items()
         }
         constants = {**launch.constants, **variant.constants}
-        known = {k: v.function() if isinstance(v, Generated) else v for k, v in constants.items()}
+        known = resolved(constants)
         grid = tuple(evaluate_dim(d, sizes) for d in variant.grid)
-        launch.function[grid](**arguments, **known)
+        with numpy.errstate(all="ignore"):  # the interpreter computes masked lanes, and infinities, with numpy
+            launch.function[grid](**arguments, **known)
     view = call.view
     return torch.as_strided(
         out, evaluate_shape(view.shape, sizes), evaluate_shape(view.strides, sizes), evaluate_dim(view.offset, sizes)

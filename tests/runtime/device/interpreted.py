@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
@@ -11,7 +12,7 @@ from planish.codegen.triton.build import Library, build_for_device
 from planish.codegen.triton.compile import Binary, Request
 from planish.codegen.triton.device import Device, device_of
 from planish.codegen.triton.kernel import Launch, Number, Variant
-from planish.codegen.triton.sources import Generated
+from planish.codegen.triton.sources import resolved
 from planish.compilation import _interfaces
 from planish.compiler.importers import import_torch
 from planish.compiler.pass_ import Context
@@ -47,8 +48,9 @@ class InterpretedLauncher:
                 passed[name] = _plain(next(given))
         assert next(given, None) is None
         constants = {**launch.constants, **variant.constants}
-        known = {k: v.function() if isinstance(v, Generated) else v for k, v in constants.items()}
-        launch.function[grid](**passed, **known)
+        known = resolved(constants)
+        with numpy.errstate(all="ignore"):
+            launch.function[grid](**passed, **known)
 
     def wait(self) -> None:
         """Everything is done when a launch returns."""
