@@ -260,6 +260,18 @@ def _picked(w: _Writer, picks: Value, places: tuple[Place, ...], size: Dim) -> s
     return _bounded(w, f"{w.at(picks, places)}.to(tl.int64)", size)[0]
 
 
+def _rope(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
+    """x * cosine + (-right half, left half) * sine."""
+    x, cosine, sine = node.operands
+    half = node.types[0].shape[-1] // 2
+    own = w.axis(places[-1])
+    left = w.keep(f"{own} < {half}")
+    other = w.at(x, (*places[:-1], w.keep(f"tl.where({left}, {own} + {half}, {own} - {half})")))
+    turned = w.keep(f"tl.where({left}, -{other}, {other})")
+    along, across = (w.at(v, places[len(places) - len(v.shape) :]) for v in (cosine, sine))
+    return w.keep(f"{w.at(x, places)} * {along} + {turned} * {across}")
+
+
 def _full(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     value, dtype = node.attrs["value"], node.types[0].dtype
     if isinstance(value, sympy.Expr):
@@ -302,6 +314,7 @@ _MOVES: dict[Op, Callable[[_Writer, Node, tuple[Place, ...]], str]] = {
     ops.embedding: _embedding,
     ops.gather: _gather,
     ops.index_select: _index_select,
+    ops.rope: _rope,
     ops.full: _full,
     ops.arange: _arange,
     ops.dim_value: _full,

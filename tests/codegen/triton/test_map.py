@@ -43,3 +43,9 @@ def test_bools_are_bytes_in_memory() -> None:
 
 def test_a_look_up_clamps_its_rows() -> None:
     check(Map(), ops.embedding, normal(11, 40), integers(3, 7, low=0, high=11))
+
+
+def test_rotary_positions_turn_halves_of_heads() -> None:
+    q, cosine, sine = normal(2, 3, 5, 16), normal(1, 1, 5, 16, seed=1), normal(1, 1, 5, 16, seed=2)
+    shapes = ((2, 3, S, 16), (1, 1, S, 16), (1, 1, S, 16))
+    check(Map(), ops.rope, q, cosine, sine, shapes=shapes, sizes={"s": 5})
