@@ -1,6 +1,7 @@
 """The table of all GPU templates, in the order in which they are asked."""
 
 from planish.codegen.template import Template
+from planish.codegen.triton.attention import Attention
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.kernel import Kernel
@@ -8,4 +9,4 @@ from planish.codegen.triton.map import Map
 from planish.codegen.triton.reduce import Reduce
 from planish.codegen.triton.rows import Rows
 
-TEMPLATES: tuple[Template[Device, Kernel], ...] = (Gemm(), Rows(), Reduce(), Map())
+TEMPLATES: tuple[Template[Device, Kernel], ...] = (Gemm(), Attention(), Rows(), Reduce(), Map())

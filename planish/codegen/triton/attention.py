@@ -1,0 +1,187 @@
+"""Attention on GPUs: blocks of queries walk over the keys that they see."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from planish.codegen.call import Call
+from planish.codegen.triton.around import fuses_after, refuse_around
+from planish.codegen.triton.device import Device
+from planish.codegen.triton.fragment import Fragments, Group
+from planish.codegen.triton.kernel import (
+    Argument,
+    Constant,
+    Input,
+    Kernel,
+    Launch,
+    Number,
+    Output,
+    Regime,
+    Variant,
+    Work,
+)
+from planish.codegen.triton.kernels.attention import flash
+from planish.codegen.triton.tiles import blocks, power_of_two
+from planish.compiler import ops
+from planish.compiler.ir import Node, Op, Value
+from planish.compiler.types import Dim, DType, evaluate_dim, same_dim, simplify
+
+MOST_DEPTH = 256
+_FLOATS = (DType.f32, DType.f16, DType.bf16)
+_TILES = ((64, 64, 4, 2), (128, 64, 8, 2), (128, 128, 8, 2), (64, 32, 4, 3), (16, 64, 4, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """softmax(q k^T * scale + mask) v with groups of queries, causal bands and windows; heads of up to 256."""
+
+    name: ClassVar[str] = "attention"
+    ops: ClassVar[tuple[Op, ...]] = (ops.attention,)
+
+    def refuse(self, call: Call, device: Device) -> str | None:
+        anchor = call.anchor
+        given = _operands(anchor)
+        q, k, v = given.q, given.k, given.v
+        if given.past is not None:
+            return "it attends over a cache"
+        if not isinstance(q.shape[3], int) or not isinstance(v.shape[3], int):
+            return f"its head sizes are {q.shape[3]} and {v.shape[3]}, which are no numbers"
+        if max(given.depth, given.width) > MOST_DEPTH:
+            return f"head size {max(given.depth, given.width)} is over its {MOST_DEPTH}"
+        if q.dtype not in _FLOATS:
+            return f"{q.dtype} operands; it takes f32, f16 and bf16"
+        for name, value in zip("qkv", (q, k, v), strict=True):
+            view = call.inputs.get(value)
+            if view is None or not same_dim(view.strides[3], 1) or not same_dim(view.offset, 0):
+                return f"rows of {name} are computed, strided or start inside their buffer"
+        return refuse_around(call)
+
+    def build(self, call: Call, device: Device) -> Kernel:
+        return Kernel((Launch(flash, _arguments(call), _constants(call), (Regime(None, _variants(call, device)),)),))
+
+    def fuses_after(self, anchor: Node, node: Node) -> bool:
+        return fuses_after(anchor, node)
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Operands:
+    """The operands of an attention, of which the heads and their widths are known numbers."""
+
+    q: Value
+    k: Value
+    v: Value
+    mask: Value | None
+    past: Value | None
+
+    @property
+    def heads(self) -> int:
+        return _known(self.q.shape[1])
+
+    @property
+    def group(self) -> int:
+        """Heads of q that share one of k and v."""
+        return self.heads // _known(self.k.shape[1])
+
+    @property
+    def depth(self) -> int:
+        return _known(self.q.shape[3])
+
+    @property
+    def width(self) -> int:
+        return _known(self.v.shape[3])
+
+
+def _known(dim: Dim) -> int:
+    assert isinstance(dim, int)
+    return dim
+
+
+def _operands(anchor: Node) -> _Operands:
+    q, k, v = anchor.operands[:3]
+    return _Operands(q, k, v, *(*anchor.inputs[3:], None, None)[:2])
+
+
+def _arguments(call: Call) -> Mapping[str, Argument | tuple[Argument, ...]]:
+    given = _operands(call.anchor)
+    q, k, v = given.q, given.k, given.v
+    index = {value: Input(i) for i, value in enumerate(call.inputs)}
+    found: dict[str, Argument | tuple[Argument, ...]] = {
+        "q": index[q],
+        "k": index[k],
+        "v": index[v],
+        "output": Output(),
+        "heads": Number(given.heads),
+        "group": Number(given.group),
+        "queries": Number(q.shape[2]),
+        "keys": Number(k.shape[2]),
+    }
+    for name, value in zip("qkv", (q, k, v), strict=True):
+        for word, stride in zip(("batch", "head", "row"), call.inputs[value].strides, strict=False):
+            found[f"{name}_{word}"] = Number(stride, wide=True)
+    return {**found, "extras": Fragments(call).extras}
+
+
+def _constants(call: Call) -> Mapping[str, Constant]:
+    fragments, anchor = Fragments(call), call.anchor
+    given, window, scale = _operands(anchor), anchor.attrs["window"], anchor.attrs["scale"]
+    assert isinstance(scale, float)
+    assert window is None or isinstance(window, int)
+    mask = given.mask
+    scored = tuple(Group(name, 1) for name in ("batch", "head", "row", "key"))
+    return {
+        "MASK": None if mask is None else fragments.read("mask", mask, scored),
+        "ADDED": mask is not None and mask.dtype is not DType.bool,
+        "FINISH": fragments.finish("finish", (*scored[:3], Group("across", 1))),
+        "SCALE": scale,
+        "CAUSAL": bool(anchor.attrs["causal"]),
+        "WINDOW": window,
+        "DEPTH": given.depth,
+        "WIDTH": given.width,
+        "BLOCK_DEPTH": max(16, power_of_two(given.depth)),
+        "BLOCK_WIDTH": max(16, power_of_two(given.width)),
+        "PRECISION": "ieee",
+    }
+
+
+def _variants(call: Call, device: Device) -> tuple[Variant, ...]:
+    """Tiles whose operands fit the shared memory of a block."""
+    given = _operands(call.anchor)
+    depth, width, size = power_of_two(given.depth), power_of_two(given.width), given.q.dtype.itemsize
+    fitting = tuple(
+        _variant(call, tile)
+        for tile in _TILES
+        if (tile[0] * depth + tile[3] * tile[1] * (depth + width)) * size <= device.shared_memory_bytes
+    )
+    return fitting or (_variant(call, (16, 16, 4, 1)),)
+
+
+def _variant(call: Call, tile: tuple[int, int, int, int]) -> Variant:
+    q = call.anchor.operands[0]
+    down, across, warps, stages = tile
+    pairs = simplify(q.shape[0] * q.shape[1])
+    return Variant(
+        {"BLOCK_M": down, "BLOCK_N": across},
+        (blocks(q.shape[2], down), pairs, 1),
+        _work(call, down),
+        num_warps=warps,
+        num_stages=stages,
+    )
+
+
+def _work(call: Call, down: int) -> Callable[[Mapping[str, int]], Work]:
+    given, window = _operands(call.anchor), call.anchor.attrs["window"]
+    size, widths = given.q.dtype.itemsize, given.depth + given.width
+
+    def work(sizes: Mapping[str, int]) -> Work:
+        queries, keys = evaluate_dim(given.q.shape[2], sizes), float(evaluate_dim(given.k.shape[2], sizes))
+        if call.anchor.attrs["causal"]:
+            keys = min(keys, window) if isinstance(window, int) else keys - 0.5 * min(keys, queries)
+        asked, cached = down * given.depth * size, keys * widths * size
+        sharing = given.group * -(-queries // down)
+        written = float(down * given.width * size)
+        return Work(2.0 * down * keys * widths, given.q.dtype, asked + cached, asked + cached / sharing, written)
+
+    return work
