@@ -40,7 +40,7 @@ class Attention:
 
     def refuse(self, call: Call, device: Device) -> str | None:
         anchor = call.anchor
-        given = _operands(anchor)
+        given = operands_of(anchor)
         q, k, v = given.q, given.k, given.v
         if given.past is not None:
             return "it attends over a cache"
@@ -67,7 +67,7 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
-class _Operands:
+class Operands:
     """The operands of an attention, of which the heads and their widths are known numbers."""
 
     q: Value
@@ -99,13 +99,14 @@ def _known(dim: Dim) -> int:
     return dim
 
 
-def _operands(anchor: Node) -> _Operands:
+def operands_of(anchor: Node) -> Operands:
+    """The operands by name; only of an attention whose sizes are known may the heads be asked."""
     q, k, v = anchor.operands[:3]
-    return _Operands(q, k, v, *(*anchor.inputs[3:], None, None)[:2])
+    return Operands(q, k, v, *(*anchor.inputs[3:], None, None)[:2])
 
 
 def _arguments(call: Call) -> Mapping[str, Argument | tuple[Argument, ...]]:
-    given = _operands(call.anchor)
+    given = operands_of(call.anchor)
     q, k, v = given.q, given.k, given.v
     index = {value: Input(i) for i, value in enumerate(call.inputs)}
     found: dict[str, Argument | tuple[Argument, ...]] = {
@@ -126,7 +127,7 @@ def _arguments(call: Call) -> Mapping[str, Argument | tuple[Argument, ...]]:
 
 def _constants(call: Call) -> Mapping[str, Constant]:
     fragments, anchor = Fragments(call), call.anchor
-    given, window, scale = _operands(anchor), anchor.attrs["window"], anchor.attrs["scale"]
+    given, window, scale = operands_of(anchor), anchor.attrs["window"], anchor.attrs["scale"]
     assert isinstance(scale, float)
     assert window is None or isinstance(window, int)
     mask = given.mask
@@ -148,7 +149,7 @@ def _constants(call: Call) -> Mapping[str, Constant]:
 
 def _variants(call: Call, device: Device) -> tuple[Variant, ...]:
     """Tiles whose operands fit the shared memory of a block."""
-    given = _operands(call.anchor)
+    given = operands_of(call.anchor)
     depth, width, size = power_of_two(given.depth), power_of_two(given.width), given.q.dtype.itemsize
     fitting = tuple(
         _variant(call, tile)
@@ -172,7 +173,7 @@ def _variant(call: Call, tile: tuple[int, int, int, int]) -> Variant:
 
 
 def _work(call: Call, down: int) -> Callable[[Mapping[str, int]], Work]:
-    given, window = _operands(call.anchor), call.anchor.attrs["window"]
+    given, window = operands_of(call.anchor), call.anchor.attrs["window"]
     size, widths = given.q.dtype.itemsize, given.depth + given.width
 
     def work(sizes: Mapping[str, int]) -> Work:

@@ -16,6 +16,7 @@ from planish.codegen.triton.places import Place, address_text, axis_text, parts,
 from planish.codegen.triton.sources import Generated
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
+from planish.compiler.ops.quantize import middle
 from planish.compiler.types import Dim, dim_text, same_dim, symbol
 from planish.errors import TemplateError
 
@@ -39,9 +40,13 @@ class Fragments:
     call: Call
 
     def read(self, name: str, value: Value, groups: Sequence[Group]) -> Generated:
-        """`name(*groups, *masks, extras)`: the elements of `value`, 0 where they lie outside."""
+        """`name(*groups, *masks, extras)`: the elements of `value`, 0 where they lie outside.
+
+        Floats that lie in memory come as they lie there; what is computed is f32 for f16 and bf16.
+        """
         writer = _Writer(self, {}, groups)
-        text = writer.at(value, writer.start(value))
+        stored = value in self.call.inputs and value.dtype.is_float
+        text = writer.load(value, writer.start(value)) if stored else writer.at(value, writer.start(value))
         return self._function(name, [], groups, [], [*writer.lines, f"return {text}"])
 
     def finish(self, name: str, groups: Sequence[Group], bias: Value | None = None) -> Generated:
@@ -140,7 +145,7 @@ class _Writer:
                 raise TemplateError(f"the result of {value.node.op.name} is asked for at another place than its own")
             return self.known[value]
         if value in self.fragments.call.inputs:
-            return self._load(value, places)
+            return self.keep(from_memory(self.load(value, places), value.dtype))
         node = value.node
         if node.op in _MOVES:
             return _MOVES[node.op](self, node, places)
@@ -151,12 +156,13 @@ class _Writer:
         operands = [self.at(v, places[len(places) - len(v.shape) :]) for v in node.operands]
         return self.keep(compute(node, operands))
 
-    def _load(self, value: Value, places: tuple[Place, ...]) -> str:
+    def load(self, value: Value, places: tuple[Place, ...]) -> str:
+        """An input's elements as they lie in memory."""
         view = self.fragments.call.inputs[value]
         address = address_text(view, places, self.dim)
         inside = [g.mask for g in self.groups if _mentions(address, g.name)]
         masked = f", mask={' & '.join(inside)}, other=0" if inside else ""
-        return self.keep(from_memory(f"tl.load({self.fragments.pointer(value)} + ({address}){masked})", view.dtype))
+        return self.keep(f"tl.load({self.fragments.pointer(value)} + ({address}){masked})")
 
 
 def _words(text: str) -> set[str]:
@@ -272,6 +278,24 @@ def _rope(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     return w.keep(f"{w.at(x, places)} * {along} + {turned} * {across}")
 
 
+def _dequantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
+    """(code - zero) * scale; a codebook is a chain of choices, which 16 levels allow."""
+    codes, scale, *zero = node.operands
+    group = _int(node, "group")
+    part = w.axis(places[-1]) if group == 1 else f"({w.axis(places[-1])} // {group})"
+    grouped = (*places[:-1], "0" if same_dim(scale.shape[-1], 1) else part)
+    code, book, bits = w.at(codes, places), node.attrs["codebook"], _int(node, "bits")
+    if book:
+        assert isinstance(book, tuple)
+        level = w.keep(f"tl.full((), {book[0]!r}, tl.float32)")
+        for i, known in enumerate(book[1:], start=1):
+            level = w.keep(f"tl.where({code} == {i}, {known!r}, {level})")
+    else:
+        centre = w.at(zero[0], grouped) + ".to(tl.float32)" if zero else str(float(middle(codes.dtype, bits)))
+        level = w.keep(f"{code}.to(tl.float32) - {centre}")
+    return w.keep(f"{level} * {w.at(scale, grouped)}")
+
+
 def _full(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     value, dtype = node.attrs["value"], node.types[0].dtype
     if isinstance(value, sympy.Expr):
@@ -315,6 +339,7 @@ _MOVES: dict[Op, Callable[[_Writer, Node, tuple[Place, ...]], str]] = {
     ops.gather: _gather,
     ops.index_select: _index_select,
     ops.rope: _rope,
+    ops.dequantize: _dequantize,
     ops.full: _full,
     ops.arange: _arange,
     ops.dim_value: _full,

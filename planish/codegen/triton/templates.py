@@ -2,6 +2,8 @@
 
 from planish.codegen.template import Template
 from planish.codegen.triton.attention import Attention
+from planish.codegen.triton.cache_update import CacheUpdate
+from planish.codegen.triton.cached_attention import CachedAttention
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.kernel import Kernel
@@ -9,4 +11,12 @@ from planish.codegen.triton.map import Map
 from planish.codegen.triton.reduce import Reduce
 from planish.codegen.triton.rows import Rows
 
-TEMPLATES: tuple[Template[Device, Kernel], ...] = (Gemm(), Attention(), Rows(), Reduce(), Map())
+TEMPLATES: tuple[Template[Device, Kernel], ...] = (
+    Gemm(),
+    CachedAttention(),
+    Attention(),
+    CacheUpdate(),
+    Rows(),
+    Reduce(),
+    Map(),
+)

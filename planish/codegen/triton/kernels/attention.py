@@ -19,6 +19,13 @@ def _weighed(scores, largest, total, mixed, value, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _divided(mixed, total):
+    """Mixtures over their sums: zeros where no key was seen."""
+    empty = tl.where(total != total, float("nan"), 0.0)
+    return tl.where(total[:, None] > 0, mixed / total[:, None], empty[:, None])
+
+
+@triton.jit
 def _visible(query, key, queries, keys, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
     """Which keys the queries see: the last query stands at the last key."""
     seen = key < keys
@@ -111,6 +118,129 @@ def flash(
             other=0.0,
         )
         largest, total, mixed = _weighed(scores, largest, total, mixed, value.to(asked.dtype), PRECISION)
-    result = tl.where(total[:, None] > 0, mixed / total[:, None], tl.where(total != total, float("nan"), 0.0)[:, None])
+    result = _divided(mixed, total)
     across = width.to(tl.int64)[None, :]
     FINISH(result, batch, head, row, across, batch >= 0, head >= 0, row < queries, across < WIDTH, output, extras)
+
+
+@triton.jit
+def flash_cached(
+    output,
+    mixed_parts,
+    sum_parts,
+    rows,
+    queries,
+    slots,
+    pairs,
+    extras,
+    READ_Q: tl.constexpr,
+    READ_K: tl.constexpr,
+    READ_V: tl.constexpr,
+    READ_PAST: tl.constexpr,
+    FINISH: tl.constexpr,
+    SCALE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Queries at positions past .. past + queries - 1 over a cache whose slot p mod slots holds position p.
+
+    A row of a block is one query of one of the GROUP heads that share keys; HEADS counts heads of keys, `rows` is
+    queries * GROUP, `pairs` counts batches times HEADS. With SPLITS (Flash-Decoding), each program sees a part of the
+    keys and leaves its mixture f32 [pairs, SPLITS, rows, WIDTH] with its maximum and sum f32 [.., rows, 2].
+    """
+    tile, part = tl.program_id(0), tl.program_id(2)
+    pair = (tl.program_id(1) + tl.zeros((1, 1), tl.int32)).to(tl.int64)
+    batch, shared = pair // HEADS, pair % HEADS
+    near = pair < pairs
+    at = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = at.to(tl.int64)[:, None]
+    query, head = row // GROUP, shared * GROUP + row % GROUP
+    depth, width = tl.arange(0, BLOCK_DEPTH).to(tl.int64), tl.arange(0, BLOCK_WIDTH).to(tl.int64)
+    asked = READ_Q(batch, head, query, depth[None, :], near, near, row < rows, depth[None, :] < DEPTH, extras).to(DTYPE)
+    past = tl.max(READ_PAST(batch, near, extras))
+    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    mixed = tl.zeros((BLOCK_M, BLOCK_WIDTH), tl.float32)
+    first = tl.zeros((), tl.int64)
+    last = past + tl.minimum(queries, (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1)
+    if WINDOW is not None:
+        first = tl.maximum(first, past + tile * BLOCK_M // GROUP - WINDOW + 1)
+    span = tl.cdiv(tl.cdiv(last - first, BLOCK_N), SPLITS) * BLOCK_N
+    first = first + part * span
+    last = tl.minimum(last, first + span)
+    for start in range(first, last, BLOCK_N):
+        position = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        place = position % slots
+        down, along = place[:, None], place[None, :]
+        there = READ_K(
+            batch, shared, along, depth[:, None], near, near, position[None, :] < last, depth[:, None] < DEPTH, extras
+        )
+        scores = tl.dot(asked, there.to(DTYPE), input_precision=PRECISION) * (SCALE * LOG2E)
+        behind = past + query - position[None, :]
+        seen = (behind >= 0) & (position[None, :] < last)
+        if WINDOW is not None:
+            seen = seen & (behind < WINDOW)
+        scores = tl.where(seen, scores, float("-inf"))
+        value = READ_V(
+            batch, shared, down, width[None, :], near, near, position[:, None] < last, width[None, :] < WIDTH, extras
+        )
+        largest, total, mixed = _weighed(scores, largest, total, mixed, value.to(DTYPE), PRECISION)
+    across = width[None, :]
+    if SPLITS == 1:
+        result = _divided(mixed, total)
+        FINISH(result, batch, head, query, across, near, near, row < rows, across < WIDTH, output, extras)
+    else:
+        line = (pair * SPLITS + part) * rows + row
+        tl.store(mixed_parts + line * WIDTH + across, mixed, mask=(row < rows) & (across < WIDTH))
+        tl.store(sum_parts + line * 2, largest[:, None], mask=row < rows)
+        tl.store(sum_parts + line * 2 + 1, total[:, None], mask=row < rows)
+
+
+@triton.jit
+def merge_parts(
+    output,
+    mixed_parts,
+    sum_parts,
+    rows,
+    pairs,
+    extras,
+    FINISH: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """The parts that `flash_cached` left, as one result."""
+    pair = (tl.program_id(1) + tl.zeros((1, 1), tl.int32)).to(tl.int64)
+    row = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
+    across = tl.arange(0, BLOCK_WIDTH).to(tl.int64)[None, :]
+    mask = (row < rows) & (pair < pairs)
+    largest = tl.full((BLOCK_M, 1), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M, 1), tl.float32)
+    mixed = tl.zeros((BLOCK_M, BLOCK_WIDTH), tl.float32)
+    for part in range(SPLITS):
+        line = (pair * SPLITS + part) * rows + row
+        peak = tl.load(sum_parts + line * 2, mask=mask, other=float("-inf"))
+        larger = tl.maximum(largest, peak)
+        safe = tl.where(larger == float("-inf"), 0.0, larger)
+        shrunk, weight = tl.exp2(largest - safe), tl.exp2(peak - safe)
+        total = total * shrunk + weight * tl.load(sum_parts + line * 2 + 1, mask=mask, other=0.0)
+        found = tl.load(mixed_parts + line * WIDTH + across, mask=mask & (across < WIDTH), other=0.0)
+        mixed = mixed * shrunk + weight * found
+        largest = larger
+    result = tl.where(total > 0, mixed / total, tl.where(total != total, float("nan"), 0.0))
+    query, head = row // GROUP, (pair % HEADS) * GROUP + row % GROUP
+    near = pair < pairs
+    FINISH(result, pair // HEADS, head, query, across, near, near, mask, across < WIDTH, output, extras)

@@ -1,0 +1,187 @@
+"""Attention over caches on GPUs: few queries split the keys among programs, many walk over them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from planish.codegen.call import Call
+from planish.codegen.triton.around import fuses_after, fuses_before, refuse_around
+from planish.codegen.triton.attention import MOST_DEPTH, Operands, operands_of
+from planish.codegen.triton.device import Device
+from planish.codegen.triton.elementwise import TRITON_DTYPE
+from planish.codegen.triton.fragment import Fragments, Group
+from planish.codegen.triton.kernel import (
+    Argument,
+    Constant,
+    Kernel,
+    Launch,
+    Number,
+    Output,
+    Regime,
+    Scratch,
+    Variant,
+    Work,
+)
+from planish.codegen.triton.kernels.attention import flash_cached, merge_parts
+from planish.codegen.triton.sources import Existing
+from planish.codegen.triton.tiles import blocks, power_of_two
+from planish.compiler import ops
+from planish.compiler.ir import Node, Op
+from planish.compiler.types import Dim, DType, evaluate_dim, simplify
+
+_FLOATS = (DType.f32, DType.f16, DType.bf16)
+_FEW = 8  # queries, up to which the keys are split
+_MOST_SPLITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAttention:
+    """Attention with `past` over caches in any float dtype, or in i8 with scales, computed in the dtype of q."""
+
+    name: ClassVar[str] = "cached-attention"
+    ops: ClassVar[tuple[Op, ...]] = (ops.attention,)
+
+    def refuse(self, call: Call, device: Device) -> str | None:
+        given = operands_of(call.anchor)
+        if given.past is None:
+            return "it attends over no cache"
+        if not isinstance(given.q.shape[3], int) or not isinstance(given.v.shape[3], int):
+            return f"its head sizes are {given.q.shape[3]} and {given.v.shape[3]}, which are no numbers"
+        if max(given.depth, given.width) > MOST_DEPTH:
+            return f"head size {max(given.depth, given.width)} is over its {MOST_DEPTH}"
+        if given.q.dtype not in _FLOATS:
+            return f"{given.q.dtype} operands; it takes f32, f16 and bf16"
+        return refuse_around(call)
+
+    def build(self, call: Call, device: Device) -> Kernel:
+        plan = _Plan.of(call, device)
+        if plan.splits == 1:
+            return Kernel((plan.walk(),))
+        return Kernel((plan.walk(), plan.merge()), scratch_bytes=simplify(plan.mixed_bytes + plan.sum_bytes))
+
+    def fuses_after(self, anchor: Node, node: Node) -> bool:
+        return fuses_after(anchor, node)
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return operands_of(anchor).past is not None and fuses_before(node)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the launches of one call share. `rows` counts queries times the heads of a group, `pairs` batches times the
+    heads of keys."""
+
+    call: Call
+    given: Operands
+    rows: Dim
+    pairs: Dim
+    splits: int
+
+    @classmethod
+    def of(cls, call: Call, device: Device) -> "_Plan":
+        given = operands_of(call.anchor)
+        queries, heads = given.q.shape[2], given.heads // given.group
+        few = isinstance(queries, int) and queries <= _FEW
+        # two programs a multiprocessor keep the memory busy; a batch of one is the case that needs them
+        splits = min(_MOST_SPLITS, power_of_two(-(-2 * device.multiprocessors // heads))) if few else 1
+        return cls(call, given, simplify(queries * given.group), simplify(given.q.shape[0] * heads), splits)
+
+    @property
+    def mixed_bytes(self) -> Dim:
+        """Of the parts' mixtures, a multiple of 16."""
+        return simplify(self.pairs * self.splits * self.rows * 4 * (-(-self.given.width // 4) * 4))
+
+    @property
+    def sum_bytes(self) -> Dim:
+        return simplify(self.pairs * self.splits * self.rows * 8)
+
+    def walk(self) -> Launch:
+        """The launch that reads the cache."""
+        arguments = {
+            **self._shared(),
+            "rows": Number(self.rows),
+            "queries": Number(self.given.q.shape[2]),
+            "slots": Number(self.given.k.shape[2]),
+            "pairs": Number(self.pairs),
+            "extras": Fragments(self.call).extras,
+        }
+        return Launch(flash_cached, arguments, self._constants(), (Regime(None, self._variants()),))
+
+    def merge(self) -> Launch:
+        """The launch that puts the parts together."""
+        arguments = {
+            **self._shared(),
+            "rows": Number(self.rows),
+            "pairs": Number(self.pairs),
+            "extras": Fragments(self.call).extras,
+        }
+        constants = self._constants()
+        known = {name: constants[name] for name in constants if name in merge_parts.arg_names}
+        grid = (blocks(self.rows, 16), self.pairs, 1)
+        variant = Variant({"BLOCK_M": 16}, grid, self._merging, num_warps=4)
+        return Launch(merge_parts, arguments, known, (Regime(None, (variant,)),))
+
+    def _shared(self) -> dict[str, Argument | tuple[Argument, ...]]:
+        return {
+            "output": Output(),
+            "mixed_parts": Scratch(0, DType.f32),
+            "sum_parts": Scratch(self.mixed_bytes, DType.f32),
+        }
+
+    def _constants(self) -> Mapping[str, Constant]:
+        fragments, given, anchor = Fragments(self.call), self.given, self.call.anchor
+        window, scale = anchor.attrs["window"], anchor.attrs["scale"]
+        assert isinstance(scale, float)
+        assert window is None or isinstance(window, int)
+        assert given.past is not None
+        groups = tuple(Group(name, 1) for name in ("batch", "head", "row", "column"))
+        return {
+            "READ_Q": fragments.read("read_q", given.q, groups),
+            "READ_K": fragments.read("read_k", given.k, groups),
+            "READ_V": fragments.read("read_v", given.v, groups),
+            "READ_PAST": fragments.read("read_past", given.past, groups[:1]),
+            "FINISH": fragments.finish("finish", groups),
+            "SCALE": scale,
+            "WINDOW": window,
+            "HEADS": given.heads // given.group,
+            "GROUP": given.group,
+            "DEPTH": given.depth,
+            "WIDTH": given.width,
+            "DTYPE": Existing("triton.language", TRITON_DTYPE[given.q.dtype]),
+            "BLOCK_DEPTH": max(16, power_of_two(given.depth)),
+            "BLOCK_WIDTH": max(16, power_of_two(given.width)),
+            "SPLITS": self.splits,
+            "PRECISION": "ieee",
+        }
+
+    def _variants(self) -> tuple[Variant, ...]:
+        down = max(16, min(64, power_of_two(self.rows))) if isinstance(self.rows, int) else 64
+        tiles = ((down, 64, 4, 2), (down, 128, 4, 2), (down, 32, 4, 3))
+        return tuple(
+            Variant(
+                {"BLOCK_M": m, "BLOCK_N": n},
+                (blocks(self.rows, m), self.pairs, self.splits),
+                self._walking(m),
+                num_warps=warps,
+                num_stages=stages,
+            )
+            for m, n, warps, stages in tiles
+        )
+
+    def _walking(self, down: int) -> Callable[[Mapping[str, int]], Work]:
+        given = self.given
+        stored = [view.dtype.itemsize for value, view in self.call.inputs.items() if len(value.shape) == 4]
+
+        def work(sizes: Mapping[str, int]) -> Work:
+            keys = evaluate_dim(given.k.shape[2], sizes) / self.splits
+            widths = given.depth + given.width
+            read = keys * widths * min(stored)
+            sharing = max(1, -(-evaluate_dim(self.rows, sizes) // down))
+            written = float(down * given.width * given.q.dtype.itemsize)
+            return Work(2.0 * down * keys * widths, given.q.dtype, read, read / sharing, written)
+
+        return work
+
+    def _merging(self, sizes: Mapping[str, int]) -> Work:
+        count = 16.0 * self.given.width
+        return Work(2 * count * self.splits, DType.f32, 4 * count * self.splits, 4 * count * self.splits, 2 * count)
