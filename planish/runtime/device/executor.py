@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from planish.errors import InputError, nearest
 from planish.runtime.device.frame import Frame, Sized, Weights
+from planish.runtime.device.graphs import Recorded, Recordings
 from planish.runtime.device.launcher import Launcher
 from planish.runtime.device.operands import give, take
 from planish.runtime.launches import DeviceStep
@@ -28,6 +29,9 @@ class DeviceFunction:
         self._solver = plan.solver()
         self._types = tuple(str(spec.type) for spec in plan.inputs)
         self._sized: dict[tuple[tuple[int, ...], ...], Sized] = {}
+        # results that take the memory of inputs are for the caller's tensors, and torch may wait for the device
+        whole = all(isinstance(step, DeviceStep) for step in plan.steps) and not plan.donated
+        self._recordings = Recordings(launcher, self._run) if whole else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result, where the first tensor of the inputs is; numpy arrays where no input is a tensor.
@@ -42,10 +46,12 @@ class DeviceFunction:
 
     def run(self, leaves: Sequence[Any]) -> list[Any]:
         """The output tensors for the input tensors, both flat and in the order of the plan."""
-        return give(self._run(self._taken(leaves)), leaves)
+        inputs = self._taken(leaves)
+        return give(self._run(inputs) if self._recordings is None else self._recordings.call(inputs), leaves)
 
     def bind(self, leaves: Sequence[Any]) -> Callable[[], list[Any]]:
-        """`run` for these very tensors of the device, whose contents may change from call to call.
+        """`run` for these very tensors of the device, whose contents may change from call to call; results keep their
+        memory.
 
         Raises InputError on a tensor that would have to be copied.
         """
@@ -55,6 +61,8 @@ class DeviceFunction:
                     f"input '{spec.name}' does not lie aligned and contiguous on {self._launcher.device} and cannot be "
                     "bound; pass a copy"
                 )
+        if all(isinstance(step, DeviceStep) for step in self.plan.steps):
+            return Recorded(self._launcher, self._run, leaves).repeat
         return lambda: self._run(leaves)
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:

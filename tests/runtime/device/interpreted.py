@@ -1,6 +1,6 @@
 """Artifacts of GPUs without one: a program is built for a device, and its launches run in Triton's interpreter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,23 @@ class InterpretedLauncher:
 
     def wait(self) -> None:
         """Everything is done when a launch returns."""
+
+    def recorded(self, body: Callable[[], None]) -> Callable[[], None]:
+        """As a graph does: the launches of one run, repeated with the addresses that they had."""
+        body()
+        taken: list[tuple[str, tuple[int, int, int], Sequence[Passed]]] = []
+        launch, self.launch = self.launch, lambda *given: taken.append(given)  # type: ignore[assignment, method-assign]
+        try:
+            body()
+        finally:
+            self.launch = launch  # type: ignore[method-assign]
+
+        def repeat() -> None:
+            for given in taken:
+                self.launch(*given)
+
+        repeat()
+        return repeat
 
 
 def executable(

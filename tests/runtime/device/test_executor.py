@@ -49,3 +49,26 @@ def test_a_profile_has_a_row_for_each_kernel(tmp_path: Path) -> None:
     run = executable(_Classifier(), (torch.randn(2, 5, 24),), tmp_path)
     profile = run.profile(torch.randn(2, 5, 24), repeat=1)
     assert [row.scope for row in profile.rows] == ["up", "down"]
+
+
+def test_repeated_shapes_are_recorded_and_results_stay_the_callers(tmp_path: Path) -> None:
+    net = _Classifier()
+    run = executable(net, (torch.randn(2, 5, 24),), tmp_path)
+    given = [torch.randn(2, 5, 24) for _ in range(4)]
+    results = [run(x) for x in given]
+    for x, result in zip(given, results, strict=True):
+        torch.testing.assert_close(result, net(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bound_call_reads_what_its_inputs_hold_now(tmp_path: Path) -> None:
+    net, x = _Classifier(), torch.zeros(2, 5, 24)
+    call = executable(net, (torch.randn(2, 5, 24),), tmp_path).main.bind([x])
+    for seed in range(2):
+        x.copy_(torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(seed)))
+        torch.testing.assert_close(call()[0], net(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_input_that_would_be_copied_cannot_be_bound(tmp_path: Path) -> None:
+    run = executable(_Classifier(), (torch.randn(2, 5, 24),), tmp_path)
+    with pytest.raises(InputError, match="input 'x' does not lie aligned and contiguous on cpu and cannot be bound"):
+        run.main.bind([torch.randn(24, 5, 2).permute(2, 1, 0)])

@@ -1,0 +1,91 @@
+"""The driver through ctypes, against a library that records what it is asked."""
+
+import ctypes
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from planish.errors import ArtifactError, BackendMissing
+from planish.runtime.device.driver import CUDA, Driver
+from planish.runtime.device.launcher import Whole, packed
+
+SOURCE = r"""
+#include <string.h>
+#include <stdint.h>
+unsigned seen[8]; unsigned char passed[64]; int shared, load_code;
+int cuInit(unsigned flags) { return 0; }
+int cuDriverGetVersion(int *version) { *version = 12080; return 0; }
+int cuModuleLoadData(void **module, const void *image) { *module = (void *)image; return load_code; }
+int cuModuleUnload(void *module) { return 0; }
+int cuModuleGetFunction(void **f, void *module, const char *name) { *f = (void *)7; return strcmp(name, "gemm") ? 500 : 0; }
+int cuFuncSetAttribute(void *f, int attribute, int value) { if (attribute == 8) shared = value; return 0; }
+int cuGetErrorName(int code, const char **text) { *text = code == 222 ? "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" : "CUDA_ERROR"; return 0; }
+int cuLaunchKernel(void *f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned bytes,
+                   void *stream, void **arguments, void **extra) {
+  unsigned now[8] = {x, y, z, bx, by, bz, bytes, (unsigned)(uintptr_t)stream};
+  memcpy(seen, now, sizeof now);
+  memcpy(passed, arguments[0], 8); memcpy(passed + 8, arguments[1], 4); memcpy(passed + 12, arguments[2], 8);
+  memcpy(passed + 20, arguments[3], 4); memcpy(passed + 24, arguments[4], 8); memcpy(passed + 32, arguments[5], 8);
+  return (uintptr_t)f == 7 ? 0 : 1;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "driver.c").write_text(SOURCE)
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler, "the tests need a C compiler"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libdriver.so", folder / "driver.c"], check=True)
+    return str(folder / "libdriver.so")
+
+
+def test_a_launch_passes_sizes_addresses_and_numbers(library: str) -> None:
+    driver, x = Driver(CUDA, [library]), torch.zeros(4)
+    function = driver.function("k0", b"code", "gemm", threads=128, shared_bytes=1000)
+    driver.launch(function, (3, 2, 1), 9, packed([x, Whole(-5, 4), Whole(2**40, 8), 1.5]))
+    seen = (ctypes.c_uint * 8).in_dll(ctypes.CDLL(library), "seen")
+    passed = bytes((ctypes.c_ubyte * 64).in_dll(ctypes.CDLL(library), "passed"))
+    assert list(seen) == [3, 2, 1, 128, 1, 1, 1000, 9]
+    assert int.from_bytes(passed[:8], "little") == x.data_ptr()
+    assert int.from_bytes(passed[8:12], "little", signed=True) == -5
+    assert int.from_bytes(passed[12:20], "little") == 2**40
+    assert ctypes.c_float.from_buffer_copy(passed[20:24]).value == 1.5
+    assert passed[24:40] == bytes(16)  # the scratch pointers that Triton appends
+
+
+def test_more_shared_memory_than_usual_is_asked_for(library: str) -> None:
+    Driver(CUDA, [library]).function("k0", b"code", "gemm", threads=128, shared_bytes=100_000)
+    assert ctypes.c_int.in_dll(ctypes.CDLL(library), "shared").value == 100_000
+
+
+def test_an_empty_grid_launches_nothing(library: str) -> None:
+    driver = Driver(CUDA, [library])
+    function = driver.function("k0", b"code", "gemm", threads=32, shared_bytes=0)
+    seen = (ctypes.c_uint * 8).in_dll(ctypes.CDLL(library), "seen")
+    seen[0] = 77
+    driver.launch(function, (0, 1, 1), 0, packed([torch.zeros(1)]))
+    assert seen[0] == 77
+
+
+def test_an_old_driver_is_named_with_what_to_do(library: str) -> None:
+    code = ctypes.c_int.in_dll(ctypes.CDLL(library), "load_code")
+    code.value = 222
+    with pytest.raises(
+        ArtifactError,
+        match=r"kernel 'k0' cannot be loaded: CUDA_ERROR_UNSUPPORTED_PTX_VERSION \(222\): the kernel needs a newer driver",
+    ):
+        Driver(CUDA, [library]).function("k0", b"code", "gemm", threads=32, shared_bytes=0)
+    code.value = 0
+
+
+def test_a_machine_without_a_driver_is_refused() -> None:
+    with pytest.raises(BackendMissing, match=r"this machine has no driver of an NVIDIA GPU \(libnothing.so cannot be"):
+        Driver(CUDA, ["libnothing.so"])
+
+
+def test_the_version_is_the_drivers(library: str) -> None:
+    assert Driver(CUDA, [library]).version == 12080
