@@ -90,7 +90,7 @@ def build(
     entries = [
         entry
         for name, scheduled in schedules.items()
-        for entry in _entries(name, scheduled, selections[name].graph, library, offsets)
+        for entry in _entries(name, scheduled, selections[name].graph, library, offsets, weights)
     ]
     progress(f"compiling {len(library.built)} kernels")
     sources = library.sources(program_source(entries))
@@ -221,7 +221,14 @@ def _torch_weights(program: Program, schedules: Iterable[Schedule]) -> Mapping[s
     return found
 
 
-def _entries(name: str, plan: Schedule, graph: Graph, library: _Library, offsets: Mapping[str, int]) -> Iterable[Entry]:
+def _entries(
+    name: str,
+    plan: Schedule,
+    graph: Graph,
+    library: _Library,
+    offsets: Mapping[str, int],
+    weights: Mapping[str, Weight],
+) -> Iterable[Entry]:
     from planish.codegen.tvm.kernel import call_sizes
 
     for i, step in enumerate(plan.steps):
@@ -230,13 +237,15 @@ def _entries(name: str, plan: Schedule, graph: Graph, library: _Library, offsets
             for choice in step.calls:
                 packings = library.packings(choice)
                 scratch = library.kernel(choice).scratch_bytes
-                weights = {
-                    value: offsets[entry_name(str(root.node.attrs["name"]), packings.get(value))]
+                names = {
+                    value: entry_name(str(root.node.attrs["name"]), packings.get(value))
                     for value, root in choice.roots.items()
                     if root.node.op.name == "weight"
                 }
+                places = {value: offsets[name] for value, name in names.items()}
+                lengths = {value: weights[name].nbytes for value, name in names.items()}
                 sizes = call_sizes(choice.call, scratch)
-                uses.append(KernelUse(library.uses[id(choice)], sizes, scratch, weights))
+                uses.append(KernelUse(library.uses[id(choice)], sizes, scratch, places, lengths))
             ins, outs = step_inputs(step, plan.storage), step_outputs(step, plan.storage)
             yield Entry(_entry_symbol(name, i), step, tuple(uses), graph.sizes, plan.storage, ins, outs)
 

@@ -9,17 +9,22 @@ from planish.codegen.batches import Loop, image_bytes
 from planish.codegen.schedule import ALIGNMENT, Kernels, Slot, Storage, read, slot_size
 from planish.codegen.select import Choice
 from planish.compiler.ir import Value
+from planish.compiler.ops import dequantize, linear
 from planish.compiler.types import Dim, Size, dim_text, symbol
+
+_AHEAD_BYTES = 32 << 10  # of codes that a barrier fetches while it waits: what a core reads from memory in 1 us
+_WHOLE_BYTES = 16 << 10  # of a weight that every task may read all of
 
 
 @dataclass(frozen=True, slots=True)
 class KernelUse:
-    """A compiled kernel as a call uses it: C symbol, sizes in order, scratch bytes, and the offset of each weight."""
+    """A compiled kernel as a call uses it: C symbol, sizes in order, scratch bytes, offset and bytes of each weight."""
 
     symbol: str
     sizes: tuple[str, ...]
     scratch_bytes: Dim
     weight_offsets: Mapping[Value, int]
+    weight_bytes: Mapping[Value, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ def _call(entry: Entry, i: int, choice: Choice, loop: Loop | None) -> Iterator[s
     ops = " ".join(node.op.name for node in call.nodes)
     yield f"  /* {i}: {choice.template.name}: {ops} {call.output.type} # {call.scope} */"
     if entry.step.barriers[i]:
-        yield "  if (!f->times) planish_barrier(task, tasks);"
+        yield from _barrier(entry, i)
     pointers = [_moved(entry, choice.roots[v], use.weight_offsets.get(v), loop) for v in call.inputs]
     sizes = ["images" if loop is not None and size == loop.size else c_name(size) for size in use.sizes]
     arguments = [*pointers, _moved(entry, call.output, None, loop), "scratch", *sizes, "task", "tasks"]
@@ -159,6 +164,44 @@ def _call(entry: Entry, i: int, choice: Choice, loop: Loop | None) -> Iterator[s
         "  if (f->times) { planish_barrier(task, tasks); "
         f"if (task == 0) {{ double now = planish_now(); f->times[{i}] += now - start; start = now; }} }}"
     )
+
+
+def _barrier(entry: Entry, i: int) -> Iterator[str]:
+    """The barrier before call `i`, which fetches codes that a later call reads first while it waits."""
+    ranges = _ranges(entry, i)
+    if not ranges:
+        yield "  if (!f->times) planish_barrier(task, tasks);"
+        return
+    rows = ", ".join(f"{{{offset}, {shared}, {size}}}" for offset, shared, size in ranges)
+    yield f"  static const struct planish_range ahead{i}[] = {{{rows}}};"
+    yield f"  if (!f->times) planish_barrier_ahead(task, tasks, w, ahead{i}, {len(ranges)});"
+
+
+def _ranges(entry: Entry, i: int) -> list[tuple[int, int, int]]:
+    """What the next call with codes reads first, as `(offset, bytes shared by the tasks, bytes)`.
+
+    Each barrier on the way there goes on where the one before it ends at most.
+    """
+    calls = entry.step.calls
+    target = next((j for j in range(i, len(calls)) if _reads_codes(calls[j])), None)
+    if target is None:
+        return []
+    start = max((j + 1 for j in range(i) if _reads_codes(calls[j])), default=0)
+    use = entry.uses[target]
+    largest = max(use.weight_bytes.values())
+    skipped = sum(entry.step.barriers[start:i]) * _AHEAD_BYTES
+    found = []
+    for value, size in sorted(use.weight_bytes.items(), key=lambda item: item[1]):
+        offset = use.weight_offsets[value]
+        if size <= _WHOLE_BYTES:
+            found.append((offset, 0, size))
+        elif (part := min(_AHEAD_BYTES, largest // 2 - skipped)) > 0:
+            found.append((offset + skipped * size // largest, size, part * size // largest))
+    return found
+
+
+def _reads_codes(choice: Choice) -> bool:
+    return choice.call.anchor.op is linear and any(node.op is dequantize for node in choice.call.nodes)
 
 
 def _moved(entry: Entry, root: Value, weight_offset: int | None, loop: Loop | None) -> str:

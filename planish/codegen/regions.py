@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from planish.codegen.layout import Place, is_free
 from planish.codegen.template import Template
 from planish.compiler.ir import Graph, Node, Value
-from planish.compiler.ops import dequantize, dim_value, full
+from planish.compiler.ops import dequantize, dim_value, full, layer_norm, rms_norm
 from planish.compiler.types import elements, same_dim, same_shape
 
 _REPEATED = (full, dim_value, dequantize)
+_NORMS = (layer_norm, rms_norm)
 
 
 @dataclass(eq=False, slots=True)
@@ -128,11 +129,13 @@ class _Fusion:
 
     def _inlines(self, region: Region, value: Value, node: Node) -> bool:
         """Whether computing the region again for every element that `node` reads costs nothing extra; a contraction's
-        template knows."""
+        template knows, also where there is a norm."""
+        cheap = [n for n in region.nodes if "elementwise" in n.op.traits or n.op in _REPEATED]
+        normed = [n for n in region.nodes if n.op in _NORMS]
         return (
             self.readers[value] == 1
-            and all("elementwise" in n.op.traits or n.op in _REPEATED for n in region.nodes)
-            and (_reads_once(node) or same_dim(elements(value.shape), elements(node.types[0].shape)))
+            and len(cheap) + len(normed) == len(region.nodes)
+            and (_reads_once(node) or (not normed and same_dim(elements(value.shape), elements(node.types[0].shape))))
         )
 
 

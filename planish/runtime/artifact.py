@@ -171,9 +171,10 @@ def _manifest(folder: Path, contents: Contents) -> Manifest:
 
 def _assemble(folder: Path, manifest: Manifest, threads: int | None) -> Executable:
     plan = Plan.from_json(parse_json((folder / _listed(manifest, PLAN)).read_bytes(), PLAN))
-    weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True)
-    library = NativeLibrary(folder / _listed(manifest, plan.library)) if plan.library is not None else None
     settings = manifest.generation
+    # Each token reads all weights, at the speed of memory: in huge pages a fifth faster than from a mapped file.
+    weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True, copied=settings is not None)
+    library = NativeLibrary(folder / _listed(manifest, plan.library)) if plan.library is not None else None
     if settings is None:
         return Executable(plan, library, weights, threads=threads)
     tokenizer = _tokenizer(folder, manifest, settings)

@@ -231,3 +231,33 @@ def test_refuses_a_weight_that_is_computed() -> None:
     s = ops.weight(name="s", shape=(4, 1), dtype=DType.f32)
     call = call_of(Graph("main", (x, q), (ops.linear(x, ops.dequantize(q, s, group=8)),)), ops.linear)
     assert QuantizedLinear().refuse(call, host_isa()) == "the codes are computed by input"
+
+
+@ISAS
+@pytest.mark.parametrize("form", [FORMS["int4"], FORMS["int8"], FORMS["nf4"]], ids=["int4", "int8", "nf4"])
+@pytest.mark.parametrize("depth", [96, 50])
+def test_norms_and_activations_of_a_single_row_are_computed_in_the_kernel(depth: int, form: Form, isa: Isa) -> None:
+    group = 32 if depth == 96 else 50
+    t = tensors((1, 1), 70, depth, group, form)
+    t["u"] = torch.randn(1, 1, depth, generator=torch.Generator().manual_seed(7))
+    t["g"] = torch.rand(depth, generator=torch.Generator().manual_seed(8)) + 0.5
+    x, u = (ops.input_(name=name, shape=(1, 1, depth), dtype=DType.f32) for name in "xu")
+    g = ops.weight(name="g", shape=(depth,), dtype=DType.f32)
+    gated, size = functional.silu(t["x"].double()) * t["u"].double(), (depth,)
+    cases = [
+        (ops.mul(ops.silu(x), u), gated),
+        (ops.rms_norm(ops.mul(ops.silu(x), u), g, eps=1e-5), functional.rms_norm(gated, size, t["g"].double(), 1e-5)),
+        (ops.layer_norm(ops.mul(ops.silu(x), u), g, g, eps=1e-5), None),
+        (
+            ops.relu(ops.rms_norm(ops.mul(x, u))),
+            functional.relu(functional.rms_norm((t["x"] * t["u"]).double(), size, eps=1e-6)),
+        ),
+    ]
+    for made, expected in cases:
+        if expected is None:
+            expected = functional.layer_norm(gated, size, t["g"].double(), t["g"].double(), 1e-5)
+        _, plain = linear((1, 1), t, group, form)
+        _, w, b = plain.node.operands
+        call = call_of(Graph("main", (x, u), (ops.linear(made, w, b),)), ops.linear)
+        got = run_call(QuantizedLinear(), call, t, isa=isa, tasks=3)
+        close(got, wanted({**t, "x": expected}, group, form), 4e-6)
