@@ -183,7 +183,7 @@ def _read(path: Path, place: int, target: np.ndarray[Any, Any]) -> None:
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(place)
-            left = memoryview(target)
+            left = target.data
             while len(left) and (count := file.readinto(left)):
                 left = left[count:]
     except OSError as error:

@@ -71,6 +71,22 @@ def test_we_read_what_the_safetensors_library_writes(tmp_path: Path) -> None:
     assert not file.array("b", "i64", (2, 3)).flags.writeable
 
 
+def test_a_copied_file_holds_the_same_in_memory_of_its_own(tmp_path: Path) -> None:
+    weights = {**WEIGHTS, "large": RNG.integers(0, 256, 5_000_001, np.uint8)}
+    write_weights(tmp_path / "w.safetensors", weights)
+    file = TensorFile(tmp_path / "w.safetensors", aligned=True, copied=True)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    assert file.address % (2 << 20) == 0
+    for name, array in weights.items():
+        found = file.array(
+            name,
+            {"int8": "i8", "bool": "bool", "uint8": "u8", "float64": "f64"}.get(array.dtype.name, "f32"),
+            array.shape,
+        )
+        np.testing.assert_array_equal(found, array)
+        assert not found.flags.writeable
+
+
 def test_refuses_a_tensor_read_as_something_else(tmp_path: Path) -> None:
     write_weights(tmp_path / "w.safetensors", WEIGHTS)
     file = TensorFile(tmp_path / "w.safetensors")

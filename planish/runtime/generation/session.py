@@ -109,9 +109,7 @@ class Session:
         self._caches = [array[:rows] for array in self._stored.values()]
         self._ids = np.zeros((rows, 1), np.int64)
         self._past, self._count = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-        self._id_places, self._past_places, self._count_places = map(
-            memoryview, (self._ids[:, 0], self._past, self._count)
-        )
+        self._id_places, self._past_places, self._count_places = self._ids[:, 0].data, self._past.data, self._count.data
         self._step = self._decode.bind([self._ids, self._past, self._count, *self._caches])
 
     def _read(self, tokens: Sequence[Sequence[int]], count: Array) -> Array:
