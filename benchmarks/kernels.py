@@ -33,6 +33,16 @@ class _Product(nn.Module):
         return nn.functional.gelu(self.linear(x))
 
 
+class _Linear(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product: Tensor = self.linear(x)
+        return product
+
+
 class _Norm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -85,7 +95,8 @@ class _Roof:
 class KernelCase:
     """One module at one size: `rows` is dynamic, `width` is the inner size, `out` the columns of a product.
 
-    A product is measured against the peak rate of `dtype`. Everything else is measured against the slower one of moving
+    A product is measured against the peak rate of `compute`, which is `dtype` where nothing else is said; `passes` run
+    after the exact ones. Everything else is measured against the slower one of moving
     its bytes and of `instructions`, those of one element on the units that multiply and add, at the rate of the peak.
     """
 
@@ -97,6 +108,8 @@ class KernelCase:
     operands: int = 1
     out: int | None = None
     instructions: int = 0
+    compute: str = ""
+    passes: tuple[str, ...] = ()
 
     def inputs(self, rows: int | None = None) -> tuple[Tensor, ...]:
         """Normal noise `(rows, width)` for each operand, from a fixed seed."""
@@ -147,6 +160,10 @@ def _product(width: int, out: int, dtype: str) -> Callable[[], nn.Module]:
     return lambda: _Product(width, out).to(_DTYPES[dtype])
 
 
+def _linear(width: int, out: int) -> Callable[[], nn.Module]:
+    return lambda: _Linear(width, out)
+
+
 PRODUCTS = tuple(
     KernelCase(f"linear-gelu-{width}x{out}", _product(width, out, dtype), rows, width, dtype, out=out)
     for dtype in ("f32", "bf16")
@@ -168,7 +185,21 @@ ROWWISE = tuple(
         KernelCase("add", _Add, rows, 768, "f32", operands=2),
     )
 )
-KERNELS: tuple[KernelCase, ...] = PRODUCTS + ROWWISE
+_ROUNDED = {
+    "int4-g128": 'quantize-weights{bits=4, group=128, activations="int8"}',
+    "int4-g32": 'quantize-weights{bits=4, group=32, activations="int8"}',
+    "int8": 'quantize-weights{bits=8, activations="int8"}',
+}
+# the linear layers of the 1.1B LLaMA, with the rounding of their inputs; the error is that of the format
+INTEGER = tuple(
+    KernelCase(
+        f"linear-{form}-{width}x{out}", _linear(width, out), rows, width, "f32", out=out, compute="i8", passes=(text,)
+    )
+    for form, text in _ROUNDED.items()
+    for width, out in ((2048, 2048), (2048, 5632), (5632, 2048), (2048, 32000))
+    for rows in (8, 128, 512, 2048)
+)
+KERNELS: tuple[KernelCase, ...] = PRODUCTS + ROWWISE + INTEGER
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +234,14 @@ def run_kernels(
 def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
     """Compiles the module with its rows dynamic; times whole calls beside eager, then the kernels inside the call."""
     import planish
+    from planish.passes import EXACT
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     module, inputs = case.module().eval(), case.inputs()
     dynamic = {name: {0: "rows"} for name in ("x", "y")[: case.operands]}
-    compiled = planish.compile(module, "cpu", inputs=inputs, dynamic=dynamic, threads=threads)
+    passes = [*EXACT, *case.passes] if case.passes else None
+    compiled = planish.compile(module, "cpu", inputs=inputs, dynamic=dynamic, passes=passes, threads=threads)
     eager = torch.inference_mode()(module.__call__)
     turns = take_turns({"planish": lambda: compiled(*inputs), "eager": lambda: eager(*inputs)}, effort)
     before = machine_limit(case, threads)
@@ -219,7 +252,7 @@ def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
     rate = roof.work / kernels_ms * 1e3
     return KernelResult(
         name=case.name,
-        dtype=case.dtype,
+        dtype=case.compute or case.dtype,
         rows=case.rows,
         width=case.width,
         out=case.out,
@@ -237,7 +270,7 @@ def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
 
 def machine_limit(case: KernelCase, threads: int) -> _Roof:
     """What bounds the case right now: the peak rate, or moving its bytes by a C loop that reads and writes alike."""
-    peak = _Roof("peak", case.operations / 1e9, measure_peak(case.dtype, 0.15, threads=threads))
+    peak = _Roof("peak", case.operations / 1e9, measure_peak(case.compute or case.dtype, 0.15, threads=threads))
     if case.out is not None:
         return peak
     rate = measure_move(0.15, write_bytes=case.written, reads=case.operands, threads=threads)

@@ -9,6 +9,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.call import Call
 from planish.codegen.tvm.gemm_finish import Finish, finishes, refuse_finish
+from planish.codegen.tvm.gemm_rows import unravel
 from planish.codegen.tvm.int8_packing import group_panels
 from planish.codegen.tvm.int8_plan import Int8Plan, refuse_call, refuse_nodes
 from planish.codegen.tvm.int8_rows import QuantizedRows, quantized_rows, rows_bytes
@@ -18,8 +19,11 @@ from planish.codegen.tvm.kernel import TVM_DTYPE, Kernel, KernelBuilder, bind, k
 from planish.codegen.tvm.tiles import index, quotient, remainder
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.types import DType
+from planish.compiler.types import DType, same_shape
 
+_LINE_BYTES = 64
+_READ_SOON = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
+_WRITE_SOON = (T.int32(1), T.int32(3), T.int32(1))
 _HEIGHTS = (6, 4, 2, 1)  # of tiles for the rows left over; the smallest that holds them all is computed
 
 
@@ -57,7 +61,7 @@ class Int8Linear:
 
 
 def _codes(k: KernelBuilder, plan: Int8Plan) -> "tirx.Buffer":
-    return _packed(k, plan.w.operands[0], plan.panels * plan.padded // plan.unit * plan.tile.width, "int32")
+    return _packed(k, plan.w.operands[0], plan.panels * plan.stored // plan.unit * plan.tile.width, "int32")
 
 
 def _groups(k: KernelBuilder, plan: Int8Plan) -> "tuple[tirx.Buffer, tirx.Buffer | None]":
@@ -80,19 +84,35 @@ def _emit(k: KernelBuilder, plan: Int8Plan, rows: QuantizedRows, tile: Int8Tile,
     height, total = plan.tile.rows, bind(k.dim(plan.rows))
     row_tiles = bind(quotient(total + (height - 1), height))
     first, last = k.share(row_tiles * plan.panels)
-    size = plan.block_tiles * plan.panels
+    blocks = bind(quotient(row_tiles + (plan.block_tiles - 1), plan.block_tiles))
+    most = bind(quotient(row_tiles + (blocks - 1), blocks))
+    size = bind(most * plan.panels)
     start = bind(quotient(first, size))
     with T.serial(quotient(last + (size - 1), size) - start) as b:
-        block = bind((start + b) * plan.block)
-        tiles = bind(tirx.min(index(plan.block_tiles), row_tiles - (start + b) * plan.block_tiles))
+        block = bind((start + b) * most * height)
+        tiles = bind(tirx.min(most, row_tiles - (start + b) * most))
         low = bind(tirx.max(first - (start + b) * size, index(0)))
         high = bind(tirx.min(last - (start + b) * size, tiles * plan.panels))
-        rows.prepare(block, bind(tirx.min(total, block + plan.block)))
+        rows.prepare(block, bind(tirx.min(total, block + tiles * height)))
         with T.serial(high - low) as t:
             panel, row = bind(quotient(low + t, tiles)), bind(remainder(low + t, tiles) * height)
             count = bind(tirx.min(index(height), total - block - row))
+            _fetch_results(k, plan, bind(block + row), bind(panel * plan.tile.width))
             _heights(plan, tile, panel, row, count)
             finish(bind(block + row), count, bind(panel * plan.tile.width))
+
+
+def _fetch_results(k: KernelBuilder, plan: Int8Plan, row: "tirx.PrimExpr", column: "tirx.PrimExpr") -> None:
+    """Fetch the cache lines that the end of a tile reads and writes, for which it would wait as for many products."""
+    call, tile = k.call, plan.tile
+    read = [v for v in call.inputs if v not in call.anchor.operands and same_shape(v.shape, call.output.shape)]
+    places = [(k.output, call.view, _WRITE_SOON), *((k.buffers[v], call.inputs[v], _READ_SOON) for v in read)]
+    for i in range(min(tile.rows, plan.known_rows or tile.rows)):
+        lead = unravel(k, bind(row + i), call.output.shape[:-1])
+        for buffer, view, how in places:
+            for v in range(0, tile.width, _LINE_BYTES // view.dtype.itemsize):
+                address = T.address_of(buffer[bind(k.address(view, (*lead, bind(column + v))))])
+                T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *how))
 
 
 def _heights(

@@ -82,8 +82,13 @@ class Int8Plan:
 
     @property
     def padded(self) -> int:
-        """K in whole groups."""
+        """K in whole groups, as rows of x are copied."""
         return self.count * self.group
+
+    @property
+    def stored(self) -> int:
+        """K in whole units, as weights are packed."""
+        return -(-self.depth // self.unit) * self.unit
 
     @property
     def x_groups(self) -> int:
@@ -119,7 +124,7 @@ class Int8Plan:
 
     @property
     def packing(self) -> CodePanels:
-        return CodePanels(self.tile.width, self.padded, self.nibbles, self.shift)
+        return CodePanels(self.tile.width, self.stored, self.nibbles, self.shift)
 
     @property
     def known_rows(self) -> int | None:
