@@ -14,6 +14,7 @@ from benchmarks.peers import PeerError
 from benchmarks.results import Machine, write
 from benchmarks.run import machine, max_abs_error
 from benchmarks.timing import Effort, take_turns
+from planish.compiler.pass_ import Pass
 from planish.errors import PlanishError
 from planish.hardware_profiles import measure_move, measure_peak
 
@@ -240,7 +241,7 @@ def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
     torch.manual_seed(0)
     module, inputs = case.module().eval(), case.inputs()
     dynamic = {name: {0: "rows"} for name in ("x", "y")[: case.operands]}
-    passes = [*EXACT, *case.passes] if case.passes else None
+    passes: list[Pass | str] | None = [*EXACT, *case.passes] if case.passes else None
     compiled = planish.compile(module, "cpu", inputs=inputs, dynamic=dynamic, passes=passes, threads=threads)
     eager = torch.inference_mode()(module.__call__)
     turns = take_turns({"planish": lambda: compiled(*inputs), "eager": lambda: eager(*inputs)}, effort)
