@@ -1,12 +1,14 @@
 """A program to the files of an artifact: plan, library, packed weights and readable sources."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy
+import torch
 
 from planish.codegen.donation import donations
 from planish.codegen.emit import Entry, KernelUse, declarations, program_source, step_inputs, step_outputs
@@ -14,7 +16,9 @@ from planish.codegen.schedule import Kernels, Schedule, Storage, schedule
 from planish.codegen.select import Choice, Selection, TorchCall, select
 from planish.codegen.template import Template
 from planish.compiler.ir import Graph, Node, Program, Value
+from planish.compiler.ops.structure import FROM_TORCH
 from planish.compiler.types import Dim, Shape, dim_text
+from planish.compiler.weights import Weights
 from planish.errors import BackendMissing
 from planish.runtime.dims import SizeRange
 from planish.runtime.fields import Json
@@ -34,8 +38,6 @@ from planish.runtime.tensors import Deferred, Weight, weight_offsets
 from planish.runtime.tree import Tree
 
 if TYPE_CHECKING:
-    import torch
-
     from planish.codegen.tvm.isa import Isa
     from planish.codegen.tvm.kernel import Kernel, Packing
 
@@ -181,25 +183,31 @@ def _weights(program: Program, library: _Library, schedules: Iterable[Schedule])
     for name, packing in _weight_uses(schedules, library):
         entry = entry_name(name, packing)
         if entry not in found:
-            found[entry] = _packed(program.weights[name], packing)
+            found[entry] = _packed(Weights(program.weights), name, packing)
     return found
 
 
-def _packed(tensor: "torch.Tensor", packing: "Packing | None") -> Weight:
-    """The weight as its kernels read it, made when it is written; it shares the tensor's memory until then."""
+def _packed(weights: Weights, name: str, packing: "Packing | None") -> Weight:
+    """The weight as its kernels read it, computed and packed when it is written."""
+    if packing is None and not weights.is_recipe(name):
+        return as_array(weights[name])
+    shape = tuple(weights.like(name).shape)
+    dtype = as_array(torch.empty(0, dtype=weights.like(name).dtype)).dtype
     if packing is None:
-        return as_array(tensor)
-    array = as_array(tensor)
-    size, dtype = packing.packed(array.shape, array.dtype)
+        return Deferred(dtype, prod(shape), lambda: (as_array(weights[name]),))
+    size, packed = packing.packed(shape, dtype)
+    return Deferred(packed, size, lambda: _parts(as_array(weights[name]), packing))
+
+
+def _parts(array: numpy.ndarray, packing: "Packing") -> Iterator[numpy.ndarray]:
     row_bytes = max(1, array.nbytes // max(1, len(array)))
     step = packing.rows * max(1, _PART_BYTES // (row_bytes * packing.rows)) if packing.rows else max(1, len(array))
-    return Deferred(dtype, size, lambda: (packing.pack(array[i : i + step]) for i in range(0, len(array), step)))
+    for i in range(0, len(array), step):
+        yield packing.pack(array[i : i + step])
 
 
-def as_array(tensor: "torch.Tensor") -> numpy.ndarray:
+def as_array(tensor: torch.Tensor) -> numpy.ndarray:
     """The tensor's memory as numpy; bf16 as uint16 bits."""
-    import torch
-
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype is torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(numpy.uint16)
@@ -207,16 +215,15 @@ def as_array(tensor: "torch.Tensor") -> numpy.ndarray:
 
 
 def _torch_weights(program: Program, schedules: Iterable[Schedule]) -> Mapping[str, TensorSpec]:
-    from planish.compiler.ops.structure import FROM_TORCH
-
     found = {}
+    weights = Weights(program.weights)
     for plan in schedules:
         for step in plan.steps:
             if isinstance(step, TorchCall):
                 for root in step.roots.values():
                     if root.node.op.name == "weight":
-                        tensor = program.weights[str(root.node.attrs["name"])]
                         name = str(root.node.attrs["name"])
+                        tensor = weights.like(name)
                         found[name] = TensorSpec.of(FROM_TORCH[tensor.dtype].value, tuple(tensor.shape))
     return found
 

@@ -12,6 +12,7 @@ from planish.compiler.ir import Graph, Node, Program, Value
 from planish.compiler.ops import attention, conv, embedding, gather, index_select, linear, matmul, reshape, weight
 from planish.compiler.text import attr_text
 from planish.compiler.types import TensorType, evaluate_dim
+from planish.compiler.weights import Weights
 
 Sizes = Mapping[str, int]
 
@@ -108,7 +109,8 @@ def costs(program: Program, sizes: Sizes) -> Costs:
                 ops += 1
                 moved += bytes_moved(node, known)
                 work[dtype] = work.get(dtype, 0) + flops(node, known)
-    held = sum(program.weights[n].nbytes for n in weight_names(program))
+    weights = Weights(program.weights)
+    held = sum(weights.like(n).nbytes for n in weight_names(program))
     return Costs(ops, held, sum(work.values()), moved, {d: f for d, f in work.items() if f})
 
 
