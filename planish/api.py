@@ -142,7 +142,7 @@ class CompiledModel:
         self._threads = threads
         self._loaded: Executable | None = None
         if imported is None or runs_here(path):
-            self._loaded = load_artifact(path, threads=threads, verify=verify)
+            self._loaded = load_artifact(path, threads=threads, verify=verify, fresh=imported is not None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result. Raises InputError naming the input, what it takes and what was given."""

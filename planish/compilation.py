@@ -88,6 +88,7 @@ def run(
         built = build(program, _interfaces(imported, program, generate), isa, folder / "build", progress=say)
     with clock.stage("recording a result"):
         recorded = _record(model, imported, program, generate, args, kwargs)
+        _trim()
     report = CompileReport(passed, kernel_rows(built.selections), dict(clock.seconds), program.notes)
     with clock.stage("writing the artifact"):
         write(folder / "artifact", _contents(program, built, profile, recorded, report, pipeline))
@@ -190,8 +191,13 @@ def _contents(
 
 
 def _return_memory() -> None:
-    """Give freed memory back: weights that passes computed, which glibc would keep, and cycles of the importer."""
+    """Give freed memory back, also that of the importer's cycles."""
     gc.collect()
+    _trim()
+
+
+def _trim() -> None:
+    """Give back what glibc keeps of freed memory."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

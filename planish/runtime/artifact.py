@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,24 +94,29 @@ def copy(source: str | Path, path: str | Path, *, overwrite: bool = False) -> No
         _finish(stage, Path(shutil.copytree(folder, stage / "artifact")), target, overwrite=overwrite)
 
 
-def load(path: str | Path, *, verify: bool = True, threads: int | None = None) -> Executable:
+def load(path: str | Path, *, verify: bool = True, threads: int | None = None, fresh: bool = False) -> Executable:
     """The artifact at `path`, ready to be called.
 
     Checked in this order: format version, list and sizes of files, their hashes (`verify`), this machine's
     instruction set, the library, and that the recorded inputs give the recorded outputs (`verify`). Raises
-    ArtifactError with what is wrong. `threads` is how many a call uses; all cores of the process by default.
+    ArtifactError with what is wrong. `threads` is how many a call uses; all cores of the process by default. What this
+    process has written a moment ago is `fresh`: it is not hashed again, and the check keeps little of it in memory.
     """
     with opened(Path(path)) as folder:
         manifest = read_manifest(folder)
-        check_files(folder, manifest.files, contents=verify)
+        check_files(folder, manifest.files, contents=verify and not fresh)
         if why := host_supports(manifest.target.triple, manifest.target.features):
             raise ArtifactError(
                 f"the artifact is for {manifest.target.profile} ({manifest.target.triple}) and cannot run here: {why}; "
                 "compile the model for this machine"
             )
-        executable = _assemble(folder, manifest, threads)
+        # Each token reads all weights, at the speed of memory: in huge pages a fifth faster than from a mapped file.
+        copied = manifest.generation is not None
+        weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True, copied=copied)
+        executable = _assemble(folder, manifest, weights, threads)
         if verify and manifest.golden:
-            check_golden(executable, folder / _listed(manifest, GOLDEN), manifest.golden)
+            with weights.sparing() if fresh else nullcontext():
+                check_golden(executable, folder / _listed(manifest, GOLDEN), manifest.golden)
     return executable
 
 
@@ -169,11 +175,9 @@ def _manifest(folder: Path, contents: Contents) -> Manifest:
     )
 
 
-def _assemble(folder: Path, manifest: Manifest, threads: int | None) -> Executable:
+def _assemble(folder: Path, manifest: Manifest, weights: TensorFile, threads: int | None) -> Executable:
     plan = Plan.from_json(parse_json((folder / _listed(manifest, PLAN)).read_bytes(), PLAN))
     settings = manifest.generation
-    # Each token reads all weights, at the speed of memory: in huge pages a fifth faster than from a mapped file.
-    weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True, copied=settings is not None)
     library = NativeLibrary(folder / _listed(manifest, plan.library)) if plan.library is not None else None
     if settings is None:
         return Executable(plan, library, weights, threads=threads)

@@ -3,8 +3,10 @@
 import json
 import mmap
 import struct
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +21,7 @@ from planish.runtime.fields import Field, parse_json
 
 ALIGNMENT: Final = 64
 _READERS: Final = 2
+_DROP_SECONDS: Final = 0.002  # at the bandwidth of memory a few dozen MB are read meanwhile
 _NAMES: Final[dict[str, str]] = {NUMPY[name]: word for name, word in SAFETENSORS.items()} | {
     "uint16": "U16", "uint32": "U32", "uint64": "U64", "bfloat16": "BF16",
 }  # fmt: skip
@@ -141,6 +144,27 @@ class TensorFile:
             )
         data: np.ndarray[Any, Any] = self._bytes[stored.begin : stored.begin + count * numpy_type.itemsize]
         return data.view(numpy_type).reshape(shape)
+
+    @contextmanager
+    def sparing(self) -> Iterator[None]:
+        """While the block runs, pages that were read soon leave this process's memory again; not those of a copy."""
+        if self._map.closed:
+            yield
+            return
+        ended = threading.Event()
+
+        def drop() -> None:
+            while not ended.wait(_DROP_SECONDS):
+                self._map.madvise(mmap.MADV_DONTNEED)
+
+        thread = threading.Thread(target=drop, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a stored tensor; raises ArtifactError where there is none of that name."""

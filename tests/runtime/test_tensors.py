@@ -36,6 +36,25 @@ def test_every_weight_starts_at_its_offset_from_an_aligned_base(tmp_path: Path) 
         assert raw[start + offset : start + offset + len(expected)] == expected
 
 
+def _resident_file_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_pages_that_were_read_sparingly_leave_the_memory_and_read_the_same_again(tmp_path: Path) -> None:
+    array = RNG.random(8 << 20, np.float32)
+    write_weights(tmp_path / "w.safetensors", {"a": array})
+    file = TensorFile(tmp_path / "w.safetensors")
+    before = _resident_file_bytes()
+    np.testing.assert_array_equal(file.array("a", "f32", (array.size,)), array)
+    assert _resident_file_bytes() - before > 24 << 20
+    with file.sparing():
+        np.testing.assert_array_equal(file.array("a", "f32", (array.size,)), array)
+    assert _resident_file_bytes() - before < 8 << 20
+    np.testing.assert_array_equal(file.array("a", "f32", (array.size,)), array)
+
+
 def test_a_deferred_weight_is_written_part_by_part(tmp_path: Path) -> None:
     array = RNG.random(100, np.float32)
     deferred = Deferred(array.dtype, 100, lambda: (array[i : i + 30] for i in range(0, 100, 30)))
