@@ -1,7 +1,6 @@
 """The public calls: `compile` a model for a target, `load` an artifact."""
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from planish.runtime.executor import Executable
 from planish.runtime.inspection import inspect
 from planish.runtime.profile import CallProfile
 from planish.runtime.storage import read_manifest, read_member
+from planish.runtime.temporary import OwnedFolder, own_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,13 +67,13 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     say = progress or (lambda stage: None)
     folder = _new_folder(model)
     try:
-        done = run(model, target, inputs, dynamic, workload, passes, folder, say, generate)
+        done = run(model, target, inputs, dynamic, workload, passes, folder.path, say, generate)
         say("checking against the model")
         compiled = _model(done.artifact, done.report, done.imported, threads=threads)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
         raise
-    weakref.finalize(compiled, shutil.rmtree, folder, ignore_errors=True)
+    weakref.finalize(compiled, folder.remove)
     return compiled
 
 
@@ -81,17 +81,18 @@ _HOW_TO_GENERATE = "give planish.compile a causal language model with generate=p
 _SPARE_BYTES = 32 << 20  # for objects, sources and the compilers' temporary files
 
 
-def _new_folder(model: Any) -> Path:
+def _new_folder(model: Any) -> OwnedFolder:
     """A temporary folder that has room for the artifact; LLVM ends the process when its disk is full."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix="planish-"))
+        folder = own_folder()
     except OSError as error:
         raise ArtifactError(f"no temporary folder can be made: {error}; set TMPDIR to another disk") from error
-    needed, free = _SPARE_BYTES + _weight_bytes(model), shutil.disk_usage(folder).free
+    needed, free = _SPARE_BYTES + _weight_bytes(model), shutil.disk_usage(folder.path).free
     if free < needed:
-        folder.rmdir()
+        folder.remove()
+        where = folder.path.parent
         raise ArtifactError(
-            f"'{folder.parent}' has {free >> 20} MiB free, compiling takes {needed >> 20}; set TMPDIR to another disk"
+            f"'{where}' has {free >> 20} MiB free, compiling takes {needed >> 20}; set TMPDIR to another disk"
         )
     return folder
 

@@ -5,7 +5,6 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Final
 
 from planish.errors import ArtifactError
 from planish.runtime.manifest import MAXIMUM_BYTES, NAME, FileEntry, Manifest, unsafe_path
+from planish.runtime.temporary import owned_folder
 
 _CHUNK: Final = 1 << 20
 _EXCHANGE: Final = 2
@@ -27,9 +27,10 @@ def opened(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield path
     elif path.is_file():
-        with tempfile.TemporaryDirectory(prefix="planish-") as folder:
-            unpack(path, Path(folder))
-            yield Path(folder)
+        with owned_folder() as folder:
+            (folder / "artifact").mkdir()
+            unpack(path, folder / "artifact")
+            yield folder / "artifact"
     else:
         raise ArtifactError(f"there is no artifact at '{path}'")
 
@@ -126,18 +127,14 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 @contextmanager
 def staging(path: Path) -> Iterator[Path]:
     """A new empty folder beside `path`, removed at the end; failures to write become ArtifactErrors about `path`."""
-    folder: Path | None = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-        yield folder
+        with owned_folder(path.parent, prefix=f".{path.name}.", suffix=".partial") as folder:
+            yield folder
     except OSError as error:
         # A failed copytree lists (source, target, reason) for each file; the first tells enough.
         listed = isinstance(error, shutil.Error) and isinstance(error.args[0], list)
         what = error.args[0][0][2] if listed else error
         raise ArtifactError(f"cannot save '{path}': {what}; nothing was changed there, save elsewhere") from error
-    finally:
-        if folder is not None:
-            remove(folder)
 
 
 def pack(folder: Path, path: Path) -> None:
@@ -149,14 +146,6 @@ def pack(folder: Path, path: Path) -> None:
             member.file_size = (folder / name).stat().st_size
             with (folder / name).open("rb") as source, archive.open(member, "w") as target:
                 shutil.copyfileobj(source, target, _CHUNK)
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder that may be gone already."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _list_files(folder: Path) -> dict[str, int]:
