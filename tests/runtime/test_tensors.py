@@ -55,6 +55,14 @@ def test_pages_that_were_read_sparingly_leave_the_memory_and_read_the_same_again
     np.testing.assert_array_equal(file.array("a", "f32", (array.size,)), array)
 
 
+def test_a_copy_keeps_what_is_read_sparingly(tmp_path: Path) -> None:
+    write_weights(tmp_path / "w.safetensors", WEIGHTS)
+    file = TensorFile(tmp_path / "w.safetensors", copied=True)
+    with file.sparing():
+        np.testing.assert_array_equal(file.array("odd", "f32", (37,)), WEIGHTS["odd"])
+    np.testing.assert_array_equal(file.array("odd", "f32", (37,)), WEIGHTS["odd"])
+
+
 def test_a_deferred_weight_is_written_part_by_part(tmp_path: Path) -> None:
     array = RNG.random(100, np.float32)
     deferred = Deferred(array.dtype, 100, lambda: (array[i : i + 30] for i in range(0, 100, 30)))
