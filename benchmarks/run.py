@@ -1,6 +1,7 @@
 """The suite: every model at every batch, all peers in turns, each result beside eager and the machine's limit."""
 
 import gc
+import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import planish
 from benchmarks.peers import Peer, PeerError
 from benchmarks.results import Case, Machine, Result, Score, Suite, save
 from benchmarks.timing import Effort, Timing, Turns, take_turns
@@ -61,6 +63,15 @@ def machine(threads: int) -> Machine:
     """The machine at hand with its measured profile."""
     profile = detect().model_dump(mode="json", exclude_none=True)
     return Machine(read_host().model_name, threads, platform.python_version(), profile)
+
+
+def code_digest() -> str:
+    """A hash of all sources of planish: artifacts and results of different ones are kept apart."""
+    found = hashlib.sha256()
+    for path in sorted(Path(planish.__file__).parent.rglob("*.[pch]*")):
+        if path.suffix in (".py", ".c", ".h"):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _versions(choice: Choice) -> dict[str, str]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from planish.errors import ArtifactError, InputError, nearest
 from planish.hardware_profiles.host import host_supports
 from planish.runtime.artifact import PROGRAM, copy
-from planish.runtime.artifact import load as load_artifact
 from planish.runtime.executor import Executable
 from planish.runtime.inspection import inspect
+from planish.runtime.loading import load as load_artifact
 from planish.runtime.profile import CallProfile
 from planish.runtime.storage import read_manifest, read_member
 from planish.runtime.temporary import OwnedFolder, own_folder

@@ -132,7 +132,7 @@ def run(
     For example: planish run encoder.planish --inputs sentence.npz -o states.npz
     """
     from planish.cli_inputs import example_inputs, read_inputs, result_names, sizes_of, write_results
-    from planish.runtime.artifact import load
+    from planish.runtime.loading import load
 
     if inputs and size:
         raise InputError("--size is for random inputs; inputs from a file have their own sizes")
@@ -164,7 +164,7 @@ def bench(
 ) -> None:
     """Time calls of an artifact on random inputs: median, 10th percentile and best, in milliseconds."""
     from planish.cli_inputs import example_inputs, sizes_of
-    from planish.runtime.artifact import load
+    from planish.runtime.loading import load
 
     executable = load(artifact, threads=threads)
     function = executable.main

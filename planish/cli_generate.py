@@ -35,8 +35,8 @@ def generate(
 
     For example: planish generate smollm2.planish "Once upon a time" --max-new-tokens 64 --top-p 0.9 --seed 1
     """
-    from planish.runtime.artifact import load
     from planish.runtime.generation.generator import LanguageExecutable
+    from planish.runtime.loading import load
 
     if chat and ids:
         raise InputError("--chat takes text, --ids token ids; give one of them")

@@ -22,7 +22,7 @@ from planish.generation import Generation, end_tokens, tokenizer_of
 from planish.passes import EXACT, FoldConstants, FuseNorms, QuantizeWeights
 from planish.passes.split_generation import SplitGeneration
 from planish.runtime import inspect
-from planish.runtime.artifact import load as load_executable
+from planish.runtime.loading import load as load_executable
 from planish.runtime.manifest import Manifest
 from planish.runtime.storage import hash_file
 from tests.generation import architectures

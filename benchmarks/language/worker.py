@@ -2,17 +2,17 @@
 
 import multiprocessing
 import os
-import re
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from benchmarks.language.peers.peer import Generated, LanguagePeer, Setting
 from benchmarks.language.source import Ids, Source
+from benchmarks.memory import memory_bytes
 from benchmarks.peers import PeerError
 
+PREPARE_SECONDS = 900.0
 _STOP_SECONDS = 10.0
 
 
@@ -27,22 +27,19 @@ class Ready:
 class Worker:
     """A peer prepared in a new process; `ready` says what that took. Raises PeerError with its reason."""
 
-    def __init__(
-        self, peer: LanguagePeer, source: Source, kind: str, setting: Setting, *, timeout_seconds: float = 1200.0
-    ) -> None:
+    def __init__(self, peer: LanguagePeer, source: Source, kind: str, setting: Setting) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self._timeout_seconds = timeout_seconds
         self._name = peer.name
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, peer, source, kind, setting), daemon=True)
         self._process.start()
         theirs.close()
-        self.ready: Ready = self._answer()
+        self.ready: Ready = self._answer(PREPARE_SECONDS)
 
-    def generate(self, prompts: Ids, count: int) -> Generated:
-        """See `Session.generate`."""
+    def generate(self, prompts: Ids, count: int, limit_seconds: float) -> Generated:
+        """See `Session.generate`. A process that has no answer in time is ended, and PeerError says so."""
         self._pipe.send((prompts, count))
-        generated: Generated = self._answer()
+        generated: Generated = self._answer(limit_seconds)
         return generated
 
     def close(self) -> None:
@@ -55,11 +52,11 @@ class Worker:
             self._process.join()
         self._pipe.close()
 
-    def _answer(self) -> Any:
+    def _answer(self, limit_seconds: float) -> Any:
         try:
-            if not self._pipe.poll(self._timeout_seconds):
+            if not self._pipe.poll(limit_seconds):
                 self._process.kill()
-                raise PeerError(f"{self._name} gave no answer within {self._timeout_seconds:.0f} s")
+                raise PeerError(f"{self._name} had no answer within the limit of {limit_seconds:g} s")
             answer = self._pipe.recv()
         except EOFError as error:
             self._process.join(_STOP_SECONDS)
@@ -75,7 +72,7 @@ def _serve(pipe: Connection, peer: LanguagePeer, source: Source, kind: str, sett
     try:
         session = peer.prepare(source, kind, setting)
         session.generate(source.prompts(setting.batch, 4, 0), 3)
-        pipe.send(Ready(time.perf_counter() - start, peak_mib()))
+        pipe.send(Ready(time.perf_counter() - start, memory_bytes("VmHWM") >> 20))
         while (request := pipe.recv()) is not None:
             pipe.send(session.generate(*request))
     except (PeerError, MemoryError, OSError, RuntimeError, ValueError) as error:
@@ -87,10 +84,3 @@ def _silence() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
-
-
-def peak_mib() -> int:
-    """The most memory that this process has held at once, in MiB, from Linux; 0 elsewhere."""
-    status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) >> 10 if found else 0

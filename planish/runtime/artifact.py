@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from planish.errors import ArtifactError
-from planish.hardware_profiles.host import host_supports
 from planish.runtime.executor import Executable
 from planish.runtime.fields import Json, parse_json
 from planish.runtime.generation.generator import LanguageExecutable
@@ -94,29 +93,19 @@ def copy(source: str | Path, path: str | Path, *, overwrite: bool = False) -> No
         _finish(stage, Path(shutil.copytree(folder, stage / "artifact")), target, overwrite=overwrite)
 
 
-def load(path: str | Path, *, verify: bool = True, threads: int | None = None, fresh: bool = False) -> Executable:
-    """The artifact at `path`, ready to be called.
+def assembled(folder: Path, manifest: Manifest, threads: int | None, *, verify: bool, fresh: bool) -> Executable:
+    """What the checked files of a folder are the parts of; raises ArtifactError where one does not fit the others.
 
-    Checked in this order: format version, list and sizes of files, their hashes (`verify`), this machine's
-    instruction set, the library, and that the recorded inputs give the recorded outputs (`verify`). Raises
-    ArtifactError with what is wrong. `threads` is how many a call uses; all cores of the process by default. What this
-    process has written a moment ago is `fresh`: it is not hashed again, and the check keeps little of it in memory.
+    With `verify` it has given the recorded outputs for the recorded inputs; of what is `fresh` that keeps little in
+    memory.
     """
-    with opened(Path(path)) as folder:
-        manifest = read_manifest(folder)
-        check_files(folder, manifest.files, contents=verify and not fresh)
-        if why := host_supports(manifest.target.triple, manifest.target.features):
-            raise ArtifactError(
-                f"the artifact is for {manifest.target.profile} ({manifest.target.triple}) and cannot run here: {why}; "
-                "compile the model for this machine"
-            )
-        # Each token reads all weights, at the speed of memory: in huge pages a fifth faster than from a mapped file.
-        copied = manifest.generation is not None
-        weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True, copied=copied)
-        executable = _assemble(folder, manifest, weights, threads)
-        if verify and manifest.golden:
-            with weights.sparing() if fresh else nullcontext():
-                check_golden(executable, folder / _listed(manifest, GOLDEN), manifest.golden)
+    # Each token reads all weights, at the speed of memory: in huge pages a fifth faster than from a mapped file.
+    copied = manifest.generation is not None
+    weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True, copied=copied)
+    executable = _assemble(folder, manifest, weights, threads)
+    if verify and manifest.golden:
+        with weights.sparing() if fresh else nullcontext():
+            check_golden(executable, folder / _listed(manifest, GOLDEN), manifest.golden)
     return executable
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +57,27 @@ def read_member(path: Path, name: str, entry: FileEntry) -> bytes:
 
 def check_files(folder: Path, files: Mapping[str, FileEntry], *, contents: bool) -> None:
     """Raise ArtifactError naming the first file that is missing, extra, of a wrong size or (`contents`) altered."""
-    found = _list_files(folder)
+    with checking(folder, files, contents=contents) as finish:
+        finish()
+
+
+@contextmanager
+def checking(folder: Path, files: Mapping[str, FileEntry], *, contents: bool) -> Iterator[Callable[[], None]]:
+    """`check_files` whose hashes are computed while the block runs, until it calls what it is given."""
+    _check_sizes(_list_files(folder), files)
+    names = sorted(files, key=lambda name: -files[name].bytes) if contents else []
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        digests = pool.map(lambda name: hash_file(folder / name), names)
+
+        def finish() -> None:
+            for name, digest in zip(names, digests, strict=True):
+                if digest != files[name].sha256:
+                    raise _damaged(name)
+
+        yield finish
+
+
+def _check_sizes(found: Mapping[str, int], files: Mapping[str, FileEntry]) -> None:
     if missing := sorted(files.keys() - found.keys()):
         raise ArtifactError(f"'{missing[0]}' is missing from the artifact; save or download it again")
     if extra := sorted(found.keys() - files.keys() - {NAME}):
@@ -67,12 +87,6 @@ def check_files(folder: Path, files: Mapping[str, FileEntry], *, contents: bool)
             raise ArtifactError(
                 f"'{name}' has {found[name]} bytes, not {entry.bytes}; save or download the artifact again"
             )
-    if contents:
-        names = sorted(files, key=lambda name: -files[name].bytes)
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for name, digest in zip(names, pool.map(lambda name: hash_file(folder / name), names), strict=True):
-                if digest != files[name].sha256:
-                    raise _damaged(name)
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:

@@ -10,8 +10,9 @@ from planish.compiler.evaluate import evaluate
 from planish.compiler.ir import Program
 from planish.compiler.ops import weight
 from planish.compiler.text import parse
-from planish.runtime.artifact import Contents, load, write
+from planish.runtime.artifact import Contents, write
 from planish.runtime.executor import Executable
+from planish.runtime.loading import load
 from planish.runtime.manifest import Target
 from planish.runtime.signature import Parameter, Signature
 from planish.runtime.tree import sequence, tensor

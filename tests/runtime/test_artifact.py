@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from planish.errors import ArtifactError
-from planish.runtime.artifact import copy, load, write
+from planish.runtime.artifact import copy, write
 from planish.runtime.golden import Golden
 from planish.runtime.inspection import inspect
+from planish.runtime.loading import load
 from planish.runtime.manifest import Manifest, Target, Tolerance
 from planish.runtime.plan import Plan
 from planish.runtime.storage import read_manifest
