@@ -54,6 +54,11 @@ class GreedySuite:
 _SUITE = TypeAdapter(GreedySuite)
 
 
+def save_greedy(suite: GreedySuite, path: Path) -> None:
+    """Writes the suite as JSON, all at once."""
+    write(_SUITE.dump_json(suite, indent=1), path)
+
+
 def load_greedy(path: Path) -> GreedySuite:
     """The suite in a JSON file; InputError where it cannot be read or is something else."""
     return read(_SUITE, path, what="greedy texts", form=FORMAT)
@@ -106,7 +111,7 @@ def run_greedy(
         sum(found.parted is None for found in results),
         results,
     )
-    write(_SUITE.dump_json(suite, indent=1), path)
+    save_greedy(suite, path)
     return suite
 
 

@@ -12,7 +12,7 @@ from benchmarks.language.grid import Preset, Sitting
 from benchmarks.language.peers import EAGER, Generated, LanguagePeer, Setting
 from benchmarks.language.results import Effort, LanguageSuite, PeerResult, Rates, Turns, load, save
 from benchmarks.language.source import SMOLLM2, Ids
-from benchmarks.language.worker import PREPARE_SECONDS, Worker
+from benchmarks.language.worker import PREPARE_SECONDS, Worker, prepared
 from benchmarks.memory import available_bytes
 from benchmarks.peers import PeerError
 from benchmarks.run import Say, code_digest, machine
@@ -212,7 +212,8 @@ def _seated(run: Run, sitting: Sitting, peer: LanguagePeer, expected: _Expected,
         peer.check(sitting.kind)
         wanted = expected.tokens(sitting)
         say(f"{sitting}: preparing {peer.name}")
-        seat.worker = Worker(peer, sitting.source, sitting.kind, Setting(sitting.batch, CONTEXT, run.threads))
+        setting = Setting(sitting.batch, CONTEXT, run.threads)
+        seat.worker = prepared(peer, sitting.source, sitting.kind, setting)
         seat.same = None if wanted is None else _agreement(seat.worker, sitting.batch, wanted)
     except PeerError as error:
         seat.leave(error)
@@ -275,7 +276,7 @@ def _milliseconds(generated: Generated) -> float:
 def _result(seat: _Seat, sitting: Sitting, prompt: int, effort: Effort) -> PeerResult:
     taken, limit = seat.taken, f"the limit of {effort.limit_seconds:g} s"
     if not taken:
-        would = f"{seat.peer.name} would take about {_expected_seconds(seat, prompt):.0f} s, over {limit}"
+        would = f"{seat.peer.name} would take about {round(_expected_seconds(seat, prompt), 3):g} s, over {limit}"
         return PeerResult(seat.peer.name, failure=seat.failure or would)
     storage, shape, ready = seat.peer.formats[sitting.kind], sitting.source.shape, seat.worker and seat.worker.ready
     middle = prompt + len(taken[0].token_ms) // 2
