@@ -185,7 +185,20 @@ def test_the_command_streams_text_and_tells_the_speed(saved: Path) -> None:
 
 
 def test_bench_measures_prefill_and_decode(saved: Path) -> None:
-    words = ["bench", str(saved), "--prompt", "20", "--tokens", "5", "--batch", "2", "--seconds", "0.1", "--threads", "1"]
+    words = [
+        "bench",
+        str(saved),
+        "--prompt",
+        "20",
+        "--tokens",
+        "5",
+        "--batch",
+        "2",
+        "--seconds",
+        "0.1",
+        "--threads",
+        "1",
+    ]
     row = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert (row["batch"], row["prompt"], row["tokens"], row["threads"]) == (2, 20, 5, 1)
     assert row["prefill_tokens_per_second"] == pytest.approx(2 * 20 / row["seconds_to_first"])
