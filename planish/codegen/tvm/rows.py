@@ -29,11 +29,10 @@ _Scalars: TypeAlias = "Sequence[tirx.PrimExpr]"
 _States: TypeAlias = tuple[State, ...]
 _Write: TypeAlias = Callable[["tirx.PrimExpr", int], None]
 
-_KEPT = 3  # rows of scratch memory for each row of a group: of this group and the one before, and for exponentials
+_KEPT = 4  # rows of scratch memory for each row of a group: of this group and the one before, elements and exponentials
 _NUMBERS = 2  # of a row that live from its first step to its last
 _SAMPLED = 12  # elements of a row of which one is looked at for a value near the mean
 _TOGETHER = 2  # rows that are computed side by side: they share what all rows read, and hide each other's folds
-_READ_AT_ONCE = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
 _MOST_WIDTH = 1024  # of rows side by side, so that they and their results stay in the first level of cache
 
 
@@ -158,18 +157,24 @@ class _Rows:
         lines(self.k, width, group)
         return tuple(registers.result() for registers, _ in group)
 
-    def fold_ahead(self, fold: Fold, read: _Read, ways: int = 4) -> _States:
+    def fold_ahead(self, fold: Fold, read: _Read, ways: int, besides: _Write | None) -> _States:
         """The fold in a later pass, which has the next rows fetched into the first level of cache meanwhile."""
 
         def ahead(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
             for view, buffer in self._whole:
                 step = len(self.leads) * self.k.dim(view.strides[-2])
-                place = bind(self.k.address(view, (*self.leads[row], at)) + step)
-                pointer = T.address_of(buffer[place])
-                T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", pointer, *_READ_AT_ONCE))
+                self._fetch(view, buffer, row, at + step, for_writing=False)
+            if self.stream is None:
+                self._fetch(self.k.call.view, self.k.output, row, at, for_writing=True)
             return read(row, at, lanes)
 
-        return self.fold(fold, ahead, ways)
+        return self.fold(fold, ahead, ways, besides=besides)
+
+    def _fetch(self, view: View, buffer: "tirx.Buffer", row: int, at: "tirx.PrimExpr", *, for_writing: bool) -> None:
+        """Ask for the cache line of an element in the first level of cache; nothing happens if there is none."""
+        pointer = T.address_of(buffer[bind(self.k.address(view, (*self.leads[row], at)))])
+        hints = (T.int32(for_writing), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", pointer, *hints))
 
     @property
     def _whole(self) -> "list[tuple[View, tirx.Buffer]]":
@@ -246,42 +251,47 @@ def _both(read: Read, besides: _Write, at: "tirx.PrimExpr", lanes: int) -> "tirx
     return value
 
 
-def _peaks(rows: _Rows, besides: _Write | None) -> None:
-    rows.remember(0, [top for (top,) in rows.fold(peak(), rows.first, besides=besides)])
-
-
 def _shifted(rows: _Rows) -> _Read:
-    """The elements less the largest one."""
-    tops = rows.recall(0)
+    """The elements less the largest one, which is found first."""
+    tops = [top for (top,) in rows.fold(peak(), rows.first)]
+    rows.remember(0, tops)
     return lambda row, at, lanes: vm.keep(rows.again(row, at, lanes) - vm.splat(tops[row], lanes))
 
 
 def _begin_softmax(rows: _Rows, besides: _Write | None) -> None:
-    _peaks(rows, besides)
     shifted = _shifted(rows)
 
     def exponential(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-        return rows.keep(2 * len(rows.leads) + row, at, vm.exp_nonpositive(shifted(row, at, lanes)))
+        return rows.keep(_slot(rows, row), at, vm.exp_nonpositive(shifted(row, at, lanes)))
 
-    sums = rows.fold_ahead(total("float32"), exponential, ways=2)
+    sums = rows.fold_ahead(total("float32"), exponential, 2, besides)
     rows.remember(1, [tirx.const(1.0, "float32") / s for (s,) in sums])
 
 
 def _softmax(rows: _Rows) -> _Read:
     scales = rows.recall(1)
-    return lambda row, at, n: rows.kept(2 * len(rows.leads) + row, at, n) * vm.splat(scales[row], n)
+    return lambda row, at, n: rows.kept(_slot(rows, row), at, n) * vm.splat(scales[row], n)
+
+
+def _slot(rows: _Rows, row: int) -> "tirx.PrimExpr":
+    """Where in scratch memory the exponentials are."""
+    return bind((rows.group.turn + 2) * len(rows.leads) + row)
 
 
 def _begin_log_softmax(rows: _Rows, besides: _Write | None) -> None:
-    _peaks(rows, besides)
     shifted = _shifted(rows)
     exponential: _Read = lambda row, at, lanes: vm.exp_nonpositive(shifted(row, at, lanes))  # noqa: E731
-    rows.remember(1, [vm.log(s) for (s,) in rows.fold_ahead(total("float32"), exponential, ways=2)])
+    rows.remember(1, [vm.log(s) for (s,) in rows.fold_ahead(total("float32"), exponential, 2, besides)])
 
 
 def _log_softmax(rows: _Rows) -> _Read:
-    shifted, logarithms = _shifted(rows), rows.recall(1)
-    return lambda row, at, lanes: shifted(row, at, lanes) - vm.splat(logarithms[row], lanes)
+    tops, logarithms = rows.recall(0), rows.recall(1)
+
+    def result(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        shifted = vm.keep(rows.again(row, at, lanes) - vm.splat(tops[row], lanes))
+        return shifted - vm.splat(logarithms[row], lanes)
+
+    return result
 
 
 def _begin_layer_norm(rows: _Rows, besides: _Write | None) -> None:

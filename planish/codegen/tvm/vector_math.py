@@ -155,10 +155,13 @@ def exp(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 
 def exp_nonpositive(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """e^x for x <= 0 within 3 ulp above -10 and 5 ulp below, cheaper than `exp`; 0 below -87.33."""
-    low = like(x, -87.33)
-    x = keep(x)
-    return keep(select(x < low, like(x, 0.0), keep(_exponential(x, _EXPONENTIAL_SHORT))))
+    """e^x for x <= 0 within 3 ulp above -10 and 5 ulp below, cheaper than `exp`; a denormal number or 0 below -87.33.
+
+    At the least argument the multiple of log(2) is 127 and the rest not negative, so that the exponent bits end at 0.
+    """
+    low = like(x, -88.0296)
+    capped = keep(fast_maximum(low, keep(x)))
+    return keep(_exponential(capped, _EXPONENTIAL_SHORT))
 
 
 def _exponential(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimExpr":
