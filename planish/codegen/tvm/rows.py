@@ -144,9 +144,7 @@ class _Rows:
         """The fold of what `read` gives of each whole row; `besides` is done for each vector of the rows."""
         return self.part(self.width, fold, read, ways, besides=besides)
 
-    def part(
-        self, width: Dim, fold: Fold, read: _Read, ways: int = 4, *, besides: _Write | None = None
-    ) -> _States:
+    def part(self, width: Dim, fold: Fold, read: _Read, ways: int = 4, *, besides: _Write | None = None) -> _States:
         """The fold of the first `width` elements of each row."""
         lanes = line_lanes(width, self.k.isa.lanes)
         ways = ways if not isinstance(width, int) else max(w for w in (1, 2, ways) if w <= max(1, width // lanes))
@@ -297,8 +295,8 @@ def _log_softmax(rows: _Rows) -> _Read:
 def _begin_layer_norm(rows: _Rows, besides: _Write | None) -> None:
     """One pass over the deviations from the mean of a part of the row.
 
-    With a part of one in n elements, their mean is off by at most sqrt(n) standard deviations of the row, so that taking the
-    square of that off again loses no more than a factor of n of the precision, and mostly nothing.
+    The mean of one element in n is off by at most sqrt(n) standard deviations of the row, so that the square of that,
+    which is taken off again, costs no more than a factor of n in precision, and mostly nothing.
     """
     sample = _sample(rows.width)
     sums = rows.part(sample, total("float32"), rows.operand_of_anchor)
@@ -309,7 +307,9 @@ def _begin_layer_norm(rows: _Rows, besides: _Write | None) -> None:
 
     each = vm.keep(tirx.const(1.0, "float32") / rows.count)
     means, scales = [], []
-    for start, (s, squares) in zip(near, rows.fold(moments("float32"), deviation, ways=2, besides=besides), strict=True):
+    for start, (s, squares) in zip(
+        near, rows.fold(moments("float32"), deviation, ways=2, besides=besides), strict=True
+    ):
         shift = vm.keep(s * each)
         variance = vm.keep((squares - s * shift) * each)
         means.append(start + shift)
