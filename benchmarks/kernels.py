@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from pydantic import TypeAdapter
@@ -18,6 +18,9 @@ from benchmarks.timing import Effort, take_turns
 from planish.compiler.pass_ import Pass
 from planish.errors import PlanishError
 from planish.hardware_profiles import measure_peak
+
+if TYPE_CHECKING:
+    from planish.api import CompiledModel
 
 _Bound: TypeAlias = Literal["peak", "bandwidth"]
 
@@ -248,23 +251,14 @@ def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
     compiled = planish.compile(module, "cpu", inputs=inputs, dynamic=dynamic, passes=passes, threads=threads)
     eager = torch.inference_mode()(module.__call__)
     turns = take_turns({"planish": lambda: compiled(*inputs), "eager": lambda: eager(*inputs)}, effort)
-    moves = None
-    if case.out is None:
-        moves = time_moves(compiled, [in_huge_pages(x.numpy()) for x in inputs], threads)
-    before = machine_limit(case, threads, moves)
-    kernels_ms = sum(row.ms for row in compiled.profile(*inputs, repeat=_REPEAT).rows)
-    after = machine_limit(case, threads, moves)
-    kernels_ms = kernels_ms if moves is None else 1e3 * moves.kernels
-    roof = max(before, after, key=lambda r: r.seconds)
-    limit = (before.rate + after.rate) / 2 if before.bound == after.bound else roof.rate
-    rate = roof.work / kernels_ms * 1e3
+    kernels_ms, rate, limit, bound = _beside_limit(case, compiled, inputs, threads)
     return KernelResult(
         name=case.name,
         dtype=case.compute or case.dtype,
         rows=case.rows,
         width=case.width,
         out=case.out,
-        bound=roof.bound,
+        bound=bound,
         kernels_ms=kernels_ms,
         call_ms=turns.timings["planish"].median_ms,
         eager_ms=turns.timings["eager"].median_ms,
@@ -274,6 +268,22 @@ def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
         max_abs_error=max_abs_error(compiled(*inputs), eager(*inputs)),
         other_cores=turns.other_cores,
     )
+
+
+def _beside_limit(
+    case: KernelCase, compiled: "CompiledModel", inputs: tuple[Tensor, ...], threads: int
+) -> tuple[float, float, float, _Bound]:
+    """The time of the kernels in ms, their rate, its limit as the mean of before and after, and what bounds them."""
+    moves = None
+    if case.out is None:
+        moves = time_moves(compiled, [in_huge_pages(x.numpy()) for x in inputs], threads)
+    before = machine_limit(case, threads, moves)
+    rows = compiled.profile(*inputs, repeat=_REPEAT).rows
+    after = machine_limit(case, threads, moves)
+    roof = max(before, after, key=lambda r: r.seconds)
+    limit = (before.rate + after.rate) / 2 if before.bound == after.bound else roof.rate
+    kernels_ms = sum(row.ms for row in rows) if moves is None else 1e3 * moves.kernels
+    return kernels_ms, roof.work / kernels_ms * 1e3, limit, roof.bound
 
 
 def machine_limit(case: KernelCase, threads: int, moves: Moves | None) -> _Roof:
