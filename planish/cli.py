@@ -77,6 +77,7 @@ def compile_command(
     chunk: Annotated[int | None, typer.Option(min=1, help="Prompt tokens of one step, with --generate.")] = None,
     cache: Annotated[str | None, typer.Option(help="f32, f16 or i8, with --generate.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json or its folder, with --generate.")] = None,
+    precision: Annotated[str, typer.Option(help="What products compute in: f32 or bf16.")] = "f32",
     overwrite: Annotated[bool, typer.Option(help="Replace what is at the output even if it is no artifact.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,6 +103,7 @@ def compile_command(
             workload=sizes_of(workload),
             passes=passes,
             generate=wanted,
+            precision=precision,
             progress=status.update,
         )
         status.update("saving")

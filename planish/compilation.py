@@ -23,7 +23,7 @@ from planish.compiler.pass_ import Context, Pass
 from planish.compiler.pipeline import Pipeline
 from planish.compiler.recipe import parse_pass, pass_text
 from planish.errors import InputError, PassError, nearest
-from planish.passes import ALL, EXACT
+from planish.passes import ALL, EXACT, ComputeBf16
 from planish.recording import record
 from planish.runtime.artifact import Contents, Language, write
 from planish.runtime.golden import Golden
@@ -69,13 +69,14 @@ def run(
     folder: Path,
     say: Callable[[str], None],
     generate: "Generation | None" = None,
+    precision: str = "f32",
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
     args, kwargs = arguments(inputs)
     if generate is not None:
         kwargs, dynamic = with_sizes(model, args, kwargs, dynamic, generate)
-    pipeline = Pipeline(_chosen_passes(passes, generate))
+    pipeline = Pipeline(_with_precision(_chosen_passes(passes, generate), precision))
     profile = profile_of(target)
     isa = isa_of_profile(profile)
     with clock.stage("importing the model"):
@@ -120,6 +121,17 @@ def _chosen_passes(passes: Sequence[Pass | str] | None, generate: "Generation | 
         if isinstance(given, type) or not hasattr(given, "apply"):
             raise PassError(f"passes holds {given!r}; a pass is a text such as 'fold-constants' or FoldConstants()")
     return chosen if generate is None else with_split(chosen, generate)
+
+
+def _with_precision(chosen: tuple[Pass, ...], precision: str) -> tuple[Pass, ...]:
+    """The passes with the one that computes in `precision` behind them."""
+    if precision not in _PRECISIONS:
+        raise InputError(f"compile: precision is {' or '.join(map(repr, _PRECISIONS))}, not {precision!r}")
+    present = {type(each) for each in chosen}
+    return (*chosen, *(each for each in _PRECISIONS[precision] if type(each) not in present))
+
+
+_PRECISIONS: Mapping[str, tuple[Pass, ...]] = {"f32": (), "bf16": (ComputeBf16(),)}
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

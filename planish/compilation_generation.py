@@ -19,7 +19,7 @@ from planish.generation import Generation, end_tokens, tokenizer_of
 from planish.passes import EXACT
 from planish.passes.split_generation import SplitGeneration
 from planish.passes.split_generation_analysis import token_ids
-from planish.recording import codes_tolerance, holds_codes, model_tolerance
+from planish.recording import codes_tolerance, is_narrower, model_tolerance
 from planish.runtime.artifact import Language
 from planish.runtime.generation.settings import Settings
 from planish.runtime.golden import LanguageGolden
@@ -130,7 +130,7 @@ def record(model: Any, imported: Imported, program: Program, args: Any, kwargs: 
 def _changed(program: Program) -> bool:
     """Whether weights, activations or caches are narrower than in the model."""
     caches = program.functions["decode"].inputs[3:]
-    return holds_codes(program) or any(v.dtype.value != "f32" for v in caches)
+    return is_narrower(program) or any(v.dtype.value != "f32" for v in caches)
 
 
 def _called(model: Any, imported: Imported, args: Any, kwargs: Any, ids: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:

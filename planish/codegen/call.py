@@ -38,6 +38,10 @@ class Call:
         """The nodes before the anchor."""
         return self.nodes[: self.nodes.index(self.anchor)]
 
+    def stored(self, value: Value) -> Value:
+        """What of an operand of the anchor lies in memory: itself, or what a node of the call converts."""
+        return value if value in self.inputs else value.node.operands[0]
+
     def key(self) -> str:
         """A text that two calls share exactly when one kernel serves both: ops, attributes, types and views."""
         names: dict[Value, str] = {}

@@ -34,7 +34,7 @@ def _matrix(node: Node, uses: Uses) -> Value | None:
     x, y = node.operands
     if y.type.rank != 2 or not is_constant(y) or is_constant(x):
         return None
-    return linear(x, swapped(y, node.scope), scope=node.scope)
+    return linear(x, swapped(y, node.scope), scope=node.scope, **node.attrs)
 
 
 def _bias(node: Node, uses: Uses) -> Value | str | None:
@@ -60,6 +60,8 @@ def _factor(node: Node, uses: Uses) -> Value | str | None:
             continue
         x, w, *bias = maps.inputs
         assert w is not None
+        if w.dtype is not s.dtype:
+            return f"its weight is {w.dtype} and the factor {s.dtype}"
         if not all(is_constant(p) for p in (w, *bias) if p is not None):
             return None
         if any(uses.get(n, 0) > 1 for n in (maps, y.node)):

@@ -153,12 +153,7 @@ def _few(q: View, k: View, count: int | None, isa: Isa) -> str:
 
 
 def _operands(call: Call) -> tuple[Value, ...]:
-    return tuple(stored(call, value) for value in call.anchor.operands)
-
-
-def stored(call: Call, value: Value) -> Value:
-    """What of an operand lies in memory: itself, or what a node of the call widens."""
-    return value if value in call.inputs else value.node.operands[0]
+    return tuple(call.stored(value) for value in call.anchor.operands)
 
 
 def _constant_product(heads: Dim, queries: Dim, key_heads: Dim) -> int | None:
