@@ -131,7 +131,9 @@ class _Narrower:
 
 def _is_product(node: Node) -> bool:
     """Whether the node multiplies, or looks up, in f32."""
-    return node.op in (linear, conv, attention, embedding) and node.types[0].dtype is node.operands[0].dtype is DType.f32
+    return (
+        node.op in (linear, conv, attention, embedding) and node.types[0].dtype is node.operands[0].dtype is DType.f32
+    )
 
 
 def _read_narrow(graph: Graph, narrowed: Container[Node]) -> dict[Node, int]:

@@ -204,10 +204,14 @@ class Blocks:
             each_chunk(length, self.lanes, move)
 
     def _scores(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
-        plan, rows = self.plan, key_rows(self.plan.isa)
+        plan = self.plan
         self._copy(plan.k, "k", plan.head, plan.head, first, count)
         if plan.copies_values:
             self._copy(plan.v, "v", plan.values, plan.width, first, count)
+        self._score_tiles(count)
+
+    def _score_tiles(self, count: "tirx.PrimExpr") -> None:
+        rows = key_rows(self.plan.isa)
         tiles = bind(ceil_div(count, rows))
         with T.serial(quotient(self.vectors, 2)) as panel, T.serial(tiles) as i:
             self._score_tile(panel * 2, i * rows, 2)
@@ -268,13 +272,20 @@ class Blocks:
         new = bind(held[all_lanes])
         rescale = keep(self._power(old - new))
         T.buffer_store(held, self.get(where["total"] + c * lanes) * rescale, [all_lanes])
-        with T.serial(count) as t:
-            place = bind(column + t * (2 * lanes))
-            weight = keep(self._power(self.get(place) - new))
-            self.put(place, weight)
-            T.buffer_store(held, held[all_lanes] + weight, [all_lanes])
+        self._weigh(column, count, new, held)
         for name, value in (("maximum", new), ("rescale", rescale), ("total", held[all_lanes])):
             self.put(where[name] + c * lanes, value)
+
+    def _weigh(
+        self, column: "tirx.PrimExpr", count: "tirx.PrimExpr", new: "tirx.PrimExpr", held: "tirx.Buffer"
+    ) -> None:
+        """Turn scores into weights relative to the maximum `new`, and add these to `held`."""
+        every = ramp(tirx.const(0, "int32"), self.lanes)
+        with T.serial(count) as t:
+            place = bind(column + t * (2 * self.lanes))
+            weight = keep(self._power(self.get(place) - new))
+            self.put(place, weight)
+            T.buffer_store(held, held[every] + weight, [every])
 
     def _mask(
         self, c: "tirx.PrimExpr", first: "tirx.PrimExpr"

@@ -11,7 +11,7 @@ from planish.codegen.call import Call
 from planish.codegen.tvm.gemm_finish import Finish
 from planish.codegen.tvm.gemm_grid import Grid, emit
 from planish.codegen.tvm.gemm_rows import Copied, Direct, Rows, Run, copied_stride, row_fill
-from planish.codegen.tvm.gemm_tile import Tile, choose_tile, instructions
+from planish.codegen.tvm.gemm_tile import Tile, choose_tile
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, kernel
 from planish.codegen.tvm.packing import panels
@@ -84,7 +84,7 @@ class Product:
         widen = self.w.dtype in (DType.bf16, DType.f16) and not self.pairs
         packing = panels(self.columns, tile.width, pairs=self.pairs, widen=widen)
         known = self.rows if isinstance(self.rows, int) else None
-        with kernel(self.call, self.isa) as (k, done), instructions(tile):
+        with kernel(self.call, self.isa) as (k, done):
             grid = Grid(k.dim(self.rows), known, self.columns, self.units, tile)
             sums = k.scratch_buffer(tile.rows * tile.width, self.dtype)
             weights = self._packed(k, grid)

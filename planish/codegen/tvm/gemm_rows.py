@@ -7,7 +7,7 @@ from typing import Protocol
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
-from planish.codegen.tvm.gemm_tile import rounded
+from planish.codegen.tvm.bf16 import rounded
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.view import View
 from planish.compiler.types import DType, Shape
@@ -76,7 +76,7 @@ def copied_stride(units: int, lanes: int) -> int:
 class Run:
     """Copies consecutive elements of `source` as units: f32 and f64 as they are, others widened.
 
-    With `pairs` two of bf16 are a unit, to which f32 is rounded, inside `instructions` of such a tile.
+    With `pairs` two of bf16 are a unit, to which f32 is rounded.
     """
 
     source: "tirx.Buffer"

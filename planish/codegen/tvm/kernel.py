@@ -22,6 +22,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.call import Call
+from planish.codegen.tvm.bf16 import instructions
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.view import View
 from planish.compiler.ir import Value
@@ -151,7 +152,8 @@ def kernel(call: Call, isa: Isa, scratch: Dim = 0) -> Iterator[tuple[KernelBuild
     with IRBuilder() as ir, T.prim_func(private=True, s_tir=True):
         T.func_name("kernel")
         builder.declare()
-        yield builder, done
+        with instructions(call, isa):
+            yield builder, done
     done.append(ir.get())
 
 

@@ -9,7 +9,6 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 from planish.codegen.call import Call
 from planish.codegen.tvm.computed_row import computes, refuse_norms
 from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
-from planish.codegen.tvm.gemm_tile import instructions
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel
 from planish.codegen.tvm.quantization import refuse_codebook
@@ -51,7 +50,7 @@ class QuantizedLinear:
                 few.emit(k, bind(k.dim(rows)), Levels(k, weight))
             return Kernel(done[0], few.scratch_bytes, weight.packings())
         many = ManyRows(weight, isa, x, call.inputs[x], known)
-        with kernel(call, isa) as (k, done), instructions(many.tile):
+        with kernel(call, isa) as (k, done):
             _by_rows(k, bind(k.dim(rows)), Levels(k, weight), few, many)
         return Kernel(done[0], max(few.scratch_bytes, many.scratch_bytes), weight.packings())
 

@@ -114,10 +114,11 @@ def tile(
     finish: Callable[[int, int, "tirx.PrimExpr"], None],
     *,
     dtype: str = "float32",
+    multiply_add: "Callable[[tirx.PrimExpr, tirx.PrimExpr, tirx.PrimExpr], tirx.PrimExpr]" = fma,
 ) -> None:
     """Sum `left(d, i) * right(d, j)` over d < depth into rows x vectors registers of `lanes` elements each.
 
-    `shape` is (rows, vectors, lanes); `left` gives scalars, `right` and `start` vectors; `finish` takes the sums.
+    `multiply_add(x, y, sums)` is what a product adds, x * y by default. `shape` is (rows, vectors, lanes); `left` gives scalars, `right` and `start` vectors; `finish` takes the sums.
     """
     rows, vectors, lanes = shape
     sums = [T.alloc_buffer((vectors * lanes,), dtype) for _ in range(rows)]
@@ -130,6 +131,6 @@ def tile(
             factor = bind(splat(left(d, i), lanes))
             for j, column in enumerate(columns):
                 place = places[i * vectors + j][2]
-                T.buffer_store(sums[i], fma(factor, column, sums[i][place]), [place])
+                T.buffer_store(sums[i], multiply_add(factor, column, sums[i][place]), [place])
     for i, j, place in places:
         finish(i, j, sums[i][place])
