@@ -56,9 +56,9 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
         `generate`, passes of which none is exact, such as `"quantize-weights{bits=4}"`, run after all exact ones.
     generate: for a language model: makes it generate text, and the result a `LanguageModel`. The batch and the tokens
         of its inputs are dynamic then without being declared.
-    precision: what models of f32 multiply in. `"bf16"` runs the pass `compute-bf16` last: weights take half the bytes and
-        products half the time where the processor has a dot product of bf16; the report says what stays in f32, and
-        why. Inputs and outputs keep their dtypes.
+    precision: what models of f32 multiply in. `"bf16"` runs the pass `compute-bf16` last: weights take half the
+        bytes and products half the time where the processor has a dot product of bf16; the report says what stays in
+        f32, and why. Inputs and outputs keep their dtypes.
     threads: how many threads a call uses; all cores of the process by default.
     progress: called with the name of each stage as it starts.
 

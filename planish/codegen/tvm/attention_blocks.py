@@ -32,6 +32,8 @@ from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
 LOWEST = -3.4028234663852886e38
+# minimax fit of the relative error on [-1/2, 1/2], highest power first
+_POWER = (1.327647013e-3, 9.675540961e-3, 5.550713092e-2, 2.402212024e-1, 6.931469440e-1, 1.000000119)
 
 
 def build_blocks(plan: AttentionPlan) -> Kernel:
@@ -42,7 +44,12 @@ def build_blocks(plan: AttentionPlan) -> Kernel:
 
 
 class Blocks:
-    """The open kernel and what one unit of work has bound: batch `b`, key head `g`, first `row` and row `count`."""
+    """The open kernel and what one unit of work has bound: batch `b`, key head `g`, first `row` and row `count`.
+
+    `fit` is the polynomial of its exponentials.
+    """
+
+    fit: tuple[float, ...] = _POWER
 
     def __init__(self, k: KernelBuilder, plan: AttentionPlan) -> None:
         self.k, self.plan, self.lanes = k, plan, plan.isa.lanes
@@ -312,7 +319,7 @@ class Blocks:
 
     def _power(self, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
         """2^x, or e^x where scores are in natural units, for x <= 0; 0 below 2^-126."""
-        return power_of_two(x * like(x, math.log2(math.e)) if self.plan.adds_mask else x)
+        return power_of_two(x * like(x, math.log2(math.e)) if self.plan.adds_mask else x, self.fit)
 
     def _sums(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         """Rescale the sums and add weights times values."""
@@ -375,8 +382,8 @@ class Blocks:
         T.buffer_store(self.memory, value, [ramp(place, self.lanes)])
 
 
-def power_of_two(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """2^x for x <= 0 within 3e-7 of it; 0 below 2^-126.
+def power_of_two(x: "tirx.PrimExpr", fit: tuple[float, ...] = _POWER) -> "tirx.PrimExpr":
+    """2^x for x <= 0, within 3e-7 of it unless another `fit` of 2^x on [-1/2, 1/2] is given; 0 below 2^-126.
 
     Adding 1.5 * 2^23 + 127 rounds x to an integer n and leaves n + 127, the exponent of 2^n, in the low bits.
     """
@@ -385,11 +392,7 @@ def power_of_two(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     shifted = keep(fma(x, like(x, 1.0), like(x, 12582912.0 + 127.0)))
     rest = keep(x - (shifted - like(x, 12582912.0 + 127.0)))
     raw = bits(shifted, "int32")
-    return bits(raw << like(raw, 23), "float32") * polynomial(rest, _POWER)
-
-
-# minimax fit of the relative error on [-1/2, 1/2], highest power first
-_POWER = (1.327647013e-3, 9.675540961e-3, 5.550713092e-2, 2.402212024e-1, 6.931469440e-1, 1.000000119)
+    return bits(raw << like(raw, 23), "float32") * polynomial(rest, fit)
 
 
 def _mask_item(k: KernelBuilder, buffer: "tirx.Buffer", view: View, place: "tirx.PrimExpr") -> "tirx.PrimExpr":

@@ -10,6 +10,7 @@ from planish.codegen.tvm.attention_blocks import Blocks
 from planish.codegen.tvm.attention_plan import AttentionPlan, key_rows, value_rows
 from planish.codegen.tvm.bf16 import dot, rounded
 from planish.codegen.tvm.kernel import Kernel, bind, kernel, ramp
+from planish.codegen.tvm.short_math import TWO_TO
 from planish.codegen.tvm.tiles import ceil_div, each_chunk, index, quotient, remainder, tile, transposed
 from planish.codegen.tvm.vector_math import bits, cast, keep, like, splat
 from planish.compiler.ir import Value
@@ -24,6 +25,8 @@ def build_pairs(plan: AttentionPlan) -> Kernel:
 
 class PairBlocks(Blocks):
     """Blocks whose queries, keys, weights and values lie in pairs; scores are scaled when they are written."""
+
+    fit = TWO_TO
 
     def _queries(self, c: "tirx.PrimExpr") -> None:
         view, lanes, units = self.plan.call.inputs[self.plan.q], self.lanes, self.plan.head // 2
@@ -95,7 +98,9 @@ class PairBlocks(Blocks):
             multiply_add=_dot,
         )
 
-    def _weigh(self, column: "tirx.PrimExpr", count: "tirx.PrimExpr", new: "tirx.PrimExpr", held: "tirx.Buffer") -> None:
+    def _weigh(
+        self, column: "tirx.PrimExpr", count: "tirx.PrimExpr", new: "tirx.PrimExpr", held: "tirx.Buffer"
+    ) -> None:
         """Weights of two keys at a time, which take the place of the first rows of the scores."""
         panel, every = 2 * self.lanes, ramp(tirx.const(0, "int32"), self.lanes)
 

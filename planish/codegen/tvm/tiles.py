@@ -118,7 +118,8 @@ def tile(
 ) -> None:
     """Sum `left(d, i) * right(d, j)` over d < depth into rows x vectors registers of `lanes` elements each.
 
-    `multiply_add(x, y, sums)` is what a product adds, x * y by default. `shape` is (rows, vectors, lanes); `left` gives scalars, `right` and `start` vectors; `finish` takes the sums.
+    `shape` is (rows, vectors, lanes); `left` gives scalars, `right` and `start` vectors; `finish` takes the sums.
+    `multiply_add(x, y, sums)` adds a product to them.
     """
     rows, vectors, lanes = shape
     sums = [T.alloc_buffer((vectors * lanes,), dtype) for _ in range(rows)]

@@ -190,9 +190,9 @@ def attention(
     """Scaled dot-product attention: q [B, H, S, D], k [B, G, T, D], v [B, G, T, E] -> [B, H, S, E].
 
     G divides H (grouped queries share keys in order). `mask` broadcasts to [B, H, S, T]: bool keeps where true, float
-    (of q's dtype or f32) is added to the scores. `causal` aligns the last query with the last key; `window` (with causal) lets a query see
-    that many latest keys, itself included. A query that sees no key gives zeros. Narrow operands are computed with in
-    f32, and the result is rounded once.
+    (of q's dtype or f32) is added to the scores. `causal` aligns the last query with the last key; `window` (with
+    causal) lets a query see that many latest keys, itself included. A query that sees no key gives zeros. Narrow
+    operands are computed with in f32, and the result is rounded once.
 
     With `past` i64 [B] the keys are a cache as `cache_update` writes it: query i of row b is at position past[b] + i,
     position p lies in slot p mod T, and each query sees its own position and those before it, as many as the window
