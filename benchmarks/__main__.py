@@ -9,7 +9,7 @@ from typing import Annotated, Protocol, TypeVar
 import typer
 from rich.console import Console
 
-from benchmarks.peers import PEERS, PeerError
+from benchmarks.peers import BY_PRECISION, Peer, PeerError
 from benchmarks.results import FOLDER, load
 from benchmarks.run import Choice, Say, run
 from benchmarks.table import markdown
@@ -25,6 +25,7 @@ Peers = Annotated[str, typer.Option(help="Peers, separated by commas; all by def
 Batches = Annotated[str, typer.Option(help="Batch sizes, separated by commas.")]
 Threads = Annotated[int, typer.Option(help="Threads that every peer may use.", min=1)]
 Seconds = Annotated[float, typer.Option(help="Seconds of timing for each case.", min=0)]
+Precision = Annotated[str, typer.Option(help="What products compute in: f32, or bf16 beside f32.")]
 Results = Annotated[Path, typer.Argument(help="A result file of `run`.")]
 
 
@@ -37,10 +38,11 @@ def run_suite(
     threads: Threads = 2,
     seconds: Seconds = 20.0,
     quality: Annotated[bool, typer.Option("--quality", help="Also measure quality on real data.")] = False,
+    precision: Precision = "f32",
 ) -> None:
     """Time every model under every peer, in turns, and print the table."""
-    sizes = _sizes(batches)
-    chosen = Choice(_chosen(models, ZOO), _chosen(peers, PEERS), sizes, threads, Effort(seconds), quality)
+    sizes, those = _sizes(batches), _chosen(peers, _of_precision(precision))
+    chosen = Choice(_chosen(models, ZOO), those, sizes, threads, Effort(seconds), quality, precision)
     with _progress() as say:
         suite = run(chosen, name, FOLDER / f"{name}.json", say)
     typer.echo(markdown(suite))
@@ -74,12 +76,14 @@ def compile_models(name: Name = "compile", models: Models = "", threads: Threads
 
 
 @app.command()
-def quality(name: Name = "quality", models: Models = "", threads: Threads = 2) -> None:
+def quality(name: Name = "quality", models: Models = "", threads: Threads = 2, precision: Precision = "f32") -> None:
     """Measure each model's metric on real data under eager and planish, and how far their outputs lie apart."""
     from benchmarks.quality import quality_markdown, run_quality
 
+    ours = _of_precision(precision)[-1]
     with _progress() as say:
-        suite = run_quality(_chosen(models, ZOO), name, FOLDER / f"{name}.json", threads=threads, say=say)
+        path = FOLDER / f"{name}.json"
+        suite = run_quality(_chosen(models, ZOO), name, path, threads=threads, say=say, ours=ours)
     typer.echo(quality_markdown(suite))
 
 
@@ -219,6 +223,13 @@ def _chosen(words: str, known: Iterable[_Item]) -> tuple[_Item, ...]:
     if unknown := sorted(wanted - names):
         raise InputError(f"nothing to measure is called '{unknown[0]}'{nearest(unknown[0], names)}")
     return tuple(item for item in items if item.name in wanted or not wanted)
+
+
+def _of_precision(precision: str) -> tuple[Peer, ...]:
+    """The peers of a run, of which the last is planish."""
+    if precision not in BY_PRECISION:
+        raise InputError(f"'{precision}' is no precision{nearest(precision, BY_PRECISION)}; give f32 or bf16")
+    return BY_PRECISION[precision]
 
 
 def _sizes(words: str) -> tuple[int, ...]:

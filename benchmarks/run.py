@@ -25,7 +25,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to run: models, peers, batches, threads a peer, how long to measure, and whether to measure quality."""
+    """What to run: models, peers, batches, threads a peer, how long to measure, and whether to measure quality.
+
+    `precision` is that of the peak rate that limits are for.
+    """
 
     models: tuple[ZooModel, ...]
     peers: tuple[Peer, ...]
@@ -33,6 +36,7 @@ class Choice:
     threads: int = 2
     effort: Effort = field(default_factory=Effort)
     quality: bool = False
+    precision: str = "f32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +97,9 @@ def _measure(
         expected = module(**inputs)
     work = flops(module, inputs), moved_bytes(module, inputs, expected)
     ready, failed = _prepare(choice, model, module, inputs, expected, say)
-    before = measure_rates(choice.threads, work[1])
+    before = measure_rates(choice.threads, work[1], choice.precision)
     turns = take_turns({entry.peer.name: _bound(entry.call, inputs) for entry in ready}, choice.effort)
-    bound = limit(work, (before, measure_rates(choice.threads, work[1])))
+    bound = limit(work, (before, measure_rates(choice.threads, work[1], choice.precision)))
     results = tuple(_result(entry, turns) for entry in ready) + failed
     case = Case(model.name, batch, model.length, bound, turns.other_cores, results)
     first = choice.quality and batch == choice.batches[0]
