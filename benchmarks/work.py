@@ -23,7 +23,7 @@ class Rates:
 
 
 def measure_rates(threads: int, footprint_bytes: float, dtype: str = "f32") -> Rates:
-    """The peak of `dtype`, and the bandwidth of reading so many bytes again and again, from whichever cache has them."""
+    """The peak of `dtype`, and the bandwidth of reading that many bytes again and again, from the cache that fits."""
     size = max(int(footprint_bytes), _SMALLEST_READ)
     return Rates(measure_peak(dtype, 0.15, threads=threads), measure_stream(0.15, threads=threads, read_bytes=size))
 
