@@ -261,3 +261,18 @@ def test_norms_and_activations_of_a_single_row_are_computed_in_the_kernel(depth:
         call = call_of(Graph("main", (x, u), (ops.linear(made, w, b),)), ops.linear)
         got = run_call(QuantizedLinear(), call, t, isa=isa, tasks=3)
         close(got, wanted({**t, "x": expected}, group, form), 4e-6)
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("rows", [17, 131])
+def test_many_rows_of_bf16_are_summed_in_f32(rows: int, form: Form) -> None:
+    t = tensors((rows,), 100, 576, 128, form)
+    t["x"] = t["x"].bfloat16()
+    x, q = (ops.input_(name="x", shape=(rows, 576), dtype=DType.bf16), DType.i8 if form.signed else DType.u8)
+    parts = [ops.weight(name="q", shape=(100, 576), dtype=q), ops.weight(name="s", shape=(100, 5), dtype=DType.f16)]
+    parts += [ops.weight(name="z", shape=(100, 5), dtype=DType.u8)] if form.zero else []
+    w = ops.dequantize(*parts, group=128, dtype=DType.bf16, **form.attrs)
+    y = ops.linear(x, w, ops.weight(name="b", shape=(100,), dtype=DType.f32), dtype=DType.f32)
+    got = run_call(QuantizedLinear(), call_of(Graph("main", (x,), (y,)), ops.linear), t, tasks=3)
+    rounded = weight_of(t, 128, form).bfloat16().double() if host_isa().bf16_dot else weight_of(t, 128, form)
+    close(got, functional.linear(t["x"].double(), rounded, t["b"].double()), 2e-5)

@@ -131,7 +131,9 @@ def _tile_bytes(tile: Tile) -> int:
 
 
 def rounds(anchor: Node, node: Node) -> bool:
-    """Whether `node` rounds the first operand of `anchor` from f32 to bf16."""
+    """Whether `node` rounds the first operand of `anchor`, whose weight is stored as it is, from f32 to bf16."""
+    if anchor.operands[1].node.op is not ops.weight:
+        return False
     narrow = node.op is ops.cast and node.types[0].dtype is DType.bf16 and node.operands[0].dtype is DType.f32
     return narrow and Value(node) == anchor.operands[0]
 

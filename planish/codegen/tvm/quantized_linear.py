@@ -16,6 +16,7 @@ from planish.codegen.tvm.quantized_panels import ManyRows
 from planish.codegen.tvm.quantized_planes import PlaneRows
 from planish.codegen.tvm.quantized_rows import MOST_ROWS, FewRows
 from planish.codegen.tvm.quantized_weight import CodedWeight, Levels
+from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
 from planish.compiler.types import DType, elements, same_dim
@@ -25,7 +26,8 @@ from planish.compiler.types import DType, elements, same_dim
 class QuantizedLinear:
     """x [..., K] times the numbers that codes [N, K] stand for, plus bias and elementwise nodes; sums are f32.
 
-    What makes a single row of x, a norm among others, is computed by every task for itself.
+    Many rows of bf16 multiply in pairs with a weight of bf16 where there is a dot product of bf16. What makes a single
+    row of x, a norm among others, is computed by every task for itself.
     """
 
     name: ClassVar[str] = "quantized-linear"
@@ -39,17 +41,13 @@ class QuantizedLinear:
         x = call.anchor.operands[0]
         rows = elements(x.shape[:-1])
         known = rows if isinstance(rows, int) else None
-        if weight.dot:
-            planes = PlaneRows(weight, isa, x, call.inputs.get(x), known)
-            with kernel(call, isa) as (k, done):
-                planes.emit(k, bind(k.dim(rows)), Levels(k, weight))
-            return Kernel(done[0], planes.scratch_bytes, weight.packings())
-        few = FewRows(weight, isa, x, call.inputs.get(x), min(known or MOST_ROWS, MOST_ROWS), known)
-        if few.view is None:
+        view = call.inputs.get(x)
+        few = _few_rows(weight, isa, x, view, known)
+        many = None if view is None else ManyRows(weight, isa, x, view, known)
+        if many is None or (weight.dot and not many.pairs):
             with kernel(call, isa) as (k, done):
                 few.emit(k, bind(k.dim(rows)), Levels(k, weight))
             return Kernel(done[0], few.scratch_bytes, weight.packings())
-        many = ManyRows(weight, isa, x, call.inputs[x], known)
         with kernel(call, isa) as (k, done):
             _by_rows(k, bind(k.dim(rows)), Levels(k, weight), few, many)
         return Kernel(done[0], max(few.scratch_bytes, many.scratch_bytes), weight.packings())
@@ -67,7 +65,13 @@ class QuantizedLinear:
         return f"{others[0]} is not computed with the rows of x" if others else refuse_norms(call)
 
 
-def _by_rows(k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, few: FewRows, many: ManyRows) -> None:
+def _few_rows(weight: CodedWeight, isa: Isa, x: Value, view: View | None, known: int | None) -> FewRows | PlaneRows:
+    if weight.dot:
+        return PlaneRows(weight, isa, x, view, known)
+    return FewRows(weight, isa, x, view, min(known or MOST_ROWS, MOST_ROWS), known)
+
+
+def _by_rows(k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, few: FewRows | PlaneRows, many: ManyRows) -> None:
     """The kernel for as many rows as there are, decided at run time where their count is no constant."""
     if few.known is not None:
         (few if few.known <= MOST_ROWS else many).emit(k, rows, levels)
