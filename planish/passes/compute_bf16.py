@@ -27,6 +27,7 @@ from planish.compiler.ops import (
 from planish.compiler.pass_ import Change, Close, Context, Contract
 from planish.compiler.rewrite import Hit, substitute
 from planish.compiler.types import DType, elements, evaluate_dim
+from planish.compiler.weights import Recipe, Weights
 from planish.hardware_profiles import Profile
 
 _RULE = "narrow"
@@ -58,8 +59,7 @@ class ComputeBf16:
         for graph in program.functions.values():
             after, found = work.rewrite(graph)
             program, hits = program.with_function(after), hits + found
-        used = weight_names(program)
-        kept = {name: tensor for name, tensor in {**program.weights, **work.made}.items() if name in used}
+        kept = Weights(program.weights).joined(work.made).kept(weight_names(program))
         return Change(replace(program, weights=kept), hits)
 
 
@@ -70,7 +70,7 @@ class _Narrower:
     skip: tuple[str, ...]
     profile: Profile | None
     weights: Mapping[str, Tensor]
-    made: dict[str, Tensor] = field(default_factory=dict)
+    made: dict[str, Recipe] = field(default_factory=dict)
 
     def rewrite(self, graph: Graph) -> tuple[Graph, tuple[Hit, ...]]:
         hits: list[Hit] = []
@@ -125,7 +125,8 @@ class _Narrower:
         name = str(value.node.attrs["name"])
         stored = f"{name}.bf16"
         if stored not in self.made:
-            self.made[stored] = self.weights[name].detach().to(torch.bfloat16)
+            shape = tuple(Weights(self.weights).like(name).shape)
+            self.made[stored] = Recipe(shape, torch.bfloat16, lambda: self.weights[name].detach().to(torch.bfloat16))
         return weight(name=stored, shape=value.shape, dtype=DType.bf16)
 
 
