@@ -23,7 +23,8 @@ from planish.compiler.pass_ import Context, Pass
 from planish.compiler.pipeline import Pipeline
 from planish.compiler.recipe import parse_pass, pass_text
 from planish.errors import InputError, PassError, nearest
-from planish.passes import ALL, EXACT, ComputeBf16
+from planish.passes import ALL, EXACT
+from planish.passes.compute_bf16 import ComputeBf16
 from planish.recording import record
 from planish.runtime.artifact import Contents, Language, write
 from planish.runtime.golden import Golden

@@ -279,11 +279,11 @@ class Blocks:
         new = bind(held[all_lanes])
         rescale = keep(self._power(old - new))
         T.buffer_store(held, self.get(where["total"] + c * lanes) * rescale, [all_lanes])
-        self._weigh(column, count, new, held)
+        self._exponentiate(column, count, new, held)
         for name, value in (("maximum", new), ("rescale", rescale), ("total", held[all_lanes])):
             self.put(where[name] + c * lanes, value)
 
-    def _weigh(
+    def _exponentiate(
         self, column: "tirx.PrimExpr", count: "tirx.PrimExpr", new: "tirx.PrimExpr", held: "tirx.Buffer"
     ) -> None:
         """Turn scores into weights relative to the maximum `new`, and add these to `held`."""

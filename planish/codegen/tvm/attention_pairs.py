@@ -98,7 +98,7 @@ class PairBlocks(Blocks):
             multiply_add=_dot,
         )
 
-    def _weigh(
+    def _exponentiate(
         self, column: "tirx.PrimExpr", count: "tirx.PrimExpr", new: "tirx.PrimExpr", held: "tirx.Buffer"
     ) -> None:
         """Weights of two keys at a time, which take the place of the first rows of the scores."""

@@ -43,9 +43,8 @@ define linkonce_odr <8 x float> @planish_dot_bf16_8(<8 x float> %c, <8 x i32> %a
 def instructions(call: Call, isa: Isa) -> "AbstractContextManager[object]":
     """The scope, inside the open prim_func, in which the instructions are known, where there are any and it is used."""
     dtypes = {of.dtype for node in call.nodes for of in node.types} | {view.dtype for view in call.inputs.values()}
-    if not isa.bf16_dot or DType.bf16 not in dtypes:
-        return nullcontext()
-    return T.attr(T.int32(0), "pragma_import_llvm", _BF16)
+    used = isa.bf16_dot and DType.bf16 in dtypes
+    return T.attr(T.int32(0), "pragma_import_llvm", _BF16) if used else nullcontext()
 
 
 def rounds_at_once(isa: Isa, lanes: int) -> bool:
