@@ -25,6 +25,8 @@ from planish.compiler.types import Shape
 
 # (index of the group, its first element, how many it has)
 Group = Callable[[Index, "tirx.PrimExpr", int], None]
+# (the first element along the last axis, lanes) to f32 numbers of one group
+Numbers = Callable[["tirx.PrimExpr", int], "tirx.PrimExpr"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,30 +149,43 @@ def _codes(k: KernelBuilder) -> Group:
 
 
 def _numbers(k: KernelBuilder) -> Group:
-    return numbers(k, k.call.anchor, lambda index: index)
+    return numbers(k, k.call.anchor, plain_numbers(k, k.call.anchor))
 
 
-def numbers(k: KernelBuilder, node: Node, source: Callable[[Index], Index]) -> Group:
-    """Stores the numbers of `node`, a dequantize, at an index where `source` of it says which group they are from."""
-    q, scale, *zeros = node.operands
-    book = Codebook(k.isa, _codebook(node)) if _codebook(node) else None
+def numbers(k: KernelBuilder, node: Node, read: Callable[[Index], Numbers]) -> Group:
+    """Stores the numbers of `node`, a dequantize, at an index where `read` of it gives those of a group."""
     dtype = compute_dtype(node.types[0].dtype)
 
     def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
-        group = source(index)
+        group = read(index)
+
+        def write(at: "tirx.PrimExpr", lanes: int) -> None:
+            _finish(k, (*index[:-1], at), cast(keep(group(at, lanes)), dtype), lanes)
+
+        vectors(k, start, count, write, k.isa.lanes)
+
+    return body
+
+
+def plain_numbers(k: KernelBuilder, node: Node) -> Callable[[Index], Numbers]:
+    """Reads the groups of `node`, a dequantize, whose codes lie as they are."""
+    q, scale, *zeros = node.operands
+    book = Codebook(k.isa, _codebook(node)) if _codebook(node) else None
+
+    def read(group: Index) -> Numbers:
         size = keep(_floats(k, scale, group, 1))
         zero = tirx.const(middle(q.dtype, _number(node, "bits")), "float32")
         if zeros:
             zero = keep(_floats(k, zeros[0], group, 1))
 
-        def write(at: "tirx.PrimExpr", lanes: int) -> None:
-            codes = keep(cast(Expression(k).at(q, (*group[:-1], at), lanes), "int32"))
+        def at(place: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+            codes = keep(cast(Expression(k).at(q, (*group[:-1], place), lanes), "int32"))
             levels = cast(codes, "float32") - splat(zero, lanes) if book is None else book.at(codes)
-            _finish(k, (*index[:-1], at), cast(keep(levels * splat(size, lanes)), dtype), lanes)
+            return levels * splat(size, lanes)
 
-        vectors(k, start, count, write, k.isa.lanes)
+        return at
 
-    return body
+    return read
 
 
 _BODIES: dict[Op, Callable[[KernelBuilder], Group]] = {
