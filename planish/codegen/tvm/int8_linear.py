@@ -8,10 +8,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.call import Call
+from planish.codegen.tvm.computed_row import refuse_norms
 from planish.codegen.tvm.gemm_finish import Finish, finishes, refuse_finish
 from planish.codegen.tvm.gemm_rows import unravel
 from planish.codegen.tvm.int8_packing import group_panels
-from planish.codegen.tvm.int8_plan import Int8Plan, refuse_call, refuse_nodes
+from planish.codegen.tvm.int8_plan import Int8Plan, refuse_nodes
+from planish.codegen.tvm.int8_rounding import rounds
 from planish.codegen.tvm.int8_rows import QuantizedRows, quantized_rows, rows_bytes
 from planish.codegen.tvm.int8_tile import Int8Tile
 from planish.codegen.tvm.isa import Isa
@@ -19,7 +21,7 @@ from planish.codegen.tvm.kernel import TVM_DTYPE, Kernel, KernelBuilder, bind, k
 from planish.codegen.tvm.tiles import index, quotient, remainder
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.types import DType, same_shape
+from planish.compiler.types import DType, same_dim, same_shape
 
 _LINE_BYTES = 64
 _READ_SOON = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
@@ -39,7 +41,7 @@ class Int8Linear:
     ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
-        return refuse_call(call) or refuse_finish(call)
+        return _refuse(call) or refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
         plan = Int8Plan(call, isa)
@@ -57,7 +59,9 @@ class Int8Linear:
         return finishes(anchor, node)
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
-        return node in {value.node for value in anchor.operands[:2]} and refuse_nodes(anchor) is None
+        if refuse_nodes(anchor) is not None:
+            return False
+        return node in {value.node for value in anchor.operands[:2]} or rounds(anchor, node)
 
 
 def _codes(k: KernelBuilder, plan: Int8Plan) -> "tirx.Buffer":
@@ -136,3 +140,24 @@ def _heights(
                 fewer(heights[1:])
 
     fewer(heights)
+
+
+def _refuse(call: Call) -> str | None:
+    """Why an integer product cannot read the operands of a call, or None."""
+    if (why := refuse_nodes(call.anchor)) is not None:
+        return why
+    x, w = (value.node for value in call.anchor.operands[:2])
+    for role, node in (("x", x), ("the weight", w)):
+        if node not in call.nodes:
+            return f"{role} is dequantized elsewhere"
+    if any(operand not in call.inputs for operand in w.operands):
+        return "the codes of the weight are computed in the kernel"
+    others = [node for node in call.prologue if node not in (x, w) and not rounds(call.anchor, node)]
+    inside = [operand in call.inputs for operand in x.operands]
+    if others or any(inside) != all(inside):
+        return "the codes of x are computed in the kernel, and not by it alone"
+    read = x.operands[0] if all(inside) else x.operands[0].node.operands[0]
+    view = call.inputs.get(read)
+    if view is not None and not same_dim(view.strides[-1], 1) and not same_dim(view.shape[-1], 1):
+        return "the last axis of x is strided"
+    return refuse_norms(call)

@@ -12,7 +12,7 @@ from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.around import fuses_after, fuses_before, refuse_around
 from planish.codegen.tvm.elementwise import compute_dtype
 from planish.codegen.tvm.expression import Expression, store
-from planish.codegen.tvm.folds import Registers, largest, line_lanes
+from planish.codegen.tvm.folds import Read, Registers, largest, line_lanes
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel
 from planish.codegen.tvm.levels import MOST_LEVELS, Codebook
@@ -93,6 +93,30 @@ def groups(k: KernelBuilder, lead: Shape, node: Node, body: Group) -> None:
     units(k, shape, unit)
 
 
+def _magnitude(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Bits without the sign order like magnitudes do, and not-a-number lies above all."""
+    raw = vm.bits(x, "int32")
+    return tirx.bitwise_and(raw, like(raw, 0x7FFFFFFF))
+
+
+def inverse_of(scale: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """What numbers are multiplied by: the reciprocal of their scale, 0 for a scale of 0."""
+    return keep(select(vm.equal(scale, like(scale, 0)), like(scale, 0), like(scale, 1) / scale))
+
+
+def code_of(x: "tirx.PrimExpr", inverse: "tirx.PrimExpr", bits: int) -> "tirx.PrimExpr":
+    """f32 as i8 codes, rounded to even."""
+    top = _top(bits)
+    number = vm.intrinsic("llvm.roundeven", x * inverse)
+    number = vm.fast_maximum(keep(number), like(number, -top))
+    number = select(keep(number) < like(number, top), keep(number), like(number, top))
+    return cast(cast(number, "int32"), "int8")
+
+
+def _top(bits: int) -> int:
+    return (1 << (bits - 1)) - 1
+
+
 def _finish(k: KernelBuilder, index: Index, value: "tirx.PrimExpr", lanes: int) -> None:
     """Store the anchor's result at an index after what the call computes on it."""
     (anchor,) = k.call.anchor.values
@@ -106,42 +130,36 @@ def _floats(k: KernelBuilder, value: Value, index: Index, lanes: int) -> "tirx.P
 
 def _scales(k: KernelBuilder) -> Group:
     anchor = k.call.anchor
-    top = (1 << (_number(anchor, "bits") - 1)) - 1
-
-    def magnitudes(lead: Index, start: "tirx.PrimExpr") -> "Callable[[tirx.PrimExpr, int], tirx.PrimExpr]":
-        """Bits without the sign order like magnitudes do, and not-a-number lies above all."""
-
-        def read(at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-            raw = vm.bits(_floats(k, anchor.operands[0], (*lead, bind(start + at)), lanes), "int32")
-            return tirx.bitwise_and(raw, like(raw, 0x7FFFFFFF))
-
-        return read
 
     def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
-        registers = Registers(largest("int32"), line_lanes(count, k.isa.lanes), 2)
-        registers.line(k, count, magnitudes(index[:-1], start))
-        (most,) = registers.result()
-        value = vm.bits(most, "float32")
-        _finish(k, index, value / like(value, top), 1)
+        def read(at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+            return _floats(k, anchor.operands[0], (*index[:-1], bind(start + at)), lanes)
+
+        _finish(k, index, group_scale(k, count, _number(anchor, "bits"), read), 1)
 
     return body
+
+
+def group_scale(k: KernelBuilder, count: int, bits: int, read: Read) -> "tirx.PrimExpr":
+    """The scale of `count` f32 numbers, of which `read` gives some."""
+    registers = Registers(largest("int32"), line_lanes(count, k.isa.lanes), 2)
+    registers.line(k, count, lambda at, lanes: _magnitude(read(at, lanes)))
+    (most,) = registers.result()
+    value = vm.bits(most, "float32")
+    return value / like(value, _top(bits))
 
 
 def _codes(k: KernelBuilder) -> Group:
     anchor = k.call.anchor
     x, scale = anchor.operands
-    top = (1 << (_number(anchor, "bits") - 1)) - 1
 
     def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
-        size = keep(_floats(k, scale, index, 1))
-        inverse = keep(select(vm.equal(size, like(size, 0)), like(size, 0), like(size, 1) / size))
+        inverse = inverse_of(keep(_floats(k, scale, index, 1)))
 
         def write(at: "tirx.PrimExpr", lanes: int) -> None:
             place = (*index[:-1], at)
-            number = vm.intrinsic("llvm.roundeven", _floats(k, x, place, lanes) * splat(inverse, lanes))
-            number = vm.fast_maximum(keep(number), like(number, -top))
-            number = select(keep(number) < like(number, top), keep(number), like(number, top))
-            _finish(k, place, cast(cast(number, "int32"), "int8"), lanes)
+            codes = code_of(_floats(k, x, place, lanes), splat(inverse, lanes), _number(anchor, "bits"))
+            _finish(k, place, codes, lanes)
 
         vectors(k, start, count, write, k.isa.lanes)
 
