@@ -177,6 +177,71 @@ def test_the_largest_codes_do_not_overflow() -> None:
     close(run_call(Int8Linear(), case.call(t, (2,)), t), case.wanted(t))
 
 
+def _rounded_call(case: Case, t: dict[str, Tensor], rows: tuple[int, ...], normed: bool) -> Call:
+    """The layer over `x`, which the graph rounds, after a norm where it is `normed`."""
+    x = ops.input_(name="x", shape=(*rows, case.depth), dtype=DType.f32)
+    names = ("q", "ws", "b")
+    q, ws, b = (ops.weight(name=n, shape=tuple(t[n].shape), dtype=_DTYPES[t[n].dtype]) for n in names)
+    number = ops.rms_norm(x, ops.weight(name="gain", shape=(case.depth,), dtype=DType.f32)) if normed else x
+    scale = ops.quantization_scale(number, group=case.x_group)
+    codes = ops.quantize(number, scale, group=case.x_group)
+    left = ops.dequantize(codes, scale, group=case.x_group)
+    y = ops.linear(left, ops.dequantize(q, ws, group=case.w_group, bits=case.bits), b)
+    return call_of(Graph("main", (x,), (y,)), ops.linear)
+
+
+def _rounded(x: Tensor, group: int) -> dict[str, Tensor]:
+    """Codes and scales of x, one scale a group."""
+    groups = [part.abs().amax(-1, keepdim=True) / 127 for part in x.split(group, -1)]
+    codes = [
+        (part * torch.where(scale == 0, 0, 1 / scale)).round().clamp(-127, 127)
+        for part, scale in zip(x.split(group, -1), groups, strict=True)
+    ]
+    return {"xq": torch.cat(codes, -1).to(torch.int8), "xs": torch.cat(groups, -1)}
+
+
+@pytest.mark.parametrize("form", ["int4", "int8"])
+@pytest.mark.parametrize("group", [32, 200], ids=["groups", "rows"])
+@pytest.mark.parametrize("rows", [(1,), (5,), (2, 20)])
+def test_rows_that_nothing_else_reads_are_rounded_in_the_kernel(form: str, group: int, rows: tuple[int, ...]) -> None:
+    case = replace(FORMATS[form], x_group=group)
+    t = case.tensors(*rows)
+    t["x"] = torch.randn((*rows, case.depth), generator=torch.Generator().manual_seed(1))
+    t["x"][..., 32:64] = 0
+    got = run_call(Int8Linear(), _rounded_call(case, t, rows, normed=False), t)
+    close(got, case.wanted({**t, **_rounded(t["x"], group)}))
+
+
+@pytest.mark.parametrize("isa", [AVX2, AVX512], ids=["avx2", "avx512"])
+def test_rows_are_rounded_with_narrower_vectors(isa: Isa) -> None:
+    t = _PLAIN.tensors(5)
+    t["x"] = torch.randn((5, _PLAIN.depth), generator=torch.Generator().manual_seed(1))
+    got = run_call(Int8Linear(), _rounded_call(_PLAIN, t, (5,), normed=False), t, isa=isa)
+    close(got, _PLAIN.wanted({**t, **_rounded(t["x"], 32)}))
+
+
+def test_a_single_row_is_normed_in_the_kernel() -> None:
+    t = _PLAIN.tensors(1)
+    generator = torch.Generator().manual_seed(1)
+    t["x"], t["gain"] = torch.randn((1, 200), generator=generator), torch.rand(200, generator=generator)
+    got = run_call(Int8Linear(), _rounded_call(_PLAIN, t, (1,), normed=True), t)
+    wanted = _PLAIN.wanted({**t, **_rounded(functional.rms_norm(t["x"], (200,), t["gain"], 1e-6), 32)})
+    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=2e-2 * float(wanted.abs().max()))
+
+
+def test_norms_of_several_rows_are_left_to_a_kernel_of_their_own() -> None:
+    t = _PLAIN.tensors(3)
+    t["gain"] = torch.ones(200)
+    call = _rounded_call(_PLAIN, t, (3,), normed=True)
+    assert Int8Linear().refuse(call, host_isa()) == "the codes of x are computed in the kernel, and not by it alone"
+
+
+def test_rows_of_odd_widths_are_rounded_elsewhere() -> None:
+    case = replace(_PLAIN, depth=202)
+    call = _rounded_call(case, case.tensors(2), (2,), normed=False)
+    assert not any(Int8Linear().fuses_before(call.anchor, node) for node in call.nodes if node.op is ops.quantize)
+
+
 def test_activation_and_residual_are_computed_on_the_tiles() -> None:
     case = Case(35, 64, 32, 32)
     t = case.tensors(2, 9)
