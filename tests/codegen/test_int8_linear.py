@@ -13,13 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.codegen.call import Call
+from planish.codegen.select import Choice, select
 from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.int8_linear import Int8Linear
 from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
 from planish.codegen.tvm.kernel import Kernel
+from planish.codegen.tvm.templates import TEMPLATES
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Graph, Value
+from planish.compiler.text import parse
 from planish.compiler.types import Dim, DType, Shape, symbol
 from tests.codegen.harness import call_of, host_isa, run_call
 
@@ -234,6 +237,34 @@ def test_norms_of_several_rows_are_left_to_a_kernel_of_their_own() -> None:
     t["gain"] = torch.ones(200)
     call = _rounded_call(_PLAIN, t, (3,), normed=True)
     assert Int8Linear().refuse(call, host_isa()) == "the codes of x are computed in the kernel, and not by it alone"
+
+
+_ROUNDED = """graph main(%x: f32[ROWS, 64]) {
+  %0 = rms_norm(%x): f32[ROWS, 64]
+  %1 = quantization_scale(%0) {group=32}: f32[ROWS, 2]
+  %2 = quantize(%0, %1) {group=32}: i8[ROWS, 64]
+  %3 = dequantize(%2, %1) {group=32}: f32[ROWS, 64]
+  %4 = dequantize(@w.codes: i8[64, 64], @w.scale: f32[64, 2]) {group=32}: f32[64, 64]
+  %5 = linear(%3, %4): f32[ROWS, 64]
+"""
+
+
+def _kernels(rows: int, rest: str) -> list[str]:
+    """The ops of each kernel that the layer above, with `rest` after it, is computed by."""
+    graph = parse(_ROUNDED.replace("ROWS", str(rows)) + rest.replace("ROWS", str(rows)))
+    found = select(graph, TEMPLATES, host_isa())
+    return ["+".join(n.op.name for n in work.call.nodes) for work in found.work if isinstance(work, Choice)]
+
+
+def test_what_rounds_rows_joins_the_product_that_reads_them_alone() -> None:
+    product = "quantization_scale+quantize+dequantize+dequantize+linear"
+    assert _kernels(8, "  return %5\n}") == ["rms_norm", product]
+    assert _kernels(1, "  return %5\n}") == [f"rms_norm+{product}"]
+
+
+def test_rows_that_two_products_read_are_rounded_once() -> None:
+    rest = "  %6 = gelu(%3): f32[ROWS, 64]\n  %7 = linear(%6, @v: f32[64, 64]): f32[ROWS, 64]\n  return %5, %7\n}"
+    assert _kernels(8, rest)[:3] == ["rms_norm", "quantization_scale", "quantize"]
 
 
 def test_rows_of_odd_widths_are_rounded_elsewhere() -> None:
