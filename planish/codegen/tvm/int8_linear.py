@@ -34,7 +34,8 @@ class Int8Linear:
     """dequantize(xq, xs) times dequantize(q, ws, zero?), plus bias and elementwise nodes, summed as integers by group.
 
     Codes of x are i8, those of the weight u8 or i8 of up to 8 bits, packed two a byte up to 4 bits. The groups of one
-    are multiples of the other's, or whole rows.
+    are multiples of the other's, or whole rows. A single row of x is rounded here, and computed, a norm among others,
+    where nothing else reads it.
     """
 
     name: ClassVar[str] = "int8_linear"

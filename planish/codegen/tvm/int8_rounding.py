@@ -1,4 +1,4 @@
-"""Rows that a product of integers rounds to codes itself: which they are, and how it does."""
+"""The row that a product of integers rounds to codes itself: when it does, and how."""
 
 from dataclasses import dataclass
 
@@ -16,26 +16,30 @@ from planish.codegen.tvm.tiles import each_chunk, index, quotient
 from planish.codegen.tvm.vector_math import keep, splat
 from planish.compiler import ops
 from planish.compiler.ir import Node, Value
-from planish.compiler.types import DType
+from planish.compiler.types import DType, elements
 
 _BITS = 8
 
 
 def rounds(anchor: Node, node: Node) -> bool:
-    """Whether a product of integers computes `node` with the rows of x: what rounds them, or makes the only row."""
+    """Whether a product of integers computes `node` with the only row of x: what rounds it, or makes it.
+
+    Every task rounds it for itself. Eight rows of 5632 take a task 9 us so, and 5 us in kernels of their own (Zen 4).
+    """
     codes, scale = (value.node for value in anchor.operands[0].node.operands)
     return _fits(codes, scale) and (node in (codes, scale) or computes(anchor, node))
 
 
 def _fits(codes: Node, scale: Node) -> bool:
-    """Whether codes and scales are those of f32 rows in groups of whole 32-bit units."""
+    """Whether codes and scales are those of one f32 row in groups of whole 32-bit units."""
     if codes.op is not ops.quantize or scale.op is not ops.quantization_scale or codes.operands[1] != Value(scale):
         return False
     x = scale.operands[0]
+    single = elements(x.shape[:-1]) == 1
     same = codes.operands[0] == x and codes.attrs["group"] == scale.attrs["group"]
     plain = x.dtype is DType.f32 and scale.types[0].dtype is DType.f32
     units = isinstance(x.shape[-1], int) and x.shape[-1] % 4 == 0 and group_of(scale) % 4 == 0
-    return same and plain and units and codes.attrs["bits"] == scale.attrs["bits"] == _BITS
+    return single and same and plain and units and codes.attrs["bits"] == scale.attrs["bits"] == _BITS
 
 
 @dataclass(frozen=True, slots=True)
