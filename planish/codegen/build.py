@@ -38,6 +38,8 @@ from planish.runtime.tensors import Deferred, Weight, weight_offsets
 from planish.runtime.tree import Tree
 
 if TYPE_CHECKING:
+    from tvm import tirx
+
     from planish.codegen.tvm.isa import Isa
     from planish.codegen.tvm.kernel import Kernel, Packing
 
@@ -142,10 +144,14 @@ class _Library:
         own = dict(zip(first, choice.call.inputs, strict=True))
         return {own[value]: packing for value, packing in self.kernel(choice).packings.items()}
 
+    def functions(self) -> Mapping[str, "tirx.PrimFunc"]:
+        """What is to be compiled, by C symbol."""
+        return {name: f for symbol, kernel in self.built.items() for name, f in kernel.functions(symbol).items()}
+
     def sources(self, program: str) -> Mapping[str, str]:
         """The readable sources by file name."""
         shipped = {name: (_NATIVE / name).read_text() for name in ("pool.c", "pool.h")}
-        kernels = {f"{symbol}.py": kernel.function.script() + "\n" for symbol, kernel in self.built.items()}
+        kernels = {f"{symbol}.py": function.script() + "\n" for symbol, function in self.functions().items()}
         return {"program.c": program, **shipped, **kernels}
 
     def compile(self, sources: Mapping[str, str], folder: Path) -> Path:
@@ -154,7 +160,7 @@ class _Library:
 
         for name in ("program.c", "pool.c", "pool.h"):
             (folder / name).write_text(sources[name])
-        build_object({symbol: kernel.function for symbol, kernel in self.built.items()}, self.isa, folder / "kernels.o")
+        build_object(self.functions(), self.isa, folder / "kernels.o")
         link([folder / "program.c", folder / "pool.c"], [folder / "kernels.o"], self.isa, folder / "model.so")
         return folder / "model.so"
 
@@ -236,25 +242,30 @@ def _entries(
     offsets: Mapping[str, int],
     weights: Mapping[str, Weight],
 ) -> Iterable[Entry]:
-    from planish.codegen.tvm.kernel import call_sizes
-
     for i, step in enumerate(plan.steps):
         if isinstance(step, Kernels):
-            uses = []
-            for choice in step.calls:
-                packings = library.packings(choice)
-                scratch = library.kernel(choice).scratch_bytes
-                names = {
-                    value: entry_name(str(root.node.attrs["name"]), packings.get(value))
-                    for value, root in choice.roots.items()
-                    if root.node.op.name == "weight"
-                }
-                places = {value: offsets[name] for value, name in names.items()}
-                lengths = {value: weights[name].nbytes for value, name in names.items()}
-                sizes = call_sizes(choice.call, scratch)
-                uses.append(KernelUse(library.uses[id(choice)], sizes, scratch, places, lengths))
+            uses = tuple(_use(choice, library, offsets, weights) for choice in step.calls)
             ins, outs = step_inputs(step, plan.storage), step_outputs(step, plan.storage)
-            yield Entry(_entry_symbol(name, i), step, tuple(uses), graph.sizes, plan.storage, ins, outs)
+            yield Entry(_entry_symbol(name, i), step, uses, graph.sizes, plan.storage, ins, outs)
+
+
+def _use(choice: Choice, library: _Library, offsets: Mapping[str, int], weights: Mapping[str, Weight]) -> KernelUse:
+    from planish.codegen.tvm.kernel import call_sizes, merge_symbol
+
+    packings, kernel, symbol = library.packings(choice), library.kernel(choice), library.uses[id(choice)]
+    names = {
+        value: entry_name(str(root.node.attrs["name"]), packings.get(value))
+        for value, root in choice.roots.items()
+        if root.node.op.name == "weight"
+    }
+    return KernelUse(
+        symbol=symbol,
+        sizes=call_sizes(choice.call, kernel.scratch_bytes),
+        scratch_bytes=kernel.scratch_bytes,
+        weight_offsets={value: offsets[name] for value, name in names.items()},
+        weight_bytes={value: weights[name].nbytes for value, name in names.items()},
+        merge=None if kernel.merge is None else merge_symbol(symbol),
+    )
 
 
 def _entry_symbol(function: str, step: int) -> str:

@@ -18,13 +18,17 @@ _WHOLE_BYTES = 16 << 10  # of a weight that every task may read all of
 
 @dataclass(frozen=True, slots=True)
 class KernelUse:
-    """A compiled kernel as a call uses it: C symbol, sizes in order, scratch bytes, offset and bytes of each weight."""
+    """A compiled kernel as a call uses it: C symbol, sizes in order, scratch bytes, offset and bytes of each weight.
+
+    `merge` is what all tasks call after a barrier, with the scratch memory of all, or None.
+    """
 
     symbol: str
     sizes: tuple[str, ...]
     scratch_bytes: Dim
     weight_offsets: Mapping[Value, int]
     weight_bytes: Mapping[Value, int]
+    merge: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,11 @@ def step_outputs(step: Kernels, storage: Mapping[Value, Storage]) -> tuple[Value
 def program_source(entries: Sequence[Entry]) -> str:
     """The C source of all native steps."""
     prototypes = dict.fromkeys(
-        _prototype(use, choice) for e in entries for use, choice in zip(e.uses, e.step.calls, strict=True)
+        _prototype(symbol, use, choice)
+        for e in entries
+        for use, choice in zip(e.uses, e.step.calls, strict=True)
+        for symbol in (use.symbol, use.merge)
+        if symbol is not None
     )
     parts = [_HEAD, *prototypes, ""]
     for entry in entries:
@@ -83,9 +91,9 @@ struct frame {
 """
 
 
-def _prototype(use: KernelUse, choice: Choice) -> str:
+def _prototype(symbol: str, use: KernelUse, choice: Choice) -> str:
     pointers = ["const void *"] * len(choice.call.inputs) + ["void *", "void *"]
-    return f"int32_t {use.symbol}({', '.join([*pointers, *['int64_t'] * len(use.sizes), 'int32_t', 'int32_t'])});"
+    return f"int32_t {symbol}({', '.join([*pointers, *['int64_t'] * len(use.sizes), 'int32_t', 'int32_t'])});"
 
 
 def _sizes(entry: Entry, indent: str = "  ") -> str:
@@ -158,8 +166,11 @@ def _call(entry: Entry, i: int, choice: Choice, loop: Loop | None) -> Iterator[s
         yield from _barrier(entry, i)
     pointers = [_moved(entry, choice.roots[v], use.weight_offsets.get(v), loop) for v in call.inputs]
     sizes = ["images" if loop is not None and size == loop.size else c_name(size) for size in use.sizes]
-    arguments = [*pointers, _moved(entry, call.output, None, loop), "scratch", *sizes, "task", "tasks"]
-    yield f"  {use.symbol}({', '.join(arguments)});"
+    scratch = "scratch" if use.merge is None else f"a + offsets[{len(entry.step.slots)}]"
+    arguments = ", ".join([*pointers, _moved(entry, call.output, None, loop), scratch, *sizes, "task", "tasks"])
+    yield f"  {use.symbol}({arguments});"
+    if use.merge is not None:
+        yield f"  planish_barrier(task, tasks); {use.merge}({arguments});"
     yield (
         "  if (f->times) { planish_barrier(task, tasks); "
         f"if (task == 0) {{ double now = planish_now(); f->times[{i}] += now - start; start = now; }} }}"

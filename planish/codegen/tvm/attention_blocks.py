@@ -53,10 +53,18 @@ class Blocks:
 
     def __init__(self, k: KernelBuilder, plan: AttentionPlan) -> None:
         self.k, self.plan, self.lanes = k, plan, plan.isa.lanes
-        self.memory = k.scratch_buffer(plan.scratch_bytes // 4, DType.f32)
+        self.memory = self._memory()
         self.queries, self.keys = k.dim(plan.q.shape[2]), k.dim(plan.k.shape[2])
         self.rows = bind(self.queries * plan.group + index(0))
         self.scale = plan.scale if plan.adds_mask else plan.scale * math.log2(math.e)
+
+    def _memory(self) -> "tirx.Buffer":
+        """The task's own scratch memory, in f32."""
+        return self.k.scratch_buffer(self.plan.scratch_bytes // 4, DType.f32)
+
+    def region(self, name: str) -> "int | tirx.PrimExpr":
+        """The first element of a region of the scratch memory."""
+        return self.plan.regions[name]
 
     def emit(self) -> None:
         """Deal units to tasks: in turns, there and back, where causal units grow along the queries, else in a run."""
@@ -90,6 +98,10 @@ class Blocks:
         """Bind what follows from the row of the batch; here nothing does."""
 
     def _visit(self, first: "tirx.PrimExpr", stop: "tirx.PrimExpr") -> None:
+        """Take all keys of a range."""
+        self._blocks(first, stop)
+
+    def _blocks(self, first: "tirx.PrimExpr", stop: "tirx.PrimExpr") -> None:
         """Take all keys of a range, in blocks of like size."""
         pieces = bind(ceil_div(stop - first, self.plan.keys))
         with T.serial(pieces) as piece:
@@ -359,15 +371,17 @@ class Blocks:
         )
 
     def _finish(self) -> None:
-        """Divide by the sums of weights and write; no weight at all gives zeros."""
+        """Divide by the sums of weights and write; no weight at all gives zeros, an undefined one what is undefined."""
         plan, view = self.plan, self.plan.call.view
         dense = same_dim(view.strides[3], 1)
         with T.serial(self.count) as m:
             head, position = self.place(m)
             out = bind(self.k.address(view, (self.b, head, position, 0)))
-            total = bind(self.memory[plan.regions["total"] + m])
-            factor = bind(tirx.Select(total > 0, tirx.const(1.0, "float32") / total, tirx.const(0.0, "float32")))
-            row = bind(plan.regions["o"] + m * plan.width)
+            total = bind(self.memory[self.region("total") + m])
+            factor = bind(
+                tirx.Select(tirx.EQ(total, tirx.const(0.0, "float32")), total, tirx.const(1.0, "float32") / total)
+            )
+            row = bind(self.region("o") + m * plan.width)
 
             def write(start: "tirx.PrimExpr", lanes: int) -> None:
                 value = self.memory[ramp(row + start, lanes)] * splat(factor, lanes)
@@ -385,9 +399,11 @@ class Blocks:
 def power_of_two(x: "tirx.PrimExpr", fit: tuple[float, ...] = _POWER) -> "tirx.PrimExpr":
     """2^x for x <= 0, within 3e-7 of it unless another `fit` of 2^x on [-1/2, 1/2] is given; 0 below 2^-126.
 
+    What is not a number stays so.
+
     Adding 1.5 * 2^23 + 127 rounds x to an integer n and leaves n + 127, the exponent of 2^n, in the low bits.
     """
-    x = keep(fast_maximum(x, like(x, -127.0)))
+    x = keep(fast_maximum(like(x, -127.0), x))
     # TVM would cancel x + c - c, but does not look into an fma
     shifted = keep(fma(x, like(x, 1.0), like(x, 12582912.0 + 127.0)))
     rest = keep(x - (shifted - like(x, 12582912.0 + 127.0)))

@@ -93,9 +93,10 @@ def lane_sums(rows: Sequence["tirx.PrimExpr"]) -> "tirx.PrimExpr":
 
 
 def lane_sum(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "tirx.PrimExpr":
-    """What `lane_sums` makes of two partial results of `step` rows each."""
-    low, high = _exchanged(a, b, step, lanes)
-    return keep(low + high)
+    """What `lane_sums` makes of two partial results of `step` rows each: what stays in a lane and what comes to it."""
+    stays = [j if not j & step else lanes + j for j in range(lanes)]
+    comes = [j + step if not j & step else lanes + j - step for j in range(lanes)]
+    return keep(keep(tirx.Shuffle([a, b], stays)) + keep(tirx.Shuffle([a, b], comes)))
 
 
 def _exchanged(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
