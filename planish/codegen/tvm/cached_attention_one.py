@@ -220,7 +220,7 @@ class OneToken(Deal):
 
     def _tile_along_head(self, slot: "tirx.PrimExpr", target: "tirx.PrimExpr") -> None:
         """Scores of a tile of keys for a few queries: vectors along the head, whose lanes are summed."""
-        plan, lanes = self.plan, self.dot_lanes
+        lanes = self.dot_lanes
         for part in range(0, self.rows_of_tile, lanes):
             sums = self._dots(bind(slot + part), lanes)
             sums = self._scaled(sums, slot + part)
