@@ -176,7 +176,7 @@ class OneTokenOfCodes(OneToken):
         plan, lanes, scales = self.plan, self.lanes, self.own + self.plan.regions["scales"]
         top = self._block_scales(slot, count, scales)
         factor = keep(self._inverse(top))
-        T.buffer_store(self.memory, tirx.Shuffle([keep(top * like(top, 1 / _MOST))], [0]), [self._unit()])
+        T.buffer_store(self.memory, tirx.Shuffle([keep(top * like(top, 1 / _MOST))], [0]), [self._step_of_weights()])
         groups = bind(ceil_div(count, 2 * self.apart))
         self.pairs = bind(groups * self.apart)
         with T.serial(bind(2 * self.pairs - count)) as i:
@@ -194,7 +194,7 @@ class OneTokenOfCodes(OneToken):
         spread = keep(tirx.Shuffle([keys] * self.width, [j // self.width for j in range(self.lanes)]))
         return keep(_rounded(keep(keep(self.get(self.p + i * self.lanes) * spread) * factor)))
 
-    def _unit(self) -> "tirx.PrimExpr":
+    def _step_of_weights(self) -> "tirx.PrimExpr":
         """Where the value of one step of the block's weights is kept, behind the steps of the queries."""
         return self.own + (self.plan.regions["steps"] + self.lanes)
 
@@ -224,7 +224,7 @@ class OneTokenOfCodes(OneToken):
     ) -> None:
         plan, lanes, (m, column) = self.plan, self.lanes, at
         o, rescale = bind(self.region("o") + (m * plan.width + column)), bind(self.region("rescale") + m)
-        unit = bind(self.memory[self._unit()])
+        unit = bind(self.memory[self._step_of_weights()])
         pairs = bind(self.own + plan.regions["pairs"] + m)
         held: list[tirx.PrimExpr] = []
 
