@@ -26,14 +26,22 @@ from planish.codegen.tvm.tiles import (
     tile,
     transposed,
 )
-from planish.codegen.tvm.vector_math import bits, both, differ, fast_maximum, fma, keep, like, polynomial, select, splat
+from planish.codegen.tvm.vector_math import (
+    POWER_OF_TWO,
+    both,
+    differ,
+    fast_maximum,
+    keep,
+    like,
+    power_of_two,
+    select,
+    splat,
+)
 from planish.codegen.view import View
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
 LOWEST = -3.4028234663852886e38
-# minimax fit of the relative error on [-1/2, 1/2], highest power first
-_POWER = (1.327647013e-3, 9.675540961e-3, 5.550713092e-2, 2.402212024e-1, 6.931469440e-1, 1.000000119)
 
 
 def build_blocks(plan: AttentionPlan) -> Kernel:
@@ -49,7 +57,7 @@ class Blocks:
     `fit` is the polynomial of its exponentials.
     """
 
-    fit: tuple[float, ...] = _POWER
+    fit: tuple[float, ...] = POWER_OF_TWO
 
     def __init__(self, k: KernelBuilder, plan: AttentionPlan) -> None:
         self.k, self.plan, self.lanes = k, plan, plan.isa.lanes
@@ -394,21 +402,6 @@ class Blocks:
 
     def put(self, place: "tirx.PrimExpr", value: "tirx.PrimExpr") -> None:
         T.buffer_store(self.memory, value, [ramp(place, self.lanes)])
-
-
-def power_of_two(x: "tirx.PrimExpr", fit: tuple[float, ...] = _POWER) -> "tirx.PrimExpr":
-    """2^x for x <= 0, within 3e-7 of it unless another `fit` of 2^x on [-1/2, 1/2] is given; 0 below 2^-126.
-
-    What is not a number stays so.
-
-    Adding 1.5 * 2^23 + 127 rounds x to an integer n and leaves n + 127, the exponent of 2^n, in the low bits.
-    """
-    x = keep(fast_maximum(like(x, -127.0), x))
-    # TVM would cancel x + c - c, but does not look into an fma
-    shifted = keep(fma(x, like(x, 1.0), like(x, 12582912.0 + 127.0)))
-    rest = keep(x - (shifted - like(x, 12582912.0 + 127.0)))
-    raw = bits(shifted, "int32")
-    return bits(raw << like(raw, 23), "float32") * polynomial(rest, fit)
 
 
 def _mask_item(k: KernelBuilder, buffer: "tirx.Buffer", view: View, place: "tirx.PrimExpr") -> "tirx.PrimExpr":

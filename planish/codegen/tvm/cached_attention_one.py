@@ -12,14 +12,14 @@ from itertools import accumulate
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
-from planish.codegen.tvm.attention_blocks import LOWEST, power_of_two
+from planish.codegen.tvm.attention_blocks import LOWEST
 from planish.codegen.tvm.attention_plan import AttentionPlan, dense_values
 from planish.codegen.tvm.cached_attention_blocks import scale_of
 from planish.codegen.tvm.cached_attention_pieces import GRANULE, STATES, Deal, Merge, even, lanes_of_group, state_floats
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.tiles import ceil_div, index, lane_sum, load, steps, tile, transposed
-from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, like, splat
+from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, like, power_of_two, splat
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 

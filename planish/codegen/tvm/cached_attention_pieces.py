@@ -10,12 +10,11 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
-from planish.codegen.tvm.attention_blocks import power_of_two
 from planish.codegen.tvm.attention_plan import AttentionPlan
 from planish.codegen.tvm.cached_attention_blocks import CachedBlocks
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.tvm.tiles import ceil_div, index, quotient
-from planish.codegen.tvm.vector_math import both, fast_maximum, keep, splat
+from planish.codegen.tvm.vector_math import both, fast_maximum, keep, power_of_two, splat
 from planish.compiler.types import DType
 
 GRANULE = 64  # keys that are visited at a time: their values stay in level one cache until all queries have read them

@@ -197,6 +197,25 @@ _EXPONENTIAL_SHORT = (
 )
 
 
+# minimax fit of the relative error on [-1/2, 1/2], highest power first
+POWER_OF_TWO = (1.327647013e-3, 9.675540961e-3, 5.550713092e-2, 2.402212024e-1, 6.931469440e-1, 1.000000119)
+
+
+def power_of_two(x: "tirx.PrimExpr", fit: tuple[float, ...] = POWER_OF_TWO) -> "tirx.PrimExpr":
+    """2^x for x <= 0, within 3e-7 of it unless another `fit` of 2^x on [-1/2, 1/2] is given; 0 below 2^-126.
+
+    What is not a number stays so.
+
+    Adding 1.5 * 2^23 + 127 rounds x to an integer n and leaves n + 127, the exponent of 2^n, in the low bits.
+    """
+    x = keep(fast_maximum(like(x, -127.0), x))
+    # TVM would cancel x + c - c, but does not look into an fma
+    shifted = keep(fma(x, like(x, 1.0), like(x, 12582912.0 + 127.0)))
+    rest = keep(x - (shifted - like(x, 12582912.0 + 127.0)))
+    raw = bits(shifted, "int32")
+    return bits(raw << like(raw, 23), "float32") * polynomial(rest, fit)
+
+
 def polynomial(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimExpr":
     """Horner's rule, highest power first."""
     total = like(x, coefficients[0])
