@@ -19,6 +19,7 @@ from planish.compiler.ops import (
     embedding,
     expand,
     linear,
+    matmul,
     reshape,
     slice_,
     transpose,
@@ -103,6 +104,8 @@ class _Narrower:
             return "skipped by its scope"
         if self.profile is not None and _DOT not in self.profile.cpu.features:
             return f"{self.profile.name} has no dot product of bf16 ({_DOT}) that planish uses; it computes in f32"
+        if node.op is matmul:
+            return "products of two activations compute in f32"
         if node.op is attention:
             return "attention over a cache computes in f32" if len(node.inputs) > 4 and node.inputs[4] else None
         return _refused_conv(node) if node.op is conv else _refused_weight(node, rows)
@@ -133,7 +136,8 @@ class _Narrower:
 def _is_product(node: Node) -> bool:
     """Whether the node multiplies, or looks up, in f32."""
     return (
-        node.op in (linear, conv, attention, embedding) and node.types[0].dtype is node.operands[0].dtype is DType.f32
+        node.op in (linear, matmul, conv, attention, embedding)
+        and node.types[0].dtype is node.operands[0].dtype is DType.f32
     )
 
 

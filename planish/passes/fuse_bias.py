@@ -34,7 +34,7 @@ def _matrix(node: Node, uses: Uses) -> Value | None:
     x, y = node.operands
     if y.type.rank != 2 or not is_constant(y) or is_constant(x):
         return None
-    return linear(x, swapped(y, node.scope), scope=node.scope, **node.attrs)
+    return linear(x, swapped(y, node.scope), scope=node.scope)
 
 
 def _bias(node: Node, uses: Uses) -> Value | str | None:

@@ -142,7 +142,7 @@ def _product_broadcasts(node: Node, uses: Uses) -> Value | None:
             continue
         inputs = (small, node.operands[1]) if i == 0 else (node.operands[0], small)
         if same_shape(_lead(inputs), node.types[0].shape[:-2]):
-            return matmul(*inputs, scope=node.scope, **node.attrs)
+            return matmul(*inputs, scope=node.scope)
     return None
 
 

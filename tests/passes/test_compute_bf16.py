@@ -149,6 +149,15 @@ def test_a_processor_without_the_instruction_computes_in_f32_and_says_so() -> No
     assert refusals(change.hits) == [wanted, wanted]
 
 
+def test_products_of_two_activations_stay_and_are_named() -> None:
+    text = graph_text("%x: f32[B, S, S]", "matmul(%x, %x): f32[B, S, S]  # scores", outputs="%0")
+    change = ComputeBf16().apply(program_of(text), Context())
+    assert [(hit.scope, hit.refused) for hit in change.hits] == [
+        ("scores", "products of two activations compute in f32")
+    ]
+    assert str(change.program.main) == text
+
+
 def test_scopes_can_be_left_alone() -> None:
     each = parse_pass('compute-bf16{skip=["up"]}')
     change = each.apply(program_of(PERCEPTRON), Context())

@@ -56,22 +56,14 @@ def _check_bias(w: TensorType, b: TensorType | None, result: TensorType) -> None
     check_same_dtype(result, b)
 
 
-def _matmul(x: Tensor, y: Tensor, *, dtype: DType | None) -> Tensor:
-    return torch.matmul(_as(x, dtype), _as(y, dtype))
-
-
-@op(_matmul, "contraction")
-def matmul(x: TensorType, y: TensorType, *, dtype: DType | None = None) -> TensorType:
-    """Batched matrix product: x [..., M, K], y [..., K, N] -> [..., M, N]; ranks of at least 2, leading broadcast.
-
-    With `dtype` f32 the products of narrower operands are summed and given in f32.
-    """
+@op(torch.matmul, "contraction")
+def matmul(x: TensorType, y: TensorType) -> TensorType:
+    """Batched matrix product: x [..., M, K], y [..., K, N] -> [..., M, N]; ranks of at least 2, leading broadcast."""
     check_number(x)
     check_same_dtype(x, y)
     if min(x.rank, y.rank) < 2 or not same_dim(x.shape[-1], y.shape[-2]):
         raise TypeRuleError(f"{x} and {y} do not contract")
-    shape = (*broadcast(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])
-    return TensorType(shape, _summed(x, dtype))
+    return x.with_shape((*broadcast(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1]))
 
 
 def _conv(
