@@ -12,6 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.attention_few import few_scores, few_sums
+from planish.codegen.tvm.attention_mask import change_by_mask
 from planish.codegen.tvm.attention_plan import FEW, AttentionPlan, dense_values, key_rows, value_rows
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.tiles import (
@@ -29,7 +30,6 @@ from planish.codegen.tvm.tiles import (
 from planish.codegen.tvm.vector_math import (
     POWER_OF_TWO,
     both,
-    differ,
     fast_maximum,
     keep,
     like,
@@ -37,7 +37,6 @@ from planish.codegen.tvm.vector_math import (
     select,
     splat,
 )
-from planish.codegen.view import View
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
@@ -287,7 +286,7 @@ class Blocks:
         where, lanes = self.plan.regions, self.lanes
         column = bind(self._panel("p", c, self.plan.depth))
         held, all_lanes = T.alloc_buffer((2 * lanes,), "float32"), ramp(tirx.const(0, "int32"), lanes)
-        masked = self._mask(c, first)
+        masked = change_by_mask(self, c, first)
         old = bind(self.get(where["maximum"] + c * lanes))
         T.buffer_store(held, old, [all_lanes])
         with T.serial(count) as t:
@@ -313,29 +312,6 @@ class Blocks:
             weight = keep(self._power(self.get(place) - new))
             self.put(place, weight)
             T.buffer_store(held, held[every] + weight, [every])
-
-    def _mask(
-        self, c: "tirx.PrimExpr", first: "tirx.PrimExpr"
-    ) -> "Callable[[tirx.PrimExpr, tirx.PrimExpr], tirx.PrimExpr]":
-        """How key t of the block changes the scores of vector c of queries."""
-        view, value, lanes = self.plan.mask_view, self.plan.mask, self.lanes
-        if view is None or value is None:
-            return lambda t, score: score
-        shared = same_dim(view.strides[2], 0) and (self.plan.group == 1 or same_dim(view.strides[1], 0))
-        places = []
-        for j in range(1 if shared else lanes):
-            head, position = self.place(c * lanes + j)
-            places.append(bind(self.k.address(view, (self.b, head, position, first))))
-        step = self.k.dim(view.strides[3])
-
-        def change(t: "tirx.PrimExpr", score: "tirx.PrimExpr") -> "tirx.PrimExpr":
-            items = [bind(_mask_item(self.k, self.k.buffers[value], view, steps(place, t, step))) for place in places]
-            if view.dtype is not DType.bool:
-                return score + (splat(items[0], lanes) if shared else tirx.Shuffle(items, list(range(lanes))))
-            raw = splat(items[0], lanes) if shared else tirx.Shuffle(items, list(range(lanes)))
-            return select(differ(raw, like(raw, 0)), score, like(score, -math.inf))
-
-        return change
 
     def _power(self, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
         """2^x, or e^x where scores are in natural units, for x <= 0; 0 below 2^-126."""
@@ -402,7 +378,3 @@ class Blocks:
 
     def put(self, place: "tirx.PrimExpr", value: "tirx.PrimExpr") -> None:
         T.buffer_store(self.memory, value, [ramp(place, self.lanes)])
-
-
-def _mask_item(k: KernelBuilder, buffer: "tirx.Buffer", view: View, place: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    return buffer[place].astype("int32") if view.dtype is DType.bool else load(k, buffer, view, place, 1)
