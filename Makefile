@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench bench-language clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.ready ## compile all-MiniLM-L6-v2 for this CPU, compare it with PyTorch, and rank sentences with it
 	$(BIN)/python examples/minilm.py
@@ -28,6 +28,9 @@ bench: $(VENV)/.bench ## ours beside the peers on every real model (about an hou
 	$(BIN)/python -m benchmarks run --name latest
 	$(BIN)/python -m benchmarks plot benchmarks/results/latest.json
 
+bench-language: $(VENV)/.bench-language ## language models beside the peers; goes on where it was stopped (hours)
+	$(BIN)/python -m benchmarks language
+
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
@@ -37,6 +40,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.bench: $(VENV)/.ready
 	$(PIP) -e '.[bench]'
+	touch $@
+
+$(VENV)/.bench-language: $(VENV)/.ready
+	$(PIP) -e '.[bench-language]'
 	touch $@
 
 clean: ## remove the environment and everything that was built

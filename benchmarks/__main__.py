@@ -1,16 +1,15 @@
-"""The command line of the benchmarks: run, kernels, compile, quality, language, perplexity, greedy, table, plot."""
+"""The command line of the benchmarks: of models, of language models, and what shows the results."""
 
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
 import typer
 from rich.console import Console
 
-from benchmarks.peers import PEERS, PeerError
+from benchmarks.peers import BY_PRECISION, Peer, PeerError
 from benchmarks.results import FOLDER, load
 from benchmarks.run import Choice, Say, run
 from benchmarks.table import markdown
@@ -26,6 +25,7 @@ Peers = Annotated[str, typer.Option(help="Peers, separated by commas; all by def
 Batches = Annotated[str, typer.Option(help="Batch sizes, separated by commas.")]
 Threads = Annotated[int, typer.Option(help="Threads that every peer may use.", min=1)]
 Seconds = Annotated[float, typer.Option(help="Seconds of timing for each case.", min=0)]
+Precision = Annotated[str, typer.Option(help="What products compute in: f32, or bf16 beside f32.")]
 Results = Annotated[Path, typer.Argument(help="A result file of `run`.")]
 
 
@@ -38,10 +38,11 @@ def run_suite(
     threads: Threads = 2,
     seconds: Seconds = 20.0,
     quality: Annotated[bool, typer.Option("--quality", help="Also measure quality on real data.")] = False,
+    precision: Precision = "f32",
 ) -> None:
     """Time every model under every peer, in turns, and print the table."""
-    sizes = _sizes(batches)
-    chosen = Choice(_chosen(models, ZOO), _chosen(peers, PEERS), sizes, threads, Effort(seconds), quality)
+    sizes, those = _sizes(batches), _chosen(peers, _of_precision(precision))
+    chosen = Choice(_chosen(models, ZOO), those, sizes, threads, Effort(seconds), quality, precision)
     with _progress() as say:
         suite = run(chosen, name, FOLDER / f"{name}.json", say)
     typer.echo(markdown(suite))
@@ -75,41 +76,66 @@ def compile_models(name: Name = "compile", models: Models = "", threads: Threads
 
 
 @app.command()
-def quality(name: Name = "quality", models: Models = "", threads: Threads = 2) -> None:
+def quality(name: Name = "quality", models: Models = "", threads: Threads = 2, precision: Precision = "f32") -> None:
     """Measure each model's metric on real data under eager and planish, and how far their outputs lie apart."""
     from benchmarks.quality import quality_markdown, run_quality
 
+    ours = _of_precision(precision)[-1]
     with _progress() as say:
-        suite = run_quality(_chosen(models, ZOO), name, FOLDER / f"{name}.json", threads=threads, say=say)
+        path = FOLDER / f"{name}.json"
+        suite = run_quality(_chosen(models, ZOO), name, path, threads=threads, say=say, ours=ours)
     typer.echo(quality_markdown(suite))
 
 
 @app.command()
 def language(
     name: Name = "language",
-    models: Annotated[str, typer.Option(help="smollm2, llama-1.1b; both by default.")] = "",
-    formats: Annotated[str, typer.Option(help="f32, int8, int4, separated by commas.")] = "f32,int8,int4",
+    models: Annotated[str, typer.Option(help="smollm2, llama-1.1b, separated by commas; both by default.")] = "",
+    formats: Annotated[str, typer.Option(help="int4, int8, bf16, f32, separated by commas; all by default.")] = "",
     peers: Peers = "",
-    batches: Batches = "1,8",
-    contexts: Annotated[str, typer.Option(help="Tokens of the prompts, separated by commas.")] = "16,128,512,2048",
+    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas; 1,8 by default.")] = "",
+    cases: Annotated[
+        str,
+        typer.Option(
+            help="prefill-TOKENS or decode-TOKENS, after prompts of so many tokens, separated by commas; by default "
+            "prefill-128, -512, -2048 and decode-16, -512, -2048. A decode case times its prefill as well."
+        ),
+    ] = "",
     threads: Threads = 2,
-    tokens: Annotated[int, typer.Option(help="Tokens of each generation.", min=2)] = 33,
-    rounds: Annotated[int, typer.Option(help="Generations at each context.", min=1)] = 3,
-    group: Annotated[int, typer.Option(help="Peers alive at once; 0 is all, 1 spares memory.", min=0)] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Less than four minutes; other choices are ignored.")] = False,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of a generation; 33 by default.", min=2)] = None,
+    rounds: Annotated[int | None, typer.Option(help="Generations of a case; 3 by default.", min=1)] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Seconds that a peer may spend on a case; 60 by default.", min=1)
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="After so many minutes nothing new is begun; the same command goes on.", min=0)
+    ] = None,
+    group: Annotated[int, typer.Option(help="Peers alive at once; by default what the memory holds.", min=0)] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="By default 4 and 8 bits, batch 1, three peers.")] = False,
+    headline: Annotated[bool, typer.Option("--headline", help="By default the cases that have an aim.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the file holds already.")] = False,
 ) -> None:
-    """Time prefill and decode of language models under every peer, in turns, and print the table."""
-    from benchmarks.language.grid import chosen_grids, quick_grids
-    from benchmarks.language.run import run_language
+    """Time prefill and decode of language models under every peer, in turns, and print the table.
+
+    Results are kept case by case: a run that was killed, or out of its minutes, goes on with the same command.
+    --quick and --headline choose what is measured where nothing else is said.
+    """
+    from benchmarks.language.grid import FULL, HEADLINE, QUICK, chosen
+    from benchmarks.language.run import Run, left, run_language
     from benchmarks.language.table import language_markdown
 
-    lengths, sizes = _sizes(contexts), _sizes(batches)
-    grids = quick_grids(threads) if quick else chosen_grids(models, formats, peers, lengths, sizes, threads)
-    if not quick:
-        grids = tuple(replace(grid, tokens=tokens, rounds=rounds, group=group) for grid in grids)
+    if quick and headline:
+        raise InputError("--quick and --headline choose different cases; give one of them")
+    names = {"models": models, "formats": formats, "peers": peers, "cases": cases}
+    effort = {"tokens": tokens, "rounds": rounds, "limit_seconds": limit}
+    sizes = _sizes(batches) if batches else ()
+    preset = chosen(QUICK if quick else HEADLINE if headline else FULL, **names, batches=sizes, **effort)
+    run = Run(preset, threads, group, minutes)
     with _progress() as say:
-        suite = run_language(grids, name, FOLDER / f"{name}.json", say)
+        suite = run_language(run, name, FOLDER / f"{name}.json", say, fresh=fresh)
     typer.echo(language_markdown(suite))
+    if missing := left(run, suite):
+        typer.echo(f"{len(missing)} cases are left, {missing[0]} the first; the same command goes on", err=True)
 
 
 @app.command()
@@ -134,17 +160,33 @@ def perplexity(
 
 @app.command()
 def greedy(
+    name: Name = "greedy",
     prompts: Annotated[int, typer.Option(help="Passages of real text to continue.", min=1)] = 20,
     tokens: Annotated[int, typer.Option(help="Tokens of each continuation.", min=1)] = 64,
     threads: Threads = 2,
 ) -> None:
-    """Count on SmolLM2 how many greedy texts of the float artifact are those of transformers."""
-    from benchmarks.language.greedy import greedy_prompts, run_greedy
+    """Compare on SmolLM2 the greedy texts of the float artifact with those of transformers."""
+    from benchmarks.language.greedy import greedy_markdown, greedy_prompts, run_greedy
     from benchmarks.language.source import load_smollm2
 
+    path, passages = FOLDER / f"{name}.json", greedy_prompts(prompts)
     with _progress() as say:
-        found = run_greedy(load_smollm2(), greedy_prompts(prompts), tokens, threads=threads, say=say)
-    typer.echo(f"{found.identical} of {found.prompts} identical over {found.tokens} tokens; parted at {found.parted}")
+        suite = run_greedy(load_smollm2(), passages, tokens, name, path, threads=threads, say=say)
+    typer.echo(greedy_markdown(suite))
+
+
+@app.command()
+def start(
+    name: Name = "start",
+    runs: Annotated[int, typer.Option(help="Fresh processes to time.", min=1)] = 7,
+    threads: Threads = 2,
+) -> None:
+    """Compile SmolLM2 in 4 bits, then time fresh processes from their start to the first token and their memory."""
+    from benchmarks.language.start import run_start, start_markdown
+
+    with _progress() as say:
+        suite = run_start(name, FOLDER / f"{name}.json", runs=runs, threads=threads, say=say)
+    typer.echo(start_markdown(suite))
 
 
 @app.command()
@@ -181,6 +223,13 @@ def _chosen(words: str, known: Iterable[_Item]) -> tuple[_Item, ...]:
     if unknown := sorted(wanted - names):
         raise InputError(f"nothing to measure is called '{unknown[0]}'{nearest(unknown[0], names)}")
     return tuple(item for item in items if item.name in wanted or not wanted)
+
+
+def _of_precision(precision: str) -> tuple[Peer, ...]:
+    """The peers of a run, of which the last is planish."""
+    if precision not in BY_PRECISION:
+        raise InputError(f"'{precision}' is no precision{nearest(precision, BY_PRECISION)}; give f32 or bf16")
+    return BY_PRECISION[precision]
 
 
 def _sizes(words: str) -> tuple[int, ...]:

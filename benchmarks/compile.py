@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 import planish
+from benchmarks.memory import memory_bytes
 from benchmarks.peers import PeerError
 from benchmarks.results import Machine, write
 from benchmarks.run import Say, machine
@@ -156,12 +157,6 @@ def weight_bytes(module: nn.Module) -> int:
     """The bytes of all parameters and buffers; those that share memory count once."""
     storages = [t.untyped_storage() for t in (*module.parameters(), *module.buffers())]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def memory_bytes(key: str) -> int:
-    """Resident memory of this process: `VmRSS` now, `VmHWM` at its highest (proc(5); ru_maxrss outlives an exec)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:"))
 
 
 def compile_markdown(suite: CompileSuite) -> str:

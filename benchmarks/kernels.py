@@ -4,18 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from benchmarks.moves import Moves, in_huge_pages, time_moves
 from benchmarks.peers import PeerError
 from benchmarks.results import Machine, write
 from benchmarks.run import machine, max_abs_error
 from benchmarks.timing import Effort, take_turns
+from planish.compiler.pass_ import Pass
 from planish.errors import PlanishError
-from planish.hardware_profiles import measure_move, measure_peak
+from planish.hardware_profiles import measure_peak
+
+if TYPE_CHECKING:
+    from planish.api import CompiledModel
 
 _Bound: TypeAlias = Literal["peak", "bandwidth"]
 
@@ -31,6 +36,16 @@ class _Product(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.gelu(self.linear(x))
+
+
+class _Linear(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product: Tensor = self.linear(x)
+        return product
 
 
 class _Norm(nn.Module):
@@ -85,8 +100,9 @@ class _Roof:
 class KernelCase:
     """One module at one size: `rows` is dynamic, `width` is the inner size, `out` the columns of a product.
 
-    A product is measured against the peak rate of `dtype`. Everything else is measured against the slower one of moving
-    its bytes and of `instructions`, those of one element on the units that multiply and add, at the rate of the peak.
+    A product is measured against the peak rate of `compute`, which is `dtype` where nothing else is said; `passes` run
+    after the exact ones. Everything else is measured against the slower one of a C loop that moves its bytes, and of
+    `instructions`, those of one element on the units that multiply and add, at the rate of the peak.
     """
 
     name: str
@@ -97,6 +113,8 @@ class KernelCase:
     operands: int = 1
     out: int | None = None
     instructions: int = 0
+    compute: str = ""
+    passes: tuple[str, ...] = ()
 
     def inputs(self, rows: int | None = None) -> tuple[Tensor, ...]:
         """Normal noise `(rows, width)` for each operand, from a fixed seed."""
@@ -124,6 +142,8 @@ class KernelCase:
 class KernelResult:
     """One kernel: `kernels_ms` inside a call, `call_ms` and `eager_ms` of whole calls, all medians.
 
+    Products are timed inside calls from Python. Everything else is timed as the loop that it is measured against: calls
+    one after another from C, so that what fits into a cache is found there.
     `rate` is the work over `kernels_ms` in G/s, of operations or of bytes as `bound` says; `share` its part of `limit`.
     """
 
@@ -147,6 +167,10 @@ def _product(width: int, out: int, dtype: str) -> Callable[[], nn.Module]:
     return lambda: _Product(width, out).to(_DTYPES[dtype])
 
 
+def _linear(width: int, out: int) -> Callable[[], nn.Module]:
+    return lambda: _Linear(width, out)
+
+
 PRODUCTS = tuple(
     KernelCase(f"linear-gelu-{width}x{out}", _product(width, out, dtype), rows, width, dtype, out=out)
     for dtype in ("f32", "bf16")
@@ -154,11 +178,11 @@ PRODUCTS = tuple(
     for rows in (16, 128, 1024)
 )
 # Instructions of an element that Zen 4 runs where it multiplies and adds: products, multiply-adds and comparisons.
-# Sums, extremes and shifts have units of their own. An exponential takes seven multiply-adds and a comparison.
-_SOFTMAX, _GELU, _NORM = 9, 12, 3
+# Sums, extremes and shifts have units of their own. An exponential takes seven multiply-adds.
+_SOFTMAX, _GELU, _NORM = 8, 12, 3
 ROWWISE = tuple(
     case
-    for rows in (128, 8192)
+    for rows in (128, 8192, 65536)  # 0.4 MB, 25 MB and 201 MB an array: in L2, about the last cache, in memory
     for case in (
         KernelCase("layer-norm", lambda: _Norm(768), rows, 768, "f32", instructions=_NORM),
         KernelCase("add-layer-norm", _AddNorm, rows, 768, "f32", operands=2, instructions=_NORM),
@@ -168,7 +192,21 @@ ROWWISE = tuple(
         KernelCase("add", _Add, rows, 768, "f32", operands=2),
     )
 )
-KERNELS: tuple[KernelCase, ...] = PRODUCTS + ROWWISE
+_ROUNDED = {
+    "int4-g128": 'quantize-weights{bits=4, group=128, activations="int8"}',
+    "int4-g32": 'quantize-weights{bits=4, group=32, activations="int8"}',
+    "int8": 'quantize-weights{bits=8, activations="int8"}',
+}
+# the linear layers of the 1.1B LLaMA, with the rounding of their inputs; the error is that of the format
+INTEGER = tuple(
+    KernelCase(
+        f"linear-{form}-{width}x{out}", _linear(width, out), rows, width, "f32", out=out, compute="i8", passes=(text,)
+    )
+    for form, text in _ROUNDED.items()
+    for width, out in ((2048, 2048), (2048, 5632), (5632, 2048), (2048, 32000))
+    for rows in (8, 128, 512, 2048)
+)
+KERNELS: tuple[KernelCase, ...] = PRODUCTS + ROWWISE + INTEGER
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,27 +241,24 @@ def run_kernels(
 def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
     """Compiles the module with its rows dynamic; times whole calls beside eager, then the kernels inside the call."""
     import planish
+    from planish.passes import EXACT
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     module, inputs = case.module().eval(), case.inputs()
     dynamic = {name: {0: "rows"} for name in ("x", "y")[: case.operands]}
-    compiled = planish.compile(module, "cpu", inputs=inputs, dynamic=dynamic, threads=threads)
+    passes: list[Pass | str] | None = [*EXACT, *case.passes] if case.passes else None
+    compiled = planish.compile(module, "cpu", inputs=inputs, dynamic=dynamic, passes=passes, threads=threads)
     eager = torch.inference_mode()(module.__call__)
     turns = take_turns({"planish": lambda: compiled(*inputs), "eager": lambda: eager(*inputs)}, effort)
-    before = machine_limit(case, threads)
-    kernels_ms = sum(row.ms for row in compiled.profile(*inputs, repeat=_REPEAT).rows)
-    after = machine_limit(case, threads)
-    roof = max(before, after, key=lambda r: r.seconds)
-    limit = (before.rate + after.rate) / 2 if before.bound == after.bound else roof.rate
-    rate = roof.work / kernels_ms * 1e3
+    kernels_ms, rate, limit, bound = _beside_limit(case, compiled, inputs, threads)
     return KernelResult(
         name=case.name,
-        dtype=case.dtype,
+        dtype=case.compute or case.dtype,
         rows=case.rows,
         width=case.width,
         out=case.out,
-        bound=roof.bound,
+        bound=bound,
         kernels_ms=kernels_ms,
         call_ms=turns.timings["planish"].median_ms,
         eager_ms=turns.timings["eager"].median_ms,
@@ -235,10 +270,26 @@ def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
     )
 
 
-def machine_limit(case: KernelCase, threads: int) -> _Roof:
-    """What bounds the case right now: the peak rate, or moving its bytes by a C loop that reads and writes alike."""
-    peak = _Roof("peak", case.operations / 1e9, measure_peak(case.dtype, 0.15, threads=threads))
-    if case.out is not None:
+def _beside_limit(
+    case: KernelCase, compiled: "CompiledModel", inputs: tuple[Tensor, ...], threads: int
+) -> tuple[float, float, float, _Bound]:
+    """The time of the kernels in ms, their rate, its limit as the mean of before and after, and what bounds them."""
+    moves = None
+    if case.out is None:
+        moves = time_moves(compiled, [in_huge_pages(x.numpy()) for x in inputs], threads)
+    before = machine_limit(case, threads, moves)
+    rows = compiled.profile(*inputs, repeat=_REPEAT).rows
+    after = machine_limit(case, threads, moves)
+    roof = max(before, after, key=lambda r: r.seconds)
+    limit = (before.rate + after.rate) / 2 if before.bound == after.bound else roof.rate
+    kernels_ms = sum(row.ms for row in rows) if moves is None else 1e3 * moves.kernels
+    return kernels_ms, roof.work / kernels_ms * 1e3, limit, roof.bound
+
+
+def machine_limit(case: KernelCase, threads: int, moves: Moves | None) -> _Roof:
+    """What bounds the case: the peak rate right now or, where that is slower, a C loop that moves as many bytes."""
+    peak = _Roof("peak", case.operations / 1e9, measure_peak(case.compute or case.dtype, 0.15, threads=threads))
+    if moves is None:
         return peak
-    rate = measure_move(0.15, write_bytes=case.written, reads=case.operands, threads=threads)
-    return max(peak, _Roof("bandwidth", case.moved / 1e9, rate), key=lambda roof: roof.seconds)
+    work = case.moved / 1e9
+    return max(peak, _Roof("bandwidth", work, work / moves.loop), key=lambda roof: roof.seconds)

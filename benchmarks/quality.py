@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
-from benchmarks.peers import PeerError
+from benchmarks.peers import Peer, PeerError
 from benchmarks.peers.eager import EAGER
 from benchmarks.peers.planish import PLANISH
 from benchmarks.results import Machine, write
@@ -63,16 +63,18 @@ class Beside:
         return given
 
 
-def run_quality(models: tuple[ZooModel, ...], name: str, path: Path, *, threads: int, say: Say) -> QualitySuite:
-    """Measures `models`; the JSON at `path` is brought up to date after each."""
+def run_quality(
+    models: tuple[ZooModel, ...], name: str, path: Path, *, threads: int, say: Say, ours: Peer = PLANISH
+) -> QualitySuite:
+    """Measures `models` under eager and `ours`; the JSON at `path` is brought up to date after each."""
     torch.set_num_threads(threads)
     results: list[QualityResult] = []
     failures: list[str] = []
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    peers = {peer.name: peer.version() for peer in (EAGER, PLANISH)}
+    peers = {peer.name: peer.version() for peer in (EAGER, ours)}
     for model in models:
         try:
-            results.append(compare(model, threads, say))
+            results.append(compare(model, threads, say, ours))
         except (PeerError, DataError) as error:
             failures.append(f"{model.name}: {error}")
         suite = QualitySuite(name, created, machine(threads), peers, tuple(results), tuple(failures))
@@ -80,15 +82,15 @@ def run_quality(models: tuple[ZooModel, ...], name: str, path: Path, *, threads:
     return suite
 
 
-def compare(model: ZooModel, threads: int, say: Say) -> QualityResult:
-    """The metric of one model under eager, then under planish beside eager.
+def compare(model: ZooModel, threads: int, say: Say, ours: Peer = PLANISH) -> QualityResult:
+    """The metric of one model under eager, then under planish (`ours`) beside eager.
 
     Raises PeerError where planish cannot run the model, DataError where the metric's data is not to be had.
     """
     say(f"{model.name}: preparing")
     module, inputs = model.load(), model.inputs(2, model.length)
     eager = EAGER.prepare(model, module, inputs, threads)
-    beside = Beside(PLANISH.prepare(model, module, inputs, threads), eager)
+    beside = Beside(ours.prepare(model, module, inputs, threads), eager)
     say(f"{model.name}: quality of eager")
     reference = model.quality(eager)
     say(f"{model.name}: quality of planish")

@@ -1,10 +1,11 @@
 """The results of a benchmark run as data and as JSON; files are replaced whole or not at all."""
 
+import json
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -120,12 +121,27 @@ def write(data: bytes, path: Path) -> None:
 
 def load(path: Path) -> Suite:
     """The suite in a JSON file; InputError where it cannot be read or is something else."""
+    return read(_SUITE, path, what="benchmark results", form=FORMAT)
+
+
+class _Formatted(Protocol):
+    @property
+    def format(self) -> int: ...
+
+
+_T = TypeVar("_T", bound=_Formatted)
+
+
+def read(adapter: "TypeAdapter[_T]", path: Path, *, what: str, form: int) -> _T:
+    """What a JSON file holds as the adapter's type; InputError where that is not `what` in the format `form`."""
     try:
-        suite = _SUITE.validate_json(path.read_bytes())
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict) and found.get("format", form) != form:
+            raise InputError(f"'{path}' has format {found['format']}, this version reads {form}; run the suite again")
+        return adapter.validate_python(found)
     except OSError as error:
-        raise InputError(f"benchmark results '{path}' cannot be read: {error}; give the path of a JSON file") from error
+        raise InputError(f"{what} '{path}' cannot be read: {error}; give the path of a JSON file") from error
     except ValidationError as error:
-        raise InputError(f"'{path}' holds no benchmark results: {error.errors()[0]['msg']}; run the suite") from error
-    if suite.format != FORMAT:
-        raise InputError(f"'{path}' has format {suite.format}, this version reads {FORMAT}; run the suite again")
-    return suite
+        raise InputError(f"'{path}' holds no {what}: {error.errors()[0]['msg']}; run the suite") from error
+    except ValueError as error:
+        raise InputError(f"'{path}' holds no {what}: {error}; run the suite") from error

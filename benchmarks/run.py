@@ -1,6 +1,7 @@
 """The suite: every model at every batch, all peers in turns, each result beside eager and the machine's limit."""
 
 import gc
+import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import planish
 from benchmarks.peers import Peer, PeerError
 from benchmarks.results import Case, Machine, Result, Score, Suite, save
 from benchmarks.timing import Effort, Timing, Turns, take_turns
@@ -23,7 +25,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to run: models, peers, batches, threads a peer, how long to measure, and whether to measure quality."""
+    """What to run: models, peers, batches, threads a peer, how long to measure, and whether to measure quality.
+
+    `precision` is that of the peak rate that limits are for.
+    """
 
     models: tuple[ZooModel, ...]
     peers: tuple[Peer, ...]
@@ -31,6 +36,7 @@ class Choice:
     threads: int = 2
     effort: Effort = field(default_factory=Effort)
     quality: bool = False
+    precision: str = "f32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,15 @@ def machine(threads: int) -> Machine:
     return Machine(read_host().model_name, threads, platform.python_version(), profile)
 
 
+def code_digest() -> str:
+    """A hash of all sources of planish: artifacts and results of different ones are kept apart."""
+    found = hashlib.sha256()
+    for path in sorted(Path(planish.__file__).parent.rglob("*.[pch]*")):
+        if path.suffix in (".py", ".c", ".h"):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def _versions(choice: Choice) -> dict[str, str]:
     return {peer.name: _version(peer) for peer in choice.peers}
 
@@ -82,9 +97,9 @@ def _measure(
         expected = module(**inputs)
     work = flops(module, inputs), moved_bytes(module, inputs, expected)
     ready, failed = _prepare(choice, model, module, inputs, expected, say)
-    before = measure_rates(choice.threads, work[1])
+    before = measure_rates(choice.threads, work[1], choice.precision)
     turns = take_turns({entry.peer.name: _bound(entry.call, inputs) for entry in ready}, choice.effort)
-    bound = limit(work, (before, measure_rates(choice.threads, work[1])))
+    bound = limit(work, (before, measure_rates(choice.threads, work[1], choice.precision)))
     results = tuple(_result(entry, turns) for entry in ready) + failed
     case = Case(model.name, batch, model.length, bound, turns.other_cores, results)
     first = choice.quality and batch == choice.batches[0]

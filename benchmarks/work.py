@@ -16,16 +16,16 @@ _SMALLEST_READ = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the machine does right now: GFLOP/s in f32 and 10^9 B/s of reading."""
+    """What the machine does right now: GFLOP/s in one dtype and 10^9 B/s of reading."""
 
     peak_gflops: float
     bandwidth_gbs: float
 
 
-def measure_rates(threads: int, footprint_bytes: float) -> Rates:
-    """The peak, and the bandwidth of reading that many bytes again and again, from whichever cache holds them."""
+def measure_rates(threads: int, footprint_bytes: float, dtype: str = "f32") -> Rates:
+    """The peak of `dtype`, and the bandwidth of reading that many bytes again and again, from the cache that fits."""
     size = max(int(footprint_bytes), _SMALLEST_READ)
-    return Rates(measure_peak("f32", 0.15, threads=threads), measure_stream(0.15, threads=threads, read_bytes=size))
+    return Rates(measure_peak(dtype, 0.15, threads=threads), measure_stream(0.15, threads=threads, read_bytes=size))
 
 
 def flops(module: nn.Module, inputs: Inputs) -> float:

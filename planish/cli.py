@@ -1,9 +1,7 @@
 """The command line: compile, generate, run, bench, inspect, profiles, passes."""
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from planish.cli_bench import Json, bench
 from planish.cli_generate import generate
 from planish.errors import InputError, PlanishError
 
@@ -27,8 +26,8 @@ profiles_app = typer.Typer(
 )
 app.add_typer(profiles_app, name="profiles")
 app.command()(generate)
+app.command()(bench)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 console = Console(stderr=True)
 
 
@@ -78,6 +77,7 @@ def compile_command(
     chunk: Annotated[int | None, typer.Option(min=1, help="Prompt tokens of one step, with --generate.")] = None,
     cache: Annotated[str | None, typer.Option(help="f32, f16 or i8, with --generate.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json or its folder, with --generate.")] = None,
+    precision: Annotated[str, typer.Option(help="What products compute in: f32 or bf16.")] = "f32",
     overwrite: Annotated[bool, typer.Option(help="Replace what is at the output even if it is no artifact.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -103,6 +103,7 @@ def compile_command(
             workload=sizes_of(workload),
             passes=passes,
             generate=wanted,
+            precision=precision,
             progress=status.update,
         )
         status.update("saving")
@@ -132,11 +133,15 @@ def run(
     For example: planish run encoder.planish --inputs sentence.npz -o states.npz
     """
     from planish.cli_inputs import example_inputs, read_inputs, result_names, sizes_of, write_results
-    from planish.runtime.artifact import load
+    from planish.runtime.generation.generator import LanguageExecutable
+    from planish.runtime.loading import load
 
     if inputs and size:
         raise InputError("--size is for random inputs; inputs from a file have their own sizes")
-    function = load(artifact).main
+    executable = load(artifact)
+    if isinstance(executable, LanguageExecutable):
+        raise InputError(f"'{artifact}' is a language model; run it with: planish generate {artifact} \"some text\"")
+    function = executable.main
     given = read_inputs(inputs, function.plan) if inputs else example_inputs(function.plan, sizes_of(size))
     results = dict(zip(result_names(function.plan), function.run(given), strict=True))
     if output:
@@ -151,37 +156,6 @@ def run(
     print_table(["output", "dtype", "shape", "first values"], [_result_cells(row) for row in rows])
     if output:
         typer.echo(f"wrote {output}")
-
-
-@app.command()
-def bench(
-    artifact: Annotated[Path, typer.Argument(help="An artifact: folder or .zip.")],
-    size: Annotated[list[str] | None, typer.Option(help="A size for the inputs, such as B=8; repeat.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 2.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a call; all cores by default.")] = None,
-    by_scope: Annotated[bool, typer.Option("--profile", help="Also the time of each kernel by module.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Time calls of an artifact on random inputs: median, 10th percentile and best, in milliseconds."""
-    from planish.cli_inputs import example_inputs, sizes_of
-    from planish.runtime.artifact import load
-
-    executable = load(artifact, threads=threads)
-    function = executable.main
-    given = example_inputs(function.plan, sizes_of(size))
-    times = time_calls(lambda: function.run(given), seconds)
-    row = {"calls": len(times), "threads": executable.threads, **_spread(times)}
-    profile = function.profile_leaves(given) if by_scope else None
-    if as_json:
-        typer.echo(json.dumps({**row, "profile": profile.to_json()} if profile else row))
-        return
-    typer.echo(
-        ", ".join(
-            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
-        )
-    )
-    if profile:
-        typer.echo(str(profile))
 
 
 @app.command()
@@ -246,24 +220,6 @@ def profiles_detect(
 
     profile = detect(refresh=refresh)
     typer.echo(profile.model_dump_json() if as_json else profile.to_toml())
-
-
-def time_calls(call: Any, seconds: float) -> list[float]:
-    """Milliseconds of repeated calls for about `seconds`, after three that do not count."""
-    for _ in range(3):
-        call()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 10:
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
-
-
-def _spread(times: list[float]) -> dict[str, float]:
-    deciles = statistics.quantiles(times, n=10)
-    return {"median_ms": statistics.median(times), "p10_ms": deciles[0], "best_ms": min(times)}
 
 
 def _result_cells(row: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from planish.cli_bench import Json
 from planish.errors import InputError
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def generate(
@@ -35,8 +34,8 @@ def generate(
 
     For example: planish generate smollm2.planish "Once upon a time" --max-new-tokens 64 --top-p 0.9 --seed 1
     """
-    from planish.runtime.artifact import load
-    from planish.runtime.generation.generator import LanguageExecutable
+    from planish.runtime.generation.generator import LanguageExecutable, Options
+    from planish.runtime.loading import load
 
     if chat and ids:
         raise InputError("--chat takes text, --ids token ids; give one of them")
@@ -44,7 +43,7 @@ def generate(
     if not isinstance(model, LanguageExecutable):
         raise InputError(f"'{artifact}' is no language model; compile one with --generate")
     text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
-    options = {
+    options: Options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,

@@ -25,6 +25,7 @@ from planish.compiler.pipeline import Pipeline
 from planish.compiler.recipe import parse_pass, pass_text
 from planish.errors import InputError, PassError, nearest
 from planish.passes import ALL, EXACT
+from planish.passes.compute_bf16 import ComputeBf16
 from planish.recording import record
 from planish.runtime.artifact import Contents, Language, write
 from planish.runtime.golden import Golden
@@ -72,13 +73,14 @@ def run(
     folder: Path,
     say: Callable[[str], None],
     generate: "Generation | None" = None,
+    precision: str = "f32",
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
     args, kwargs = arguments(inputs)
     if generate is not None:
         kwargs, dynamic = with_sizes(model, args, kwargs, dynamic, generate)
-    pipeline = Pipeline(_chosen_passes(passes, generate))
+    pipeline = Pipeline(_with_precision(_chosen_passes(passes, generate), precision))
     profile = profile_of(target)
     generate_code = _code_generator(profile)
     with clock.stage("importing the model"):
@@ -91,6 +93,7 @@ def run(
         built = generate_code(program, _interfaces(imported, program, generate), folder / "build", say)
     with clock.stage("recording a result"):
         recorded = _record(model, imported, program, generate, args, kwargs)
+        _trim()
     report = CompileReport(passed, kernel_rows(built.selections), dict(clock.seconds), program.notes)
     with clock.stage("writing the artifact"):
         write(folder / "artifact", _contents(program, built, profile, recorded, report, pipeline))
@@ -134,6 +137,17 @@ def _chosen_passes(passes: Sequence[Pass | str] | None, generate: "Generation | 
         if isinstance(given, type) or not hasattr(given, "apply"):
             raise PassError(f"passes holds {given!r}; a pass is a text such as 'fold-constants' or FoldConstants()")
     return chosen if generate is None else with_split(chosen, generate)
+
+
+def _with_precision(chosen: tuple[Pass, ...], precision: str) -> tuple[Pass, ...]:
+    """The passes with the one that computes in `precision` behind them."""
+    if precision not in _PRECISIONS:
+        raise InputError(f"compile: precision is {' or '.join(map(repr, _PRECISIONS))}, not {precision!r}")
+    present = {type(each) for each in chosen}
+    return (*chosen, *(each for each in _PRECISIONS[precision] if type(each) not in present))
+
+
+_PRECISIONS: Mapping[str, tuple[Pass, ...]] = {"f32": (), "bf16": (ComputeBf16(),)}
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -205,8 +219,13 @@ def _contents(
 
 
 def _return_memory() -> None:
-    """Give freed memory back: weights that passes computed, which glibc would keep, and cycles of the importer."""
+    """Give freed memory back, also that of the importer's cycles."""
     gc.collect()
+    _trim()
+
+
+def _trim() -> None:
+    """Give back what glibc keeps of freed memory."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

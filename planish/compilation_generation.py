@@ -19,7 +19,7 @@ from planish.generation import Generation, end_tokens, tokenizer_of
 from planish.passes import EXACT
 from planish.passes.split_generation import SplitGeneration
 from planish.passes.split_generation_analysis import token_ids
-from planish.recording import codes_tolerance, holds_codes, model_tolerance
+from planish.recording import codes_tolerance, is_narrower, model_tolerance
 from planish.runtime.artifact import Language
 from planish.runtime.generation.settings import Settings
 from planish.runtime.golden import LanguageGolden
@@ -117,7 +117,7 @@ def record(model: Any, imported: Imported, program: Program, args: Any, kwargs: 
     graph = imported.program.main
     ids = leaves[graph.inputs.index(token_ids(graph))]
     prompt = ids[:1, : min(_RECORDED_TOKENS, _tokens_at_once(program.functions["prefill"]))].long().contiguous()
-    if not _changed(program):
+    if not _changed(program, imported.program):
         results = _called(model, imported, args, kwargs, ids, prompt)
         logits = _last_logits(results, program, prompt)
         if logits is not None:
@@ -127,10 +127,10 @@ def record(model: Any, imported: Imported, program: Program, args: Any, kwargs: 
     return LanguageGolden(prompt[0].numpy(), logits.numpy(), codes_tolerance(program, (logits,)))
 
 
-def _changed(program: Program) -> bool:
+def _changed(program: Program, source: Program) -> bool:
     """Whether weights, activations or caches are narrower than in the model."""
     caches = program.functions["decode"].inputs[3:]
-    return holds_codes(program) or any(v.dtype.value != "f32" for v in caches)
+    return is_narrower(program, source) or any(v.dtype.value != "f32" for v in caches)
 
 
 def _called(model: Any, imported: Imported, args: Any, kwargs: Any, ids: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:

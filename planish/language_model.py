@@ -1,11 +1,11 @@
 """`LanguageModel`: a compiled model that generates text."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from planish.api import CompiledModel
 from planish.errors import InputError
-from planish.runtime.generation.generator import Generator, LanguageExecutable, Stop
+from planish.runtime.generation.generator import Generator, LanguageExecutable, Options
 from planish.runtime.generation.settings import Settings
 from planish.runtime.generation.stream import BatchStream, Stream
 from planish.runtime.generation.tokenizer import Tokenizer
@@ -22,24 +22,12 @@ class LanguageModel(CompiledModel):
     Calls may come from several threads; each generation has caches of its own while it runs.
     """
 
-    def generate(
-        self,
-        prompt: Any,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Stop | None = None,
-        seed: int | None = None,
-    ) -> Stream | BatchStream:
+    def generate(self, prompt: Any, **options: Unpack[Options]) -> Stream | BatchStream:
         """The tokens that follow a prompt, computed one by one as the result is iterated.
 
         prompt: text, or token ids (a list, a numpy array or a torch tensor [S]); or up to `batch` of either, of any
             lengths (a list of texts, of lists, or an array [B, S]).
-        max_new_tokens: how many tokens to make at most. At the end of the context it stops before that.
+        max_new_tokens: how many tokens to make at most, by default 128. At the end of the context it stops before that.
         temperature: 0 takes the likeliest token each time; above, logits are divided by it and a token is drawn. By
             default 0, or 1 where top_k, top_p or min_p is given.
         top_k: draws among the k likeliest. top_p: among the likeliest whose probabilities reach p together. min_p:
@@ -57,19 +45,9 @@ class LanguageModel(CompiledModel):
         the batch, options out of range and text without a tokenizer; GenerationError, while it runs, where the model
         gives numbers that are not finite.
         """
-        return self.generator.generate(
-            prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-        )
+        return self.generator.generate(prompt, **options)
 
-    def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Stream:
+    def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[Options]) -> Stream:
         """The answer to messages `{"role": "user", "content": "..."}`, or to one text, by the chat template.
 
         Options are those of `generate`. Raises InputError where the artifact has no tokenizer or no chat template, or

@@ -20,8 +20,8 @@ from planish.runtime.manifest import Tolerance
 
 LARGEST = 8 << 20  # bytes of recorded outputs above which the example is cut
 F32_TOLERANCE = 1e-4  # of the largest output: the promise for f32 results on a CPU
-# Programs that round activations or caches to 8 bits round some of them to the neighbouring code where sums are in
-# another order; those with codes of weights only compute the same numbers from them.
+# Programs that round activations or caches to 8 bits, or to bf16, round some of them to the neighbouring number where
+# sums are in another order; those with codes of weights only compute the same numbers from them.
 _CODES, _ROUNDED = 1e-3, 3e-2
 # In 8 and 11 bits of significand PyTorch and a fused kernel round at different places: sixteen units of the last place.
 _NARROW = {DType.bf16: 16 * 2.0**-8, DType.f16: 16 * 2.0**-11}
@@ -31,8 +31,8 @@ _NARROW = {DType.bf16: 16 * 2.0**-8, DType.f16: 16 * 2.0**-11}
 def record(model: Any, imported: Imported, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Golden:
     """The example inputs and what the model gives for them.
 
-    For ONNX that is the imported program's reference, and where `program`, what was compiled, computes with codes, the
-    reference of that, since the artifact is to compute what the codes say.
+    For ONNX that is the imported program's reference, and where `program`, what was compiled, computes with codes or
+    narrower numbers, the reference of that, since the artifact is to compute what those say.
     Where the outputs would be over `LARGEST` bytes, the inputs are cut along their dynamic axes until they are not.
     """
     graph = imported.program.main
@@ -44,14 +44,15 @@ def record(model: Any, imported: Imported, program: Program, args: tuple[Any, ..
         cut = [_cut(leaf, value.shape, small) for leaf, value in zip(leaves, graph.inputs, strict=True)]
         args, kwargs = _replaced((args, kwargs), dict(zip(map(id, leaves), cut, strict=True)))
         leaves = cut
-    if holds_codes(program):
+    narrower = is_narrower(program, imported.program)
+    if narrower:
         results = evaluate(program.main, leaves, program.weights)
     elif isinstance(model, nn.Module):
         results = tuple(map(torch.as_tensor, imported.result_leaves(_called(model, args, kwargs))))
     else:
         results = evaluate(graph, leaves, imported.program.weights)
     inputs, outputs = (tuple(numpy.array(as_array(t)) for t in group) for group in (leaves, results))
-    tolerance = codes_tolerance(program, results) if holds_codes(program) else model_tolerance(graph, results)
+    tolerance = codes_tolerance(program, results) if narrower else model_tolerance(graph, results)
     return Golden(inputs, outputs, tolerance)
 
 
@@ -60,9 +61,19 @@ def holds_codes(program: Program) -> bool:
     return bool({"quantize", "dequantize"} & _ops(program))
 
 
+def is_narrower(program: Program, source: Program) -> bool:
+    """Whether a program computes with codes, or multiplies in bf16 where the one that it was made of does not."""
+    return holds_codes(program) or (_multiplies_bf16(program) and not _multiplies_bf16(source))
+
+
+def _multiplies_bf16(program: Program) -> bool:
+    nodes = (node for graph in program.functions.values() for node in graph.nodes())
+    return any("contraction" in node.op.traits and node.operands[0].dtype is DType.bf16 for node in nodes)
+
+
 def codes_tolerance(program: Program, results: tuple[Tensor, ...]) -> Tolerance:
-    """How far kernels may be from the reference evaluator of a program with codes or narrow caches."""
-    relative = _ROUNDED if "quantize" in _ops(program) else _CODES
+    """How far kernels may be from the reference evaluator of a program with codes, narrow caches or narrow products."""
+    relative = _ROUNDED if "quantize" in _ops(program) or _multiplies_bf16(program) else _CODES
     return Tolerance(rtol=relative, atol=relative * _scale(results))
 
 

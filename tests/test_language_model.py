@@ -22,7 +22,7 @@ from planish.generation import Generation, end_tokens, tokenizer_of
 from planish.passes import EXACT, FoldConstants, FuseNorms, QuantizeWeights
 from planish.passes.split_generation import SplitGeneration
 from planish.runtime import inspect
-from planish.runtime.artifact import load as load_executable
+from planish.runtime.loading import load as load_executable
 from planish.runtime.manifest import Manifest
 from planish.runtime.storage import hash_file
 from tests.generation import architectures
@@ -182,6 +182,51 @@ def test_the_command_streams_text_and_tells_the_speed(saved: Path) -> None:
     assert "2 + 6 tokens, first after" in shown.stderr
     told = CliRunner().invoke(app, ["generate", str(saved), "104 105", "--ids", "--json", "--max-new-tokens", "6"])
     assert json.loads(told.stdout)["ids"] == wanted.ids
+
+
+def test_bench_measures_prefill_and_decode(saved: Path) -> None:
+    words = [
+        "bench",
+        str(saved),
+        "--prompt",
+        "20",
+        "--tokens",
+        "5",
+        "--batch",
+        "2",
+        "--seconds",
+        "0.1",
+        "--threads",
+        "1",
+    ]
+    row = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert (row["batch"], row["prompt"], row["tokens"], row["threads"]) == (2, 20, 5, 1)
+    assert row["prefill_tokens_per_second"] == pytest.approx(2 * 20 / row["seconds_to_first"])
+    assert row["decode_tokens_per_second"] == pytest.approx(2 * 1e3 / row["token_median_ms"])
+    weights = sum(4 * value.numel() for name, value in small_llama().named_parameters() if "embed" not in name)
+    cache = 2 * 22 * 2 * 4 * sum(n.shape[0] for name, n in small_llama().named_parameters() if "k_proj" in name)
+    assert row["token_megabytes"] == pytest.approx(1e-6 * (weights + cache), rel=0.05)
+    assert "profile" not in row
+    assert "rms_norm" in CliRunner().invoke(app, [*words, "--profile"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["bench", "--size", "B=2"], "--size is for other models; a language model takes --prompt, --tokens and"),
+        (["bench", "--prompt", "59", "--tokens", "3"], r"59 \+ 3 tokens do not fit a context of 60"),
+        (["bench", "--batch", "4"], "--batch 4: the model was compiled for 3"),
+        (["run"], "is a language model; run it with: planish generate"),
+    ],
+)
+def test_commands_refuse_what_a_language_model_does_not_take(saved: Path, words: list[str], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        CliRunner().invoke(app, [words[0], str(saved), *words[1:]], catch_exceptions=False)
+
+
+def test_an_unknown_option_is_refused_with_the_nearest(compiled: Any) -> None:
+    with pytest.raises(InputError, match="generate has no option 'tempurature'; did you mean 'temperature'"):
+        compiled[1].generate([1, 2], tempurature=1.0)
 
 
 def test_weights_are_quantized_after_the_exact_passes() -> None:

@@ -1,30 +1,41 @@
-"""The results of a language run as data and JSON."""
+"""The results of a language run as data and JSON; a file grows case by case."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from benchmarks.results import Machine, write
-from planish.errors import InputError
+from benchmarks.results import Machine, read, write
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One peer after prompts of `context` tokens: every time in milliseconds, in the order they were taken.
+class PeerResult:
+    """One peer in one case, or the reason in `failure` why it has no numbers; times in ms in the order they were taken.
 
-    `first_ms` is from the call to the first token, `token_ms` between tokens of all rows together.
-    `token_bytes` is what one step cannot do without, at the middle of the tokens generated.
+    `first_ms` is from the call to the first token, `token_ms` between tokens of all rows together, none where only
+    prefill was asked for. `token_bytes` is what one step cannot do without, at the middle of the tokens generated;
+    `prefill_flops` the operations of all prompts. `detail` says how the peer stores the format, `compute` the dtype
+    whose peak bounds its prefill, `same_tokens` how many of its first greedy tokens on a text are eager's in f32 (None
+    where the model's text means nothing). `note` says where the time limit left fewer generations than asked for.
     """
 
-    context: int
-    first_ms: tuple[float, ...]
-    token_ms: tuple[float, ...]
-    token_bytes: float
-    prefill_flops: float
+    peer: str
+    failure: str | None = None
+    note: str = ""
+    detail: str = ""
+    compute: str = ""
+    prepare_seconds: float | None = None
+    peak_mib: int | None = None
+    same_tokens: int | None = None
+    first_ms: tuple[float, ...] = ()
+    token_ms: tuple[float, ...] = ()
+    token_bytes: float = 0.0
+    prefill_flops: float = 0.0
 
     @property
     def token_median_ms(self) -> float:
@@ -40,24 +51,6 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerResult:
-    """One peer in one case, or the reason in `failure` why it has no numbers.
-
-    `detail` says how it stores the format, `compute` the dtype whose peak bounds its prefill, `same_tokens` how many
-    of its first greedy tokens on a text are eager's in f32 (None where the model's text means nothing).
-    """
-
-    peer: str
-    failure: str | None = None
-    detail: str = ""
-    compute: str = ""
-    prepare_seconds: float | None = None
-    peak_mib: int | None = None
-    same_tokens: int | None = None
-    points: tuple[Point, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Rates:
     """What the machine does: 10^9 B/s of reading main memory, and 10^9 op/s by dtype."""
 
@@ -66,36 +59,85 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class LanguageCase:
-    """One model in one format at one batch; `rates` were measured before, between and after the peers."""
+class Turns:
+    """Peers that were alive together and took turns; `rates` were measured just before and just after.
 
-    model: str
-    kind: str
-    batch: int
+    `other_cores` is what other processes used meanwhile, in cores.
+    """
+
     rates: tuple[Rates, ...]
     other_cores: float | None
     results: tuple[PeerResult, ...]
 
     @property
     def bandwidth_gbs(self) -> float:
-        """The best stream bandwidth seen in the run."""
+        """The better of the stream bandwidths."""
         return max(rates.bandwidth_gbs for rates in self.rates)
 
     def peak_gops(self, dtype: str) -> float | None:
-        """The best rate of `dtype` seen in the run, None where this machine has no instructions for it."""
+        """The better rate of `dtype`, None where this machine has no instructions for it."""
         return max((rates.peak_gops[dtype] for rates in self.rates if dtype in rates.peak_gops), default=None)
 
 
 @dataclass(frozen=True, slots=True)
+class LanguageCase:
+    """One model in one format at one batch after prompts of `context` tokens."""
+
+    model: str
+    kind: str
+    batch: int
+    context: int
+    turns: tuple[Turns, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What tells it from other cases."""
+        return self.model, self.kind, self.batch, self.context
+
+    @property
+    def results(self) -> tuple[PeerResult, ...]:
+        """Those of all turns."""
+        return tuple(result for turns in self.turns for result in turns.results)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """`rounds` generations of `tokens` tokens in a case, every one after a prompt never seen before.
+
+    A peer makes no further generation once those of the case took `limit_seconds`, and one that alone would take longer
+    is given up.
+    """
+
+    tokens: int = 33
+    rounds: int = 3
+    limit_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class LanguageSuite:
-    """One run; `peers` gives each peer's version, or why it is absent."""
+    """One run; `peers` gives each peer's version, or why it is absent, `code` a hash of planish's sources."""
 
     name: str
     created: str
     machine: Machine
     peers: dict[str, str]
+    code: str
+    effort: Effort
     cases: tuple[LanguageCase, ...] = ()
+    suite: Literal["language"] = "language"
     format: int = FORMAT
+
+    def missing(self, key: tuple[str, str, int, int], peers: Sequence[str]) -> list[str]:
+        """Those of `peers` that the case has no result of."""
+        known = {result.peer for case in self.cases if case.key == key for result in case.results}
+        return [peer for peer in peers if peer not in known]
+
+    def with_turns(self, key: tuple[str, str, int, int], turns: Turns) -> "LanguageSuite":
+        """The suite with more turns of a case, which comes last where it is new."""
+        known = [case.key for case in self.cases]
+        cases = self.cases if key in known else (*self.cases, LanguageCase(*key))
+        grown = tuple(replace(case, turns=(*case.turns, turns)) if case.key == key else case for case in cases)
+        return replace(self, cases=grown)
 
 
 _SUITE = TypeAdapter(LanguageSuite)
@@ -113,12 +155,4 @@ def save(suite: LanguageSuite, path: Path) -> None:
 
 def load(path: Path) -> LanguageSuite:
     """The suite in a JSON file; InputError where it cannot be read or is something else."""
-    try:
-        suite = _SUITE.validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"language results '{path}' cannot be read: {error}; give the path of a JSON file") from error
-    except ValidationError as error:
-        raise InputError(f"'{path}' holds no language results: {error.errors()[0]['msg']}; run the suite") from error
-    if suite.format != FORMAT:
-        raise InputError(f"'{path}' has format {suite.format}, this version reads {FORMAT}; run the suite again")
-    return suite
+    return read(_SUITE, path, what="language results", form=FORMAT)

@@ -1,6 +1,6 @@
 """Language results as Markdown: tokens a second, and shares of bandwidth and peak measured in the same run."""
 
-from benchmarks.language.results import LanguageCase, LanguageSuite, PeerResult, Point
+from benchmarks.language.results import LanguageCase, LanguageSuite, PeerResult, Turns
 
 _HEAD = (
     "model",
@@ -31,58 +31,69 @@ def language_markdown(suite: LanguageSuite) -> str:
     lines = [_HEAD, ("---",) * len(_HEAD), *rows]
     title = f"{suite.name}: {machine.processor}, {machine.threads} threads, {suite.created}"
     parts = [title, "\n".join(f"| {' | '.join(line)} |" for line in lines), *_rates(suite)]
-    failures = [
-        f"- {case.model} {case.kind}, batch {case.batch}: {result.failure}"
-        for case in suite.cases
-        for result in case.results
-        if result.failure
-    ]
     details = sorted({f"- {r.peer}: {c.kind}: {r.detail}" for c in suite.cases for r in c.results if r.detail})
-    return "\n\n".join([*parts, "\n".join(details), "\n".join(failures)]).rstrip() + "\n"
+    return "\n\n".join([*parts, "\n".join(details), "\n".join(_remarks(suite))]).rstrip() + "\n"
 
 
-def stream_share(case: LanguageCase, point: Point) -> float:
+def stream_share(turns: Turns, result: PeerResult) -> float:
     """The part of the stream bandwidth that the median decode step reaches."""
-    return point.token_bytes / (point.token_median_ms * 1e-3) / (case.bandwidth_gbs * 1e9)
+    return result.token_bytes / (result.token_median_ms * 1e-3) / (turns.bandwidth_gbs * 1e9)
 
 
-def peak_share(case: LanguageCase, result: PeerResult, point: Point) -> float | None:
+def peak_share(turns: Turns, result: PeerResult) -> float | None:
     """The part of the peak of the peer's compute dtype that the median prefill reaches."""
-    peak = case.peak_gops(result.compute)
-    return None if peak is None else point.prefill_flops / (point.first_median_ms * 1e-3) / (peak * 1e9)
+    peak = turns.peak_gops(result.compute)
+    return None if peak is None else result.prefill_flops / (result.first_median_ms * 1e-3) / (peak * 1e9)
 
 
 def _case_rows(case: LanguageCase) -> list[tuple[str, ...]]:
-    found = [(point, result) for result in case.results for point in result.points]
-    return [_row(case, result, point) for point, result in sorted(found, key=lambda pair: pair[0].context)]
+    return [_row(case, turns, result) for turns in case.turns for result in turns.results if result.first_ms]
 
 
-def _row(case: LanguageCase, result: PeerResult, point: Point) -> tuple[str, ...]:
-    peak = peak_share(case, result, point)
+def _row(case: LanguageCase, turns: Turns, result: PeerResult) -> tuple[str, ...]:
+    peak = peak_share(turns, result)
     return (
         case.model,
         case.kind,
         str(case.batch),
-        str(point.context),
+        str(case.context),
         result.peer,
-        f"{case.batch * 1e3 / point.token_median_ms:.1f}",
-        f"{point.token_median_ms:.2f}",
-        f"{point.token_p10_ms:.2f}",
-        f"{point.token_bytes / 1e6:.1f}",
-        f"{stream_share(case, point):.2f}",
-        f"{case.batch * point.context * 1e3 / point.first_median_ms:.0f}",
+        *(_decode_cells(case, turns, result) if result.token_ms else ("",) * 5),
+        f"{case.batch * case.context * 1e3 / result.first_median_ms:.0f}",
         "" if peak is None else f"{peak:.2f} {result.compute}",
         "" if result.same_tokens is None else str(result.same_tokens),
     )
 
 
+def _decode_cells(case: LanguageCase, turns: Turns, result: PeerResult) -> tuple[str, ...]:
+    return (
+        f"{case.batch * 1e3 / result.token_median_ms:.1f}",
+        f"{result.token_median_ms:.2f}",
+        f"{result.token_p10_ms:.2f}",
+        f"{result.token_bytes / 1e6:.1f}",
+        f"{stream_share(turns, result):.2f}",
+    )
+
+
+def _remarks(suite: LanguageSuite) -> list[str]:
+    """Failures and notes, each once a model, format and batch, with the lengths of the prompts that it is about."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for case in suite.cases:
+        for result in case.results:
+            if remark := result.failure or result.note:
+                contexts = found.setdefault((f"{case.model} {case.kind}, batch {case.batch}", remark), [])
+                contexts.append(str(case.context))
+    return [f"- {where}, {' '.join(contexts)} tokens: {remark}" for (where, remark), contexts in found.items()]
+
+
 def _rates(suite: LanguageSuite) -> list[str]:
     lines = []
     for case in suite.cases:
-        peaks = ", ".join(f"{dtype} {case.peak_gops(dtype) or 0:.0f}" for dtype in case.rates[0].peak_gops)
-        others = "unknown" if case.other_cores is None else f"{case.other_cores:.2f}"
-        lines.append(
-            f"- {case.model} {case.kind}, batch {case.batch}: stream {case.bandwidth_gbs:.1f} GB/s, "
-            f"peak Gop/s {peaks}; other processes used {others} cores"
-        )
+        for turns in case.turns:
+            peaks = ", ".join(f"{dtype} {turns.peak_gops(dtype) or 0:.0f}" for dtype in turns.rates[0].peak_gops)
+            others = "unknown" if turns.other_cores is None else f"{turns.other_cores:.2f}"
+            lines.append(
+                f"- {case.model} {case.kind}, batch {case.batch}, {case.context} tokens: stream "
+                f"{turns.bandwidth_gbs:.1f} GB/s, peak Gop/s {peaks}; other processes used {others} cores"
+            )
     return ["\n".join(lines)] if lines else []

@@ -2,47 +2,45 @@
 
 import multiprocessing
 import os
-import re
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from benchmarks.language.peers.peer import Generated, LanguagePeer, Setting
-from benchmarks.language.source import Ids, Source
+from benchmarks.language.source import Ids, Source, cache_folder
+from benchmarks.memory import memory_bytes
 from benchmarks.peers import PeerError
 
+PREPARE_SECONDS = 900.0
 _STOP_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A prepared peer: seconds of preparation and the process's memory so far at the highest, in MiB."""
+    """A prepared peer: seconds of preparation, the most memory of its process so far in MiB, whether it made files."""
 
     seconds: float
     peak_mib: int
+    converted: bool
 
 
 class Worker:
     """A peer prepared in a new process; `ready` says what that took. Raises PeerError with its reason."""
 
-    def __init__(
-        self, peer: LanguagePeer, source: Source, kind: str, setting: Setting, *, timeout_seconds: float = 1200.0
-    ) -> None:
+    def __init__(self, peer: LanguagePeer, source: Source, kind: str, setting: Setting) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self._timeout_seconds = timeout_seconds
         self._name = peer.name
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, peer, source, kind, setting), daemon=True)
         self._process.start()
         theirs.close()
-        self.ready: Ready = self._answer()
+        self.ready: Ready = self._answer(PREPARE_SECONDS)
 
-    def generate(self, prompts: Ids, count: int) -> Generated:
-        """See `Session.generate`."""
+    def generate(self, prompts: Ids, count: int, limit_seconds: float) -> Generated:
+        """See `Session.generate`. A process that has no answer in time is ended, and PeerError says so."""
         self._pipe.send((prompts, count))
-        generated: Generated = self._answer()
+        generated: Generated = self._answer(limit_seconds)
         return generated
 
     def close(self) -> None:
@@ -55,11 +53,11 @@ class Worker:
             self._process.join()
         self._pipe.close()
 
-    def _answer(self) -> Any:
+    def _answer(self, limit_seconds: float) -> Any:
         try:
-            if not self._pipe.poll(self._timeout_seconds):
+            if not self._pipe.poll(limit_seconds):
                 self._process.kill()
-                raise PeerError(f"{self._name} gave no answer within {self._timeout_seconds:.0f} s")
+                raise PeerError(f"{self._name} had no answer within the limit of {limit_seconds:g} s")
             answer = self._pipe.recv()
         except EOFError as error:
             self._process.join(_STOP_SECONDS)
@@ -69,17 +67,30 @@ class Worker:
         return answer
 
 
+def prepared(peer: LanguagePeer, source: Source, kind: str, setting: Setting) -> Worker:
+    """A worker whose process has nothing but loaded files: where it made them first, another takes its place."""
+    worker = Worker(peer, source, kind, setting)
+    if not worker.ready.converted:
+        return worker
+    worker.close()
+    return Worker(peer, source, kind, setting)
+
+
 def _serve(pipe: Connection, peer: LanguagePeer, source: Source, kind: str, setting: Setting) -> None:
     _silence()
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _files()
     try:
         session = peer.prepare(source, kind, setting)
         session.generate(source.prompts(setting.batch, 4, 0), 3)
-        pipe.send(Ready(time.perf_counter() - start, peak_mib()))
+        pipe.send(Ready(time.perf_counter() - start, memory_bytes("VmHWM") >> 20, _files() != before))
         while (request := pipe.recv()) is not None:
             pipe.send(session.generate(*request))
     except (PeerError, MemoryError, OSError, RuntimeError, ValueError) as error:
         pipe.send(str(error) if isinstance(error, PeerError) else f"{peer.name}: {type(error).__name__}: {error}")
+
+
+def _files() -> set[str]:
+    return {path.name for path in cache_folder().iterdir()} if cache_folder().exists() else set()
 
 
 def _silence() -> None:
@@ -87,10 +98,3 @@ def _silence() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
-
-
-def peak_mib() -> int:
-    """The most memory that this process has held at once, in MiB, from Linux; 0 elsewhere."""
-    status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) >> 10 if found else 0

@@ -1,4 +1,6 @@
-"""OpenVINO on its CPU plugin in fp32, with the latency hint."""
+"""OpenVINO on its CPU plugin in fp32 or bf16, with the latency hint."""
+
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -7,8 +9,11 @@ from benchmarks.peers.peer import Peer
 from benchmarks.zoo import Call, Inputs, ZooModel
 
 
-def build(model: ZooModel, module: nn.Module, inputs: Inputs, threads: int) -> Call:
-    """The exported model reshaped to `inputs` and compiled; outputs are views that the next call overwrites."""
+def build(precision: str, model: ZooModel, module: nn.Module, inputs: Inputs, threads: int) -> Call:
+    """The exported model reshaped to `inputs` and compiled; outputs are views that the next call overwrites.
+
+    The plugin computes in `precision`: it would choose bf16 by itself on processors that have it.
+    """
     import openvino  # type: ignore[import-untyped]
 
     core = openvino.Core()
@@ -16,8 +21,7 @@ def build(model: ZooModel, module: nn.Module, inputs: Inputs, threads: int) -> C
     graph.reshape({name: list(value.shape) for name, value in inputs.items()})
     options = {
         "PERFORMANCE_HINT": "LATENCY",
-        # On processors with bf16 the plugin would otherwise compute in bf16.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
     }
@@ -30,4 +34,5 @@ def build(model: ZooModel, module: nn.Module, inputs: Inputs, threads: int) -> C
     return call
 
 
-OPENVINO = Peer("openvino", "openvino", "static", build)
+OPENVINO = Peer("openvino", "openvino", "static", partial(build, "f32"))
+OPENVINO_BF16 = Peer("openvino-bf16", "openvino", "static", partial(build, "bf16"))

@@ -19,7 +19,8 @@ class Peer:
     """A runtime to compare: `build(model, module, inputs, threads)` gives a callable of the module's signature.
 
     The callable takes the tensors of `inputs` by position and returns the module's outputs, or a tuple of them.
-    It computes in fp32 on `threads` threads. It may be specialised to the shapes of `inputs`; `shapes` says so.
+    It computes in fp32 on `threads` threads, or in bf16 where its name ends so. It may be specialised to the shapes of
+    `inputs`; `shapes` says so.
     """
 
     name: str

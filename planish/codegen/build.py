@@ -1,9 +1,13 @@
 """A program to the files of an artifact: plan, library, packed weights and readable sources."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy
+import torch
 
 from planish.codegen.emit import Entry, KernelUse, declarations, program_source, step_inputs, step_outputs
 from planish.codegen.function_plan import Interface, as_array, function_plan, torch_weights, value_id
@@ -11,12 +15,13 @@ from planish.codegen.schedule import Kernels, Schedule, schedule
 from planish.codegen.select import Choice, Selection, TorchCall, select
 from planish.codegen.template import AnyTemplate
 from planish.compiler.ir import Graph, Program, Value
+from planish.compiler.weights import Weights
 from planish.errors import BackendMissing
 from planish.runtime.plan import NativeStep, Plan
 from planish.runtime.tensors import Deferred, Weight, weight_offsets
 
 if TYPE_CHECKING:
-    import torch
+    from tvm import tirx
 
     from planish.codegen.tvm.isa import Isa
     from planish.codegen.tvm.kernel import Kernel, Packing
@@ -66,7 +71,7 @@ def build(
     entries = [
         entry
         for name, scheduled in schedules.items()
-        for entry in _entries(name, scheduled, selections[name].graph, library, offsets)
+        for entry in _entries(name, scheduled, selections[name].graph, library, offsets, weights)
     ]
     progress(f"compiling {len(library.built)} kernels")
     sources = library.sources(program_source(entries))
@@ -119,10 +124,14 @@ class _Library:
         own = dict(zip(first, choice.call.inputs, strict=True))
         return {own[value]: packing for value, packing in self.kernel(choice).packings.items()}
 
+    def functions(self) -> Mapping[str, "tirx.PrimFunc"]:
+        """What is to be compiled, by C symbol."""
+        return {name: f for symbol, kernel in self.built.items() for name, f in kernel.functions(symbol).items()}
+
     def sources(self, program: str) -> Mapping[str, str]:
         """The readable sources by file name."""
         shipped = {name: (_NATIVE / name).read_text() for name in ("pool.c", "pool.h")}
-        kernels = {f"{symbol}.py": kernel.function.script() + "\n" for symbol, kernel in self.built.items()}
+        kernels = {f"{symbol}.py": function.script() + "\n" for symbol, function in self.functions().items()}
         return {"program.c": program, **shipped, **kernels}
 
     def compile(self, sources: Mapping[str, str], folder: Path) -> Path:
@@ -131,7 +140,7 @@ class _Library:
 
         for name in ("program.c", "pool.c", "pool.h"):
             (folder / name).write_text(sources[name])
-        build_object({symbol: kernel.function for symbol, kernel in self.built.items()}, self.isa, folder / "kernels.o")
+        build_object(self.functions(), self.isa, folder / "kernels.o")
         link([folder / "program.c", folder / "pool.c"], [folder / "kernels.o"], self.isa, folder / "model.so")
         return folder / "model.so"
 
@@ -160,37 +169,61 @@ def _weights(program: Program, library: _Library, schedules: Iterable[Schedule])
     for name, packing in _weight_uses(schedules, library):
         entry = entry_name(name, packing)
         if entry not in found:
-            found[entry] = _packed(program.weights[name], packing)
+            found[entry] = _packed(Weights(program.weights), name, packing)
     return found
 
 
-def _packed(tensor: "torch.Tensor", packing: "Packing | None") -> Weight:
-    """The weight as its kernels read it, made when it is written; it shares the tensor's memory until then."""
+def _packed(weights: Weights, name: str, packing: "Packing | None") -> Weight:
+    """The weight as its kernels read it, computed and packed when it is written."""
+    if packing is None and not weights.is_recipe(name):
+        return as_array(weights[name])
+    shape = tuple(weights.like(name).shape)
+    dtype = as_array(torch.empty(0, dtype=weights.like(name).dtype)).dtype
     if packing is None:
-        return as_array(tensor)
-    array = as_array(tensor)
-    size, dtype = packing.packed(array.shape, array.dtype)
+        return Deferred(dtype, prod(shape), lambda: (as_array(weights[name]),))
+    size, packed = packing.packed(shape, dtype)
+    return Deferred(packed, size, lambda: _parts(as_array(weights[name]), packing))
+
+
+def _parts(array: numpy.ndarray, packing: "Packing") -> Iterator[numpy.ndarray]:
     row_bytes = max(1, array.nbytes // max(1, len(array)))
     step = packing.rows * max(1, _PART_BYTES // (row_bytes * packing.rows)) if packing.rows else max(1, len(array))
-    return Deferred(dtype, size, lambda: (packing.pack(array[i : i + step]) for i in range(0, len(array), step)))
+    for i in range(0, len(array), step):
+        yield packing.pack(array[i : i + step])
 
 
-def _entries(name: str, plan: Schedule, graph: Graph, library: _Library, offsets: Mapping[str, int]) -> Iterable[Entry]:
+def _entries(
+    name: str,
+    plan: Schedule,
+    graph: Graph,
+    library: _Library,
+    offsets: Mapping[str, int],
+    weights: Mapping[str, Weight],
+) -> Iterable[Entry]:
     for i, step in enumerate(plan.steps):
         if isinstance(step, Kernels):
-            uses = []
-            for choice in step.calls:
-                packings = library.packings(choice)
-                scratch = library.kernel(choice).scratch_bytes
-                weights = {
-                    value: offsets[entry_name(str(root.node.attrs["name"]), packings.get(value))]
-                    for value, root in choice.roots.items()
-                    if root.node.op.name == "weight"
-                }
-                sizes = choice.call.sizes(scratch)
-                uses.append(KernelUse(library.uses[id(choice)], sizes, scratch, weights))
+            uses = tuple(_use(choice, library, offsets, weights) for choice in step.calls)
             ins, outs = step_inputs(step, plan.storage), step_outputs(step, plan.storage)
-            yield Entry(_entry_symbol(name, i), step, tuple(uses), graph.sizes, plan.storage, ins, outs)
+            yield Entry(_entry_symbol(name, i), step, uses, graph.sizes, plan.storage, ins, outs)
+
+
+def _use(choice: Choice, library: _Library, offsets: Mapping[str, int], weights: Mapping[str, Weight]) -> KernelUse:
+    from planish.codegen.tvm.kernel import merge_symbol
+
+    packings, kernel, symbol = library.packings(choice), library.kernel(choice), library.uses[id(choice)]
+    names = {
+        value: entry_name(str(root.node.attrs["name"]), packings.get(value))
+        for value, root in choice.roots.items()
+        if root.node.op.name == "weight"
+    }
+    return KernelUse(
+        symbol=symbol,
+        sizes=choice.call.sizes(kernel.scratch_bytes),
+        scratch_bytes=kernel.scratch_bytes,
+        weight_offsets={value: offsets[name] for value, name in names.items()},
+        weight_bytes={value: weights[name].nbytes for value, name in names.items()},
+        merge=None if kernel.merge is None else merge_symbol(symbol),
+    )
 
 
 def _entry_symbol(function: str, step: int) -> str:

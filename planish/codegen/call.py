@@ -50,6 +50,10 @@ class Call:
             dims += [a for v in node.attrs.values() for a in (v if isinstance(v, tuple) else (v,))]
         return tuple(sorted({s.name for d in dims if isinstance(d, sympy.Expr) for s in d.free_symbols}))
 
+    def stored(self, value: Value) -> Value:
+        """What of an operand of the anchor lies in memory: itself, or what a node of the call converts."""
+        return value if value in self.inputs else value.node.operands[0]
+
     def key(self) -> str:
         """A text that two calls share exactly when one kernel serves both: ops, attributes, types and views."""
         names: dict[Value, str] = {}

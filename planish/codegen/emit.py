@@ -9,17 +9,26 @@ from planish.codegen.batches import Loop, image_bytes
 from planish.codegen.schedule import ALIGNMENT, Kernels, Slot, Storage, read, slot_size
 from planish.codegen.select import Choice
 from planish.compiler.ir import Value
+from planish.compiler.ops import dequantize, linear
 from planish.compiler.types import Dim, Size, dim_text, symbol
+
+_AHEAD_BYTES = 32 << 10  # of codes that a barrier fetches while it waits: what a core reads from memory in 1 us
+_WHOLE_BYTES = 16 << 10  # of a weight that every task may read all of
 
 
 @dataclass(frozen=True, slots=True)
 class KernelUse:
-    """A compiled kernel as a call uses it: C symbol, sizes in order, scratch bytes, and the offset of each weight."""
+    """A compiled kernel as a call uses it: C symbol, sizes in order, scratch bytes, offset and bytes of each weight.
+
+    `merge` is what all tasks call after a barrier, with the scratch memory of all, or None.
+    """
 
     symbol: str
     sizes: tuple[str, ...]
     scratch_bytes: Dim
     weight_offsets: Mapping[Value, int]
+    weight_bytes: Mapping[Value, int]
+    merge: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,11 @@ def step_outputs(step: Kernels, storage: Mapping[Value, Storage]) -> tuple[Value
 def program_source(entries: Sequence[Entry]) -> str:
     """The C source of all native steps."""
     prototypes = dict.fromkeys(
-        _prototype(use, choice) for e in entries for use, choice in zip(e.uses, e.step.calls, strict=True)
+        _prototype(symbol, use, choice)
+        for e in entries
+        for use, choice in zip(e.uses, e.step.calls, strict=True)
+        for symbol in (use.symbol, use.merge)
+        if symbol is not None
     )
     parts = [_HEAD, *prototypes, ""]
     for entry in entries:
@@ -78,9 +91,9 @@ struct frame {
 """
 
 
-def _prototype(use: KernelUse, choice: Choice) -> str:
+def _prototype(symbol: str, use: KernelUse, choice: Choice) -> str:
     pointers = ["const void *"] * len(choice.call.inputs) + ["void *", "void *"]
-    return f"int32_t {use.symbol}({', '.join([*pointers, *['int64_t'] * len(use.sizes), 'int32_t', 'int32_t'])});"
+    return f"int32_t {symbol}({', '.join([*pointers, *['int64_t'] * len(use.sizes), 'int32_t', 'int32_t'])});"
 
 
 def _sizes(entry: Entry, indent: str = "  ") -> str:
@@ -150,15 +163,56 @@ def _call(entry: Entry, i: int, choice: Choice, loop: Loop | None) -> Iterator[s
     ops = " ".join(node.op.name for node in call.nodes)
     yield f"  /* {i}: {choice.template.name}: {ops} {call.output.type} # {call.scope} */"
     if entry.step.barriers[i]:
-        yield "  if (!f->times) planish_barrier(task, tasks);"
+        yield from _barrier(entry, i)
     pointers = [_moved(entry, choice.roots[v], use.weight_offsets.get(v), loop) for v in call.inputs]
     sizes = ["images" if loop is not None and size == loop.size else c_name(size) for size in use.sizes]
-    arguments = [*pointers, _moved(entry, call.output, None, loop), "scratch", *sizes, "task", "tasks"]
-    yield f"  {use.symbol}({', '.join(arguments)});"
+    scratch = "scratch" if use.merge is None else f"a + offsets[{len(entry.step.slots)}]"
+    arguments = ", ".join([*pointers, _moved(entry, call.output, None, loop), scratch, *sizes, "task", "tasks"])
+    yield f"  {use.symbol}({arguments});"
+    if use.merge is not None:
+        yield f"  planish_barrier(task, tasks); {use.merge}({arguments});"
     yield (
         "  if (f->times) { planish_barrier(task, tasks); "
         f"if (task == 0) {{ double now = planish_now(); f->times[{i}] += now - start; start = now; }} }}"
     )
+
+
+def _barrier(entry: Entry, i: int) -> Iterator[str]:
+    """The barrier before call `i`, which fetches codes that a later call reads first while it waits."""
+    ranges = _ranges(entry, i)
+    if not ranges:
+        yield "  if (!f->times) planish_barrier(task, tasks);"
+        return
+    rows = ", ".join(f"{{{offset}, {shared}, {size}}}" for offset, shared, size in ranges)
+    yield f"  static const struct planish_range ahead{i}[] = {{{rows}}};"
+    yield f"  if (!f->times) planish_barrier_ahead(task, tasks, w, ahead{i}, {len(ranges)});"
+
+
+def _ranges(entry: Entry, i: int) -> list[tuple[int, int, int]]:
+    """What the next call with codes reads first, as `(offset, bytes shared by the tasks, bytes)`.
+
+    Each barrier on the way there goes on where the one before it ends at most.
+    """
+    calls = entry.step.calls
+    target = next((j for j in range(i, len(calls)) if _reads_codes(calls[j])), None)
+    if target is None:
+        return []
+    start = max((j + 1 for j in range(i) if _reads_codes(calls[j])), default=0)
+    use = entry.uses[target]
+    largest = max(use.weight_bytes.values())
+    skipped = sum(entry.step.barriers[start:i]) * _AHEAD_BYTES
+    found = []
+    for value, size in sorted(use.weight_bytes.items(), key=lambda item: item[1]):
+        offset = use.weight_offsets[value]
+        if size <= _WHOLE_BYTES:
+            found.append((offset, 0, size))
+        elif (part := min(_AHEAD_BYTES, largest // 2 - skipped)) > 0:
+            found.append((offset + skipped * size // largest, size, part * size // largest))
+    return found
+
+
+def _reads_codes(choice: Choice) -> bool:
+    return choice.call.anchor.op is linear and any(node.op is dequantize for node in choice.call.nodes)
 
 
 def _moved(entry: Entry, root: Value, weight_offset: int | None, loop: Loop | None) -> str:

@@ -11,7 +11,9 @@ from planish.codegen.donation import donations
 from planish.codegen.schedule import Kernels, Schedule, Storage
 from planish.codegen.select import Selection, TorchCall
 from planish.compiler.ir import Node, Program, Value
+from planish.compiler.ops.structure import FROM_TORCH
 from planish.compiler.types import Dim, Shape, dim_text
+from planish.compiler.weights import Weights
 from planish.runtime.dims import SizeRange
 from planish.runtime.fields import Json
 from planish.runtime.plan import CallSpec, FunctionPlan, InputSpec, Step, TensorSpec, TorchStep
@@ -102,16 +104,15 @@ def _calls(plan: Schedule) -> Iterable[CallSpec]:
 
 def torch_weights(program: Program, schedules: Iterable[Schedule]) -> Mapping[str, TensorSpec]:
     """The types of the weights that torch reads."""
-    from planish.compiler.ops.structure import FROM_TORCH
-
     found = {}
+    weights = Weights(program.weights)
     for plan in schedules:
         for step in plan.steps:
             if isinstance(step, TorchCall):
                 for root in step.roots.values():
                     if root.node.op.name == "weight":
-                        tensor = program.weights[str(root.node.attrs["name"])]
                         name = str(root.node.attrs["name"])
+                        tensor = weights.like(name)
                         found[name] = TensorSpec.of(FROM_TORCH[tensor.dtype].value, tuple(tensor.shape))
     return found
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from planish.codegen.layout import Place, is_free
 from planish.codegen.template import AnyTemplate
 from planish.compiler.ir import Graph, Node, Value
-from planish.compiler.ops import dequantize, dim_value, full
+from planish.compiler.ops import dequantize, dim_value, full, layer_norm, quantization_scale, quantize, rms_norm
 from planish.compiler.types import elements, same_dim, same_shape
 
 _REPEATED = (full, dim_value, dequantize)
+_ROUNDING = (quantize, quantization_scale)
+_OF_ROWS = (layer_norm, rms_norm, *_ROUNDING)
 
 
 @dataclass(eq=False, slots=True)
@@ -107,7 +109,7 @@ class _Fusion:
             return
         if value.node.op in _REPEATED:
             inner = [value.node]
-        elif value in self.regions and self._inlines(self.regions[value], value, node):
+        elif value in self.regions and self._inlines(region, self.regions[value], value, node):
             inner = self.regions[value].nodes
         else:
             return
@@ -115,6 +117,9 @@ class _Fusion:
             at = region.nodes.index(node)
             region.nodes[at:at] = [n for n in inner if n not in region.nodes]
             self.regions.pop(value, None)
+            if value.node.op in _ROUNDING or (value.node.op is dequantize and self.readers[value] == 1):
+                for operand in value.node.operands:
+                    self._absorb(region, value.node, operand)
 
     def _takes(self, region: Region, node: Node, inner: Node) -> bool:
         """Whether a template computes `inner` where `node` reads it; any that serves a contraction, else the first."""
@@ -126,13 +131,20 @@ class _Fusion:
         few = serving if "contraction" in anchor.op.traits else serving[:1]
         return any(template.fuses_before(anchor, inner) for template in few)
 
-    def _inlines(self, region: Region, value: Value, node: Node) -> bool:
+    def _inlines(self, host: Region, region: Region, value: Value, node: Node) -> bool:
         """Whether computing the region again for every element that `node` reads costs nothing extra; a contraction's
-        template knows."""
+        template knows, also where there is a norm or codes are made."""
+        cheap = [n for n in region.nodes if "elementwise" in n.op.traits or n.op in _REPEATED]
+        of_rows = [n for n in region.nodes if n.op in _OF_ROWS]
+        rounding = node.op in (dequantize, *_ROUNDING)
+        readers = sum(n.operands.count(value) for n in host.nodes) if rounding else 1
         return (
-            self.readers[value] == 1
-            and all("elementwise" in n.op.traits or n.op in _REPEATED for n in region.nodes)
-            and (_reads_once(node) or same_dim(elements(value.shape), elements(node.types[0].shape)))
+            self.readers[value] == readers
+            and len(cheap) + len(of_rows) == len(region.nodes)
+            and (
+                _reads_once(host.anchor if rounding else node)
+                or (not of_rows and same_dim(elements(value.shape), elements(node.types[0].shape)))
+            )
         )
 
 

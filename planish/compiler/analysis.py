@@ -3,15 +3,27 @@
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx
 
 from planish.compiler.ir import Graph, Node, Program, Value
-from planish.compiler.ops import attention, conv, embedding, gather, index_select, linear, matmul, reshape, weight
+from planish.compiler.ops import (
+    attention,
+    conv,
+    dequantize,
+    embedding,
+    gather,
+    index_select,
+    linear,
+    matmul,
+    reshape,
+    weight,
+)
 from planish.compiler.text import attr_text
 from planish.compiler.types import TensorType, evaluate_dim
+from planish.compiler.weights import Weights
 
 Sizes = Mapping[str, int]
 
@@ -108,15 +120,44 @@ def costs(program: Program, sizes: Sizes) -> Costs:
                 ops += 1
                 moved += bytes_moved(node, known)
                 work[dtype] = work.get(dtype, 0) + flops(node, known)
-    held = sum(program.weights[n].nbytes for n in weight_names(program))
+    weights = Weights(program.weights)
+    held = sum(weights.like(n).nbytes for n in weight_names(program))
     return Costs(ops, held, sum(work.values()), moved, {d: f for d, f in work.items() if f})
 
 
 def least_costs(graph: Graph, sizes: Sizes) -> tuple[int, int]:
     """Operations of one call, and the bytes of its weights, inputs and results, each counted once."""
     known, nodes = {**graph.hints(), **sizes}, graph.nodes()
-    ends = [Value(n) for n in nodes if n.op is weight] + [*graph.inputs, *graph.outputs]
-    return sum(flops(n, known) for n in nodes), sum(_bytes(v.type, known) for v in ends)
+    ends = sum(_bytes(v.type, known) for v in (*graph.inputs, *graph.outputs))
+    return sum(flops(n, known) for n in nodes), ends + _weight_bytes(nodes, known)
+
+
+def step_bytes(graph: Graph, held: int, rows: int) -> int:
+    """Bytes that a step of `decode` cannot do without: its weights once, and `held` tokens a row of the caches."""
+    known = {**graph.hints(), "rows": rows}
+    caches = [v.type for v in graph.inputs if str(v.node.attrs["name"]).startswith("cache.")]
+    places = [evaluate_dim(of.shape[2], known) for of in caches]
+    read = sum(_bytes(of, known) * min(held, n) // n for of, n in zip(caches, places, strict=True))
+    return read + _weight_bytes(graph.nodes(), known)
+
+
+def _weight_bytes(nodes: Sequence[Node], sizes: Sizes) -> int:
+    """Bytes of weights that one call reads: codes by their bits, nothing of tables that are only looked up."""
+    users: dict[Node, list[Node]] = {}
+    for node in nodes:
+        for value in node.operands:
+            users.setdefault(value.node, []).append(node)
+
+    def looked_up(node: Node) -> bool:
+        return all(u.op is embedding or (u.op is dequantize and looked_up(u)) for u in users.get(node, ()))
+
+    total = 0
+    for node in nodes:
+        if node.op is weight and not looked_up(node):
+            codes = [u for u in users[node] if u.op is dequantize and u.operands[0].node is node]
+            bits = int(str(codes[0].attrs["bits"])) if codes else 8
+            total += _bytes(Value(node).type, sizes) * bits // 8
+    return total
 
 
 def weight_names(program: Program) -> tuple[str, ...]:

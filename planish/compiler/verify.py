@@ -4,6 +4,7 @@ import sympy
 
 from planish.compiler.ir import Attr, Graph, Node, Program, Value, same_type
 from planish.compiler.ops.structure import FROM_TORCH, input_, weight
+from planish.compiler.weights import Weights
 from planish.errors import TypeRuleError, VerifyError
 
 
@@ -53,6 +54,6 @@ def _verify_weight(node: Node, program: Program, graph: Graph) -> None:
     name = str(node.attrs["name"])
     if name not in program.weights:
         raise VerifyError(f"{graph.name}: the program has no weight '{name}'")
-    tensor = program.weights[name]
+    tensor = Weights(program.weights).like(name)
     if tuple(tensor.shape) != node.types[0].shape or FROM_TORCH.get(tensor.dtype) is not node.types[0].dtype:
         raise VerifyError(f"{graph.name}: weight '{name}' is {tensor.dtype}{list(tensor.shape)}, not {node.types[0]}")

@@ -8,7 +8,7 @@ from planish.hardware_profiles.host import Host, host_supports, read_host
 if TYPE_CHECKING:
     from planish.hardware_profiles.detection import detect
     from planish.hardware_profiles.load import load_profile, profile_names
-    from planish.hardware_profiles.measure import measure_move, measure_peak, measure_stream, measured_dtypes
+    from planish.hardware_profiles.measure import measure_peak, measure_stream, measured_dtypes
     from planish.hardware_profiles.profile import (
         Cpu,
         Dram,
@@ -38,7 +38,6 @@ __all__ = [
     "host_supports",
     "limit",
     "load_profile",
-    "measure_move",
     "measure_peak",
     "measure_stream",
     "measured_dtypes",
@@ -51,7 +50,7 @@ __all__ = [
 _HOMES = {
     "detection": ("detect",),
     "load": ("load_profile", "profile_names"),
-    "measure": ("measure_move", "measure_peak", "measure_stream", "measured_dtypes"),
+    "measure": ("measure_peak", "measure_stream", "measured_dtypes"),
     "profile": ("Cpu", "Dram", "Energy", "Fpga", "Gpu", "MemoryLevel", "Profile", "Rates", "parse_profile"),
     "roofline": ("Roofline", "energy_mj", "limit", "time_ms"),
 }

@@ -1,8 +1,6 @@
 // Measures what one machine can do; prints one number a run.
 //   measure rate KERNEL CPUS SECONDS   GFLOP/s (Gop/s) of a kernel below, a multiply-add counted as two
 //   measure read BYTES CPUS SECONDS    GB/s of reading BYTES, split over the threads, over and over
-//   measure move READS BYTES CPUS SECONDS   GB/s of writing BYTES, each from READS arrays, split over the threads
-//   measure past READS BYTES CPUS SECONDS   the same by stores past the caches; x86-64 alone
 //   measure clock CPU SECONDS          GHz
 // CPUS are the numbers of the processors to work on, as in 0,2,4, with one thread bound to each. A run repeats a
 // short piece of work on all of them at once and takes the tenth percentile of its times.
@@ -26,14 +24,6 @@ enum { MOST_TIMES = 4096, MOST_THREADS = 1024, READ_STEP = 512 };
 static const uint32_t seed[16] __attribute__((aligned(64))) = {
     0x3f803f80, 0x3f813f81, 0x3f823f82, 0x3f833f83, 0x3f843f84, 0x3f853f85, 0x3f863f86, 0x3f873f87,
     0x3f883f88, 0x3f893f89, 0x3f8a3f8a, 0x3f8b3f8b, 0x3f8c3f8c, 0x3f8d3f8d, 0x3f8e3f8e, 0x3f8f3f8f};
-
-#if defined(HAS_AVX512F)
-#define VECTOR_BYTES 64
-#elif defined(HAS_AVX2)
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
-#endif
 
 #define EACH6(X) X(0) X(1) X(2) X(3) X(4) X(5)
 #define EACH8(X) EACH6(X) X(6) X(7)
@@ -197,35 +187,6 @@ static void read_bytes(const char *p, long n) {  // n steps of READ_STEP bytes
 #endif
 
 // `operations` counts the additions and multiplications of one iteration.
-typedef float vector __attribute__((vector_size(VECTOR_BYTES), may_alias));
-
-static void move(vector *out, const vector *a, const vector *b, long n) {  // n vectors; b is null to copy
-  if (b)
-    for (long i = 0; i < n; i++) out[i] = a[i] + b[i];
-  else
-    for (long i = 0; i < n; i++) {
-      out[i] = a[i];
-      __asm__ volatile("" ::: "memory");  // or the compiler calls memcpy, which chooses its stores by itself
-    }
-}
-
-#if defined(__x86_64__)
-#if VECTOR_BYTES > 16
-#define STORE_PAST "vmovntps %1, %0"
-#else
-#define STORE_PAST "movntps %1, %0"
-#endif
-static void move_past(vector *out, const vector *a, const vector *b, long n) {
-  for (long i = 0; i < n; i++) {
-    vector value = b ? a[i] + b[i] : a[i];
-    __asm__ volatile(STORE_PAST : "=m"(out[i]) : "v"(value));
-  }
-  __asm__ volatile("sfence" ::: "memory");
-}
-#else
-static void move_past(vector *out, const vector *a, const vector *b, long n) { exit(3); }
-#endif
-
 struct kernel {
   const char *name;
   void (*run)(long n);
@@ -281,8 +242,6 @@ static struct {
   const struct kernel *kernel;  // null to read memory
   char *memory;
   long slice;  // bytes of one thread
-  int reads;   // arrays that a move reads, each as large as the one it writes; 0 to read alone
-  int past;    // whether a move stores past the caches
   long iterations;
   int threads, cpus[MOST_THREADS];
   double seconds;
@@ -312,15 +271,8 @@ static void work(int thread) {
     job.kernel->run(job.iterations);
     return;
   }
-  char *memory = job.memory + thread * job.slice;
-  long array = job.reads ? job.slice / (job.reads + 1) : 0;
-  for (long pass = 0; pass < job.iterations; pass++) {
-    if (!job.reads)
-      read_bytes(memory, job.slice / READ_STEP);
-    else
-      (job.past ? move_past : move)((vector *)memory, (vector *)(memory + array),
-                                    job.reads > 1 ? (vector *)(memory + 2 * array) : NULL, array / VECTOR_BYTES);
-  }
+  for (long pass = 0; pass < job.iterations; pass++)
+    read_bytes(job.memory + thread * job.slice, job.slice / READ_STEP);
 }
 
 static void calibrate(void) {  // until one piece of work lasts 0.3 ms
@@ -403,8 +355,7 @@ static int rate(const char *name) {
 
 static int read_memory(long bytes) {
   const size_t huge = 2u << 20;
-  long step = READ_STEP * (job.reads + 1);
-  job.slice = bytes / job.threads / step * step;
+  job.slice = bytes / job.threads / READ_STEP * READ_STEP;
   if (job.slice <= 0) return 2;
   size_t room = ((size_t)job.slice * (size_t)job.threads + huge - 1) / huge * huge;
   job.memory = aligned_alloc(huge, room);
@@ -424,10 +375,5 @@ int main(int count, char **words) {
   if (count == 4 && !strcmp(words[1], "clock")) return rate("chain");
   if (count == 5 && !strcmp(words[1], "rate")) return rate(words[2]);
   if (count == 5 && !strcmp(words[1], "read")) return read_memory(atol(words[2]));
-  job.past = !strcmp(words[1], "past");
-  if (count == 6 && (job.past || !strcmp(words[1], "move"))) {
-    job.reads = atoi(words[2]);
-    return job.reads == 1 || job.reads == 2 ? read_memory((job.reads + 1) * atol(words[3])) : 2;
-  }
   return 2;
 }

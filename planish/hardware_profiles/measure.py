@@ -67,17 +67,6 @@ def measure_stream(seconds: float = 0.3, *, threads: int | None = None, read_byt
     return _number("read", str(size), _cpus(threads), str(seconds))
 
 
-def measure_move(seconds: float = 0.3, *, write_bytes: int, reads: int = 1, threads: int | None = None) -> float:
-    """10^9 B/s, read and written, of writing `write_bytes` from `reads` (1 or 2) arrays as large, now, over and over.
-
-    Split over `threads` threads (default: all cores), by ordinary stores or by stores past the caches, whichever is
-    faster. Takes about twice `seconds` and the time to fill the arrays. Raises BackendMissing without a C compiler.
-    """
-    arguments = (str(reads), str(write_bytes), _cpus(threads), str(seconds))
-    past = _run("past", *arguments) if read_host().arch == "x86_64" else None
-    return max(_number("move", *arguments), past or 0.0)
-
-
 def measure_clock(seconds: float = 0.05) -> float:
     """The clock of one busy core, in GHz, from a chain of dependent one-cycle instructions."""
     return _number("clock", _cpus(1), str(seconds))

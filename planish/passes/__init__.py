@@ -3,6 +3,7 @@
 from planish.compiler.pass_ import Pass
 from planish.compiler.recipe import parse_pass as _parse_pass
 from planish.passes.cancel_movements import CancelMovements
+from planish.passes.compute_bf16 import ComputeBf16
 from planish.passes.fold_batch_norm import FoldBatchNorm
 from planish.passes.fold_constants import FoldConstants
 from planish.passes.fuse_activations import FuseActivations
@@ -30,6 +31,7 @@ ALL: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     MergeParallelLinears,
     QuantizeWeights,
+    ComputeBf16,
 )
 
 EXACT: tuple[Pass, ...] = (

@@ -41,6 +41,8 @@ def _after(node: Node, uses: Uses) -> Value | str | None:
     assert w is not None
     if not _constants(node) or not is_constant(w):
         return "its parameters are computed from the inputs"
+    if w.dtype is not node.types[0].dtype:
+        return f"the weight before it is {w.dtype}"
     if uses.get(w.node, 0) > 1:
         return "the weight before it has another user and would be stored twice"
     scale, shift = _affine(node)
@@ -63,6 +65,8 @@ def _before(node: Node, uses: Uses) -> Value | str | None:
         return "padding or groups of the convolution after it change what its shift adds"
     if uses.get(w.node, 0) > 1:
         return "the weight after it has another user and would be stored twice"
+    if w.dtype is not norm.types[0].dtype:
+        return f"the weight after it is {w.dtype}"
     scale, shift = _affine(norm)
     summed = tuple(range(1, w.type.rank))
     added = sum_(mul(w, shift, scope=norm.scope), axes=summed, scope=norm.scope)

@@ -1,5 +1,6 @@
 """fold-constants: f(weights, literals) -> a weight."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -12,9 +13,12 @@ from planish.compiler.analysis import weight_names
 from planish.compiler.evaluate import run_node
 from planish.compiler.ir import Attr, Graph, Node, Program, Value
 from planish.compiler.ops import dim_value, expand, full, input_, opaque, reshape, weight
-from planish.compiler.ops.structure import FROM_TORCH
+from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.compiler.pass_ import Change, Context, Contract, Exact
 from planish.compiler.rewrite import Hit, substitute
+from planish.compiler.weights import Recipe, Weights
+
+_LARGE = 1 << 20  # bytes of a result from which on computing it again costs less than keeping it
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class FoldConstants:
 
     `linear(x, transpose(@w))` becomes `linear(x, @w.transpose)`; a result of one repeated number becomes a literal
     where elementwise ops read it. Weights that nothing reads any more are dropped. A result that would make the
-    weights grow by more than `limit` bytes is refused.
+    weights grow by more than `limit` bytes is refused. Large results are kept as recipes, computed when they are read.
     """
 
     limit: int = 1 << 20
@@ -31,16 +35,15 @@ class FoldConstants:
     contract: ClassVar[Contract] = Exact()
 
     def apply(self, program: Program, context: Context) -> Change:
-        folder = _Folder(dict(program.weights), self.limit)
+        folder = _Folder(Weights(program.weights), self.limit)
         for graph in program.functions.values():
             program = program.with_function(folder.fold(graph))
-        used = weight_names(program)
-        return Change(program.with_weights({name: folder.weights[name] for name in used}), tuple(folder.hits))
+        return Change(program.with_weights(folder.weights.kept(weight_names(program))), tuple(folder.hits))
 
 
 @dataclass(slots=True)
 class _Folder:
-    weights: dict[str, Tensor]
+    weights: Weights
     limit: int
     hits: list[Hit] = field(default_factory=list)
     known: dict[str, Value] = field(default_factory=dict)
@@ -67,13 +70,13 @@ class _Folder:
             why = f"the weights would grow by {growth} bytes, over the limit of {self.limit}"
             self.hits.append(Hit("fold", node.scope, why))
             return None
-        result = _evaluate(inside, self.weights)
         self.hits.append(Hit("fold", node.scope))
-        if (number := _repeated(result)) is not None and all(_takes_literal(u) for u in users) and users:
+        recipe = _recipe(node, inside, self.weights)
+        if users and all(map(_takes_literal, users)) and (number := _repeated(recipe.make())) is not None:
             return full(shape=node.types[0].shape, value=number, dtype=node.types[0].dtype, scope=node.scope)
         name = _fresh_name(node, inside, self.weights)
-        self.weights[name] = result.contiguous()
-        self.known[text] = weight(name=name, shape=tuple(result.shape), dtype=FROM_TORCH[result.dtype])
+        self.weights = self.weights.joined({name: recipe if _bytes(node) >= _LARGE else recipe.make()})
+        self.known[text] = weight(name=name, shape=recipe.shape, dtype=node.types[0].dtype)
         return self.known[text]
 
 
@@ -115,11 +118,17 @@ def _only_in(node: Node, inside: tuple[Node, ...], readers: Mapping[Value, tuple
 
 
 def _bytes(node: Node) -> int:
-    total = node.types[0].dtype.itemsize
-    for dim in node.types[0].shape:
-        assert isinstance(dim, int)
-        total *= dim
-    return total
+    return node.types[0].dtype.itemsize * math.prod(_shape(node))
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return tuple(int(str(dim)) for dim in node.types[0].shape)
+
+
+def _recipe(node: Node, inside: tuple[Node, ...], weights: Weights) -> Recipe:
+    """The result of the node, computed from the weights inside."""
+    base = weights.kept(str(n.attrs["name"]) for n in inside if n.op is weight)
+    return Recipe(_shape(node), TORCH_DTYPE[node.types[0].dtype], lambda: _evaluate(inside, base).contiguous())
 
 
 @torch.no_grad()
@@ -145,7 +154,7 @@ def _takes_literal(user: Node) -> bool:
     return "elementwise" in user.op.traits or user.op in (expand, reshape, dim_value)
 
 
-def _fresh_name(node: Node, inside: tuple[Node, ...], taken: Mapping[str, Tensor]) -> str:
+def _fresh_name(node: Node, inside: tuple[Node, ...], taken: Weights) -> str:
     """The name of the largest float weight inside with the op's name; the scope where no weight is inside."""
     held = [n for n in inside if n.op is weight]
     base = (

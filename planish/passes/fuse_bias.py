@@ -60,6 +60,8 @@ def _factor(node: Node, uses: Uses) -> Value | str | None:
             continue
         x, w, *bias = maps.inputs
         assert w is not None
+        if w.dtype is not s.dtype:
+            return f"its weight is {w.dtype} and the factor {s.dtype}"
         if not all(is_constant(p) for p in (w, *bias) if p is not None):
             return None
         if any(uses.get(n, 0) > 1 for n in (maps, y.node)):

@@ -12,6 +12,7 @@ from planish.compiler.ops import input_, opaque, weight
 from planish.compiler.pass_ import Change, Context, Contract, Exact
 from planish.compiler.rewrite import Hit, substitute
 from planish.compiler.text import attr_text
+from planish.compiler.weights import Weights
 from planish.passes.matching import each_function
 
 
@@ -29,7 +30,7 @@ class MergeCommonSubexpressions:
     def apply(self, program: Program, context: Context) -> Change:
         same = _equal_weights(program.weights)
         change = each_function(program, lambda graph: _merge(graph, same))
-        kept = {name: tensor for name, tensor in program.weights.items() if same[name] == name}
+        kept = Weights(program.weights).kept(name for name in program.weights if same[name] == name)
         return Change(change.program.with_weights(kept), change.hits)
 
 

@@ -48,11 +48,11 @@ def _merge(graph: Graph) -> tuple[Graph, tuple[Hit, ...]]:
 
 def _groups(graph: Graph, hits: list[Hit]) -> list[list[Node]]:
     """Linear maps that share input, module and dtype, where there are at least two."""
-    found: dict[tuple[Value, str], list[Node]] = {}
+    found: dict[tuple[Value, str, object], list[Node]] = {}
     users = graph.users()
     for node in graph.nodes():
         if node.op is linear:
-            found.setdefault((node.operands[0], node.scope.rpartition(".")[0]), []).append(node)
+            found.setdefault((node.operands[0], node.scope.rpartition(".")[0], node.attrs["dtype"]), []).append(node)
     return [kept for group in found.values() if len(group) > 1 and len(kept := _own(group, users, hits)) > 1]
 
 
@@ -75,7 +75,7 @@ def _joined(group: list[Node], x: Value | None) -> Value:
     w = concat(*(node.operands[1] for node in group), axis=0, scope=scope)
     biased = any(len(node.operands) > 2 for node in group)
     b = concat(*(_bias(node) for node in group), axis=0, scope=scope) if biased else None
-    return linear(x, w, b, scope=scope)
+    return linear(x, w, b, scope=scope, **group[0].attrs)
 
 
 def _bias(node: Node) -> Value:

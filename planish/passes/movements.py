@@ -161,7 +161,7 @@ def _linear_of_reshape(node: Node, uses: Uses) -> Value | None:
     inner = x.node.operands[0]
     if inner.type.rank < 2 or not same_dim(inner.shape[-1], x.shape[-1]):
         return None
-    return reshaped(linear(inner, *node.inputs[1:], scope=node.scope), node.types[0].shape, node.scope)
+    return reshaped(linear(inner, *node.inputs[1:], scope=node.scope, **node.attrs), node.types[0].shape, node.scope)
 
 
 _MOVEMENTS = (reshape, transpose, expand, slice_, pad)

@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from planish.compiler.analysis import weight_names
 from planish.compiler.ir import Graph, Node, Program, Value
 from planish.compiler.ops import dequantize, embedding, linear, quantization_scale, quantize, weight
 from planish.compiler.ops.structure import FROM_TORCH
 from planish.compiler.pass_ import Change, Context, Contract, Lossy
 from planish.compiler.rewrite import Hit, substitute
+from planish.compiler.weights import Weights
 from planish.errors import PassError
 from planish.passes.weight_codes import NF4, Codes, Format
 
@@ -62,8 +64,7 @@ class QuantizeWeights:
         for graph in program.functions.values():
             after, found = work.rewrite(graph)
             program, hits = program.with_function(after), hits + found
-        used = {str(n.attrs["name"]) for g in program.functions.values() for n in g.nodes() if n.op is weight}
-        kept = {name: tensor for name, tensor in {**program.weights, **work.made}.items() if name in used}
+        kept = Weights(program.weights).joined(work.made).kept(weight_names(program))
         notes = {**program.notes, "quantized weights": work.summary()} if work.codes else program.notes
         return Change(replace(program, weights=kept, notes=notes), hits)
 
@@ -121,7 +122,8 @@ class _Quantizer:
         if name in self.codes:
             return None
         tensor = self.weights[name]
-        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        ends = torch.stack(tensor.aminmax()) if tensor.numel() else torch.zeros(2)
+        largest = float(ends.abs().max())
         if not largest < float("inf"):
             return f"its weight {name} holds infinite or undefined numbers"
         return "its scale would exceed f16" if largest > torch.finfo(torch.float16).max else None
@@ -141,7 +143,7 @@ class _Quantizer:
 
     def summary(self) -> tuple[str, ...]:
         """One line on size and error."""
-        before = sum(self.weights[name].nbytes for name in self.codes)
+        before = sum(Weights(self.weights).like(name).nbytes for name in self.codes)
         after = sum(self._bytes(codes) for codes in self.codes.values())
         worst = max(self.codes, key=lambda name: self.codes[name].error)
         mean = sum(codes.error for codes in self.codes.values()) / len(self.codes)

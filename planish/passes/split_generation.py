@@ -9,6 +9,7 @@ from planish.compiler.ops import arange, attention, expand, full, matmul, reshap
 from planish.compiler.pass_ import Change, Close, Context, Contract, Pass
 from planish.compiler.rewrite import Hit, substitute
 from planish.compiler.types import DType
+from planish.compiler.weights import Weights
 from planish.errors import PassError
 from planish.passes.attention_masks import Masks
 from planish.passes.attention_scores import fuse_capped
@@ -72,7 +73,7 @@ class SplitGeneration:
         plan = self._plan(tokens, program, caps)
         functions = {s.name: build(plan, s) for s in signatures(self.batch, min(self.chunk, self.context))}
         split = replace(program, functions=functions, weights=plan.tables.weights)
-        used = {name: split.weights[name] for name in weight_names(split)}
+        used = plan.tables.weights.kept(weight_names(split))
         notes = {**split.notes, **({"dropped outputs": dropped} if dropped else {})}
         hits = [Hit("cache", node.scope) for node in tokens.attending]
         hits += [Hit("table", value.node.scope) for value in plan.tables.found]
@@ -95,7 +96,7 @@ class SplitGeneration:
     def _plan(self, tokens: Tokens, program: Program, caps: dict[Node, float]) -> Plan:
         masks = Masks(Indices(tokens.graph, program.weights), program.weights)
         attends = {node: attend(node, tokens, masks, caps.get(node)) for node in tokens.attending}
-        tables = Tables(tokens, self.context, dict(program.weights))
+        tables = Tables(tokens, self.context, Weights(program.weights))
         masked = dict.fromkeys(tokens.attending, 3)
         biases = [what.bias for what in attends.values() if what.bias is not None]
         tables.build(roots_of(tokens, masked), biases)

@@ -11,6 +11,7 @@ from planish.compiler.evaluate import run_node
 from planish.compiler.ir import Graph, Node, Value
 from planish.compiler.ops import full, weight
 from planish.compiler.ops.structure import FROM_TORCH
+from planish.compiler.weights import Weights
 from planish.errors import PassError
 from planish.passes.split_generation_analysis import Kind, Tokens, where
 
@@ -36,7 +37,7 @@ class Tables:
 
     tokens: Tokens
     context: int
-    weights: dict[str, Tensor]
+    weights: Weights
     found: dict[Value, Table] = field(default_factory=dict)
     biases: dict[Value, Value] = field(default_factory=dict)
     _names: dict[tuple[object, ...], str] = field(default_factory=dict)
@@ -88,12 +89,13 @@ class Tables:
         key = (content.dtype, tuple(content.shape), mark)
         if key not in self._names:
             self._names[key] = self._same(content) or self._fresh(root.node)
-            self.weights[self._names[key]] = content
+            self.weights = self.weights.joined({self._names[key]: content})
         return weight(name=self._names[key], shape=tuple(content.shape), dtype=FROM_TORCH[content.dtype])
 
     def _same(self, content: Tensor) -> str | None:
         """A weight that holds the same already."""
-        alike = (n for n, t in self.weights.items() if t.dtype is content.dtype and t.shape == content.shape)
+        types = ((name, self.weights.like(name)) for name in self.weights)
+        alike = (n for n, t in types if t.dtype is content.dtype and t.shape == content.shape)
         return next((name for name in alike if torch.equal(self.weights[name], content)), None)
 
     def _fresh(self, node: Node) -> str:

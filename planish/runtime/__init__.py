@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planish.runtime.artifact import load
     from planish.runtime.executor import CompiledFunction, Executable
     from planish.runtime.inspection import inspect
+    from planish.runtime.loading import load
     from planish.runtime.tree import Output
 
 __all__ = ["CompiledFunction", "Executable", "Output", "inspect", "load"]
@@ -15,7 +15,7 @@ _HOMES = {
     "Executable": "planish.runtime.executor",
     "Output": "planish.runtime.tree",
     "inspect": "planish.runtime.inspection",
-    "load": "planish.runtime.artifact",
+    "load": "planish.runtime.loading",
 }
 
 

@@ -19,6 +19,7 @@ from planish.runtime.tensors import TensorFile, write_tensors
 
 Array = np.ndarray[Any, Any]
 LANGUAGE = "generation"
+_BLOCK = 1 << 18  # elements that are compared at once: their copies in f64 stay small
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +104,30 @@ def _compare(name: str, result: Array, wanted: Array, tolerance: Tolerance) -> N
     what = f"golden check: {name}"
     if result.shape != wanted.shape:
         raise ArtifactError(f"{what} has shape {list(result.shape)}, recorded {list(wanted.shape)}; compile again")
-    if wanted.dtype.kind != "f":
-        close, error = result == wanted, (result != wanted).astype(np.float64)
-    else:
-        given, known = result.astype(np.float64), wanted.astype(np.float64)
-        close = np.isclose(given, known, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True)
-        with np.errstate(invalid="ignore"):
-            error = np.where(close, 0.0, np.nan_to_num(np.abs(given - known), nan=np.inf))
-    if close.all():
+    given, known = result.reshape(-1), wanted.reshape(-1)
+    blocks = range(0, known.size, _BLOCK)
+    worst = max((_worst(given, known, start, tolerance) for start in blocks), default=(0.0, 0))
+    if worst[0] == 0.0:
         return
-    place = np.unravel_index(int(error.argmax()), error.shape)
+    place = np.unravel_index(-worst[1], wanted.shape)
     raise ArtifactError(
         f"{what} is {result[place]} at {[int(i) for i in place]}, recorded {wanted[place]} (rtol {tolerance.rtol}, "
         f"atol {tolerance.atol}); the code does not compute the model here: compile it on this machine"
     )
+
+
+def _worst(result: Array, wanted: Array, start: int, tolerance: Tolerance) -> tuple[float, int]:
+    """The largest error over the tolerance in the block from `start` on, or 0, and the negated place of its first."""
+    given, known = (array[start : start + _BLOCK] for array in (result, wanted))
+    if known.dtype.kind != "f":
+        error = (given != known).astype(np.float64)
+    else:
+        given, known = given.astype(np.float64), known.astype(np.float64)
+        close = np.isclose(given, known, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True)
+        with np.errstate(invalid="ignore"):
+            error = np.where(close, 0.0, np.nan_to_num(np.abs(given - known), nan=np.inf))
+    place = int(error.argmax())
+    return float(error[place]), -(start + place)
 
 
 def _bits(dtype: DTypeName, array: Array, what: str) -> Array:

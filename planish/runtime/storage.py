@@ -2,12 +2,12 @@
 
 import ctypes
 import hashlib
+import mmap
 import os
 import shutil
 import stat
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Final
 
 from planish.errors import ArtifactError
 from planish.runtime.manifest import MAXIMUM_BYTES, NAME, FileEntry, Manifest, unsafe_path
+from planish.runtime.temporary import owned_folder
 
 _CHUNK: Final = 1 << 20
 _EXCHANGE: Final = 2
@@ -27,9 +28,10 @@ def opened(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield path
     elif path.is_file():
-        with tempfile.TemporaryDirectory(prefix="planish-") as folder:
-            unpack(path, Path(folder))
-            yield Path(folder)
+        with owned_folder() as folder:
+            (folder / "artifact").mkdir()
+            unpack(path, folder / "artifact")
+            yield folder / "artifact"
     else:
         raise ArtifactError(f"there is no artifact at '{path}'")
 
@@ -56,7 +58,27 @@ def read_member(path: Path, name: str, entry: FileEntry) -> bytes:
 
 def check_files(folder: Path, files: Mapping[str, FileEntry], *, contents: bool) -> None:
     """Raise ArtifactError naming the first file that is missing, extra, of a wrong size or (`contents`) altered."""
-    found = _list_files(folder)
+    with checking(folder, files, contents=contents) as finish:
+        finish()
+
+
+@contextmanager
+def checking(folder: Path, files: Mapping[str, FileEntry], *, contents: bool) -> Iterator[Callable[[], None]]:
+    """`check_files` whose hashes are computed while the block runs, until it calls what it is given."""
+    _check_sizes(_list_files(folder), files)
+    names = sorted(files, key=lambda name: -files[name].bytes) if contents else []
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        digests = pool.map(lambda name: hash_file(folder / name), names)
+
+        def finish() -> None:
+            for name, digest in zip(names, digests, strict=True):
+                if digest != files[name].sha256:
+                    raise _damaged(name)
+
+        yield finish
+
+
+def _check_sizes(found: Mapping[str, int], files: Mapping[str, FileEntry]) -> None:
     if missing := sorted(files.keys() - found.keys()):
         raise ArtifactError(f"'{missing[0]}' is missing from the artifact; save or download it again")
     if extra := sorted(found.keys() - files.keys() - {NAME}):
@@ -66,12 +88,6 @@ def check_files(folder: Path, files: Mapping[str, FileEntry], *, contents: bool)
             raise ArtifactError(
                 f"'{name}' has {found[name]} bytes, not {entry.bytes}; save or download the artifact again"
             )
-    if contents:
-        names = sorted(files, key=lambda name: -files[name].bytes)
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for name, digest in zip(names, pool.map(lambda name: hash_file(folder / name), names), strict=True):
-                if digest != files[name].sha256:
-                    raise _damaged(name)
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:
@@ -84,7 +100,11 @@ def hash_file(path: Path) -> str:
     """The sha256 of a file, in hex."""
     try:
         with path.open("rb", buffering=0) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            if not path.stat().st_size:
+                return hashlib.sha256().hexdigest()
+            # One call for the whole file: each call waits for the interpreter's lock, which others hold for long.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return hashlib.sha256(data).hexdigest()
     except OSError as error:
         raise ArtifactError(f"cannot read '{path}': {error}") from error
 
@@ -126,18 +146,14 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 @contextmanager
 def staging(path: Path) -> Iterator[Path]:
     """A new empty folder beside `path`, removed at the end; failures to write become ArtifactErrors about `path`."""
-    folder: Path | None = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-        yield folder
+        with owned_folder(path.parent, prefix=f".{path.name}.", suffix=".partial") as folder:
+            yield folder
     except OSError as error:
         # A failed copytree lists (source, target, reason) for each file; the first tells enough.
         listed = isinstance(error, shutil.Error) and isinstance(error.args[0], list)
         what = error.args[0][0][2] if listed else error
         raise ArtifactError(f"cannot save '{path}': {what}; nothing was changed there, save elsewhere") from error
-    finally:
-        if folder is not None:
-            remove(folder)
 
 
 def pack(folder: Path, path: Path) -> None:
@@ -149,14 +165,6 @@ def pack(folder: Path, path: Path) -> None:
             member.file_size = (folder / name).stat().st_size
             with (folder / name).open("rb") as source, archive.open(member, "w") as target:
                 shutil.copyfileobj(source, target, _CHUNK)
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder that may be gone already."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _list_files(folder: Path) -> dict[str, int]:

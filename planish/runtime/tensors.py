@@ -1,9 +1,12 @@
-"""Safetensors files: a writer that aligns the data for kernels and a strict reader on a memory map."""
+"""Safetensors files: a writer that aligns the data for kernels and a strict reader on a map or a copy in memory."""
 
 import json
 import mmap
 import struct
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,10 +15,13 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from planish.errors import ArtifactError
+from planish.runtime.buffers import Block
 from planish.runtime.dtypes import NUMPY, SAFETENSORS, DTypeName
 from planish.runtime.fields import Field, parse_json
 
 ALIGNMENT: Final = 64
+_READERS: Final = 2
+_DROP_SECONDS: Final = 0.002  # at the bandwidth of memory a few dozen MB are read meanwhile
 _NAMES: Final[dict[str, str]] = {NUMPY[name]: word for name, word in SAFETENSORS.items()} | {
     "uint16": "U16", "uint32": "U32", "uint64": "U64", "bfloat16": "BF16",
 }  # fmt: skip
@@ -102,11 +108,12 @@ def write_tensors(path: Path, tensors: Mapping[str, tuple[DTypeName, np.ndarray[
 class TensorFile:
     """A safetensors file in memory, read-only; the data starts at a multiple of 64 bytes where `aligned`.
 
+    The file is mapped, or its data copied to private huge pages where `copied`, which cores read faster.
     Raises ArtifactError, naming the file and the tensor, on anything that the format does not allow:
     a header longer than the file, an unknown dtype, tensors that overlap, leave holes or end early.
     """
 
-    def __init__(self, path: Path, *, aligned: bool = False) -> None:
+    def __init__(self, path: Path, *, aligned: bool = False, copied: bool = False) -> None:
         self._name = path.name
         try:
             with path.open("rb") as file:
@@ -118,7 +125,7 @@ class TensorFile:
         self._check_extent()
         if aligned and self._start % ALIGNMENT:
             raise ArtifactError(f"{self._name}: the data starts at {self._start}, not at a multiple of {ALIGNMENT}")
-        self._bytes = np.frombuffer(self._map, np.uint8)[self._start :]
+        self._bytes = self._copy(path) if copied else np.frombuffer(self._map, np.uint8)[self._start :]
 
     @property
     def address(self) -> int:
@@ -143,11 +150,43 @@ class TensorFile:
         data: np.ndarray[Any, Any] = self._bytes[stored.begin : stored.begin + count * numpy_type.itemsize]
         return data.view(numpy_type).reshape(shape)
 
+    @contextmanager
+    def sparing(self) -> Iterator[None]:
+        """While the block runs, pages that were read soon leave this process's memory again; not those of a copy."""
+        if self._map.closed:
+            yield
+            return
+        ended = threading.Event()
+
+        def drop() -> None:
+            while not ended.wait(_DROP_SECONDS):
+                self._map.madvise(mmap.MADV_DONTNEED)
+
+        thread = threading.Thread(target=drop, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a stored tensor; raises ArtifactError where there is none of that name."""
         if name not in self.tensors:
             raise ArtifactError(f"{self._name} has no tensor '{name}'")
         return self.tensors[name].shape
+
+    def _copy(self, path: Path) -> np.ndarray[Any, Any]:
+        """The data in memory of its own; the threads fill, and so fault in, a share each."""
+        size = len(self._map) - self._start
+        data = Block(max(1, size)).view(size)
+        share = -(-size // _READERS)
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(lambda at: _read(path, self._start + at, data[at : at + share]), range(0, size, share or 1)))
+        self._map.close()
+        data.flags.writeable = False
+        return data
 
     def _data_start(self) -> int:
         if len(self._map) < 8:
@@ -166,6 +205,20 @@ class TensorFile:
         if position != len(self._map) - self._start:
             found = len(self._map) - self._start
             raise ArtifactError(f"{self._name} is damaged: it holds {found} bytes of data, not {position}")
+
+
+def _read(path: Path, place: int, target: np.ndarray[Any, Any]) -> None:
+    """Fill `target` with the bytes of a file from `place` on."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(place)
+            left = target.data
+            while len(left) and (count := file.readinto(left)):
+                left = left[count:]
+    except OSError as error:
+        raise ArtifactError(f"cannot read '{path}': {error}") from error
+    if len(left):
+        raise ArtifactError(f"'{path}' became shorter while it was read; load it again")
 
 
 def _read_header(header: Field) -> dict[str, Stored]:

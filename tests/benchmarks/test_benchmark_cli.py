@@ -37,6 +37,8 @@ def test_plot_writes_a_png_beside_the_results(file: Path) -> None:
     [
         (["run", "--models", "minilmm"], "nothing to measure is called 'minilmm'; did you mean 'minilm'"),
         (["run", "--batches", "0"], "'0' is no size"),
+        (["run", "--precision", "b16"], "'b16' is no precision; did you mean 'bf16'"),
+        (["run", "--precision", "bf16", "--peers", "onnxruntime"], "nothing to measure is called 'onnxruntime'"),
         (["table", "/no/such.json"], "cannot be read"),
     ],
 )

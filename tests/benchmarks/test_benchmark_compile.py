@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.compile import CompileResult, CompileSuite, Stages, compile_markdown, memory_bytes, weight_bytes
+from benchmarks.compile import CompileResult, CompileSuite, Stages, compile_markdown, weight_bytes
+from benchmarks.memory import memory_bytes
 from benchmarks.results import Machine
 
 
@@ -30,7 +31,7 @@ def test_a_stage_lasts_until_the_next_begins(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_peak_counts_memory_that_was_given_back() -> None:
     script = (
-        "from benchmarks.compile import memory_bytes\nimport numpy\nbefore = memory_bytes('VmRSS')\n"
+        "from benchmarks.memory import memory_bytes\nimport numpy\nbefore = memory_bytes('VmRSS')\n"
         "x = numpy.ones(1 << 25)\ndel x\nassert memory_bytes('VmHWM') - before >= 200 << 20\n"
         "assert memory_bytes('VmRSS') - before < 100 << 20\n"
     )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.kernels import KERNELS, KernelCase, KernelResult, KernelSuite, machine_limit
+from benchmarks.moves import Moves
 from benchmarks.plot import plot, relative
 from benchmarks.results import Case, Limit, Machine, Result, Score, Suite, load, save
 from benchmarks.run import max_abs_error
@@ -127,16 +128,21 @@ def test_operations_of_products_and_exponentials_and_the_bytes_that_are_moved() 
     assert cases["linear-gelu-384x1536", 16, "bf16"].operations == 2 * 16 * 384 * 1536
     assert cases["add", 128, "f32"].moved == 3 * 128 * 768 * 4
     assert cases["softmax", 128, "f32"].moved == 2 * 128 * 768 * 4
-    assert cases["softmax", 128, "f32"].operations == 2 * 9 * 128 * 768
+    assert cases["softmax", 128, "f32"].operations == 2 * 8 * 128 * 768
 
 
-def test_a_kernel_is_bound_by_the_slower_of_arithmetic_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_is_bound_by_the_slower_of_arithmetic_and_a_loop_that_moves_as_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("benchmarks.kernels.measure_peak", lambda dtype, seconds, threads: 200.0)
-    monkeypatch.setattr("benchmarks.kernels.measure_move", lambda seconds, write_bytes, reads, threads: 100.0)
     cases = {case.name: case for case in KERNELS if case.rows == 128}
-    assert machine_limit(cases["softmax"], 1).bound == "peak"  # 18 / 200 of a nanosecond an element, and 8 / 100
-    assert machine_limit(cases["layer-norm"], 1).bound == "bandwidth"
-    assert machine_limit(cases["layer-norm"], 1).seconds == pytest.approx(8 * 128 * 768 / 100e9)
+    elements = 128 * 768
+    moves = Moves(kernels=1e-5, loop=elements * 8 / 100e9)
+    assert machine_limit(cases["gelu"], 1, moves).bound == "peak"  # 24 / 200 of a nanosecond an element, and 8 / 100
+    limit = machine_limit(cases["layer-norm"], 1, moves)
+    assert limit.bound == "bandwidth"
+    assert limit.seconds == pytest.approx(moves.loop)
+    assert limit.rate == pytest.approx(100.0)
 
 
 @pytest.mark.parametrize("case", KERNELS[:1] + KERNELS[-6:], ids=lambda case: case.name)

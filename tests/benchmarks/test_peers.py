@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.__main__ import _chosen
-from benchmarks.peers import PEERS, Peer, PeerError
+from benchmarks.peers import BY_PRECISION, PEERS, Peer, PeerError
 from benchmarks.results import load
 from benchmarks.run import Choice, max_abs_error, run
 from benchmarks.timing import Effort
-from benchmarks.zoo import Call, Inputs, Quality, ZooModel
+from benchmarks.zoo import Call, Inputs, Quality, ZooModel, tensors
 from benchmarks.zoo.glassllm import GLASSLLM
 from planish.errors import InputError
 
@@ -55,6 +55,19 @@ def test_runs_glassllm_as_eager_does(peer: Peer) -> None:
     call = peer.prepare(GLASSLLM, module, inputs, 1)
     with torch.inference_mode():
         assert max_abs_error(call(*inputs.values()), module(**inputs)) < 1e-4
+
+
+@pytest.mark.parametrize("peer", BY_PRECISION["bf16"][-2:], ids=lambda peer: peer.name)
+def test_peers_of_bf16_stay_near_eager(peer: Peer) -> None:
+    pytest.importorskip(peer.package)
+    pytest.importorskip("onnxscript")
+    module, inputs = GLASSLLM.load(), GLASSLLM.inputs(3, 17)
+    call = peer.prepare(GLASSLLM, module, inputs, 1)
+    with torch.inference_mode():
+        expected = module(**inputs)
+    assert max_abs_error(call(*inputs.values()), expected) < 2**-5 * max(
+        float(t.abs().max()) for t in tensors(expected)
+    )
 
 
 def test_a_run_keeps_times_errors_and_the_reasons_of_peers_that_failed(tmp_path: Path) -> None:

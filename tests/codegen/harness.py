@@ -1,6 +1,7 @@
 """Runs one kernel on real tensors: a graph becomes one call, is built for the machine at hand and run through ctypes."""
 
 import ctypes
+import itertools
 import mmap
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ def run_call(
     shift: int = 0,
     before: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Build the call, run its tasks one after another and return the output in its logical shape.
+    """Build the call, run its tasks (and then their merge) in turn and return the output in its logical shape.
 
     `buffers` holds, by input or weight name, the flat memory that the views of the call refer to. The output's memory
     begins `shift` bytes past a multiple of 64, and holds `before` where that is given. Operands of even tasks begin
@@ -59,7 +60,8 @@ def run_call(
     assert (why := template.refuse(call, isa)) is None, why
     built = template.build(call, isa)
     with tempfile.TemporaryDirectory() as folder:
-        build_object({"kernel_under_test": built.function}, isa, Path(folder, "k.o"))
+        functions = built.functions("kernel_under_test")
+        build_object(functions, isa, Path(folder, "k.o"))
         link([], [Path(folder, "k.o")], isa, Path(folder, "k.so"))
         library = ctypes.CDLL(str(Path(folder, "k.so")))
         arrays = [_memory(value, built.packings, buffers) for value in call.inputs]
@@ -76,10 +78,10 @@ def run_call(
         out = room[start : start + out_bytes]
         if before is not None:
             out[:] = before.contiguous().flatten().view(torch.uint8).numpy()
-        scratch_bytes = evaluate_dim(built.scratch_bytes, sizes)
-        for task in range(tasks):
-            scratch = numpy.zeros(scratch_bytes + 64, numpy.uint8)
-            aligned = scratch.ctypes.data + (-scratch.ctypes.data) % 64
+        scratch_bytes = evaluate_dim(built.scratch_bytes, sizes) * (1 if built.merge is None else tasks)
+        scratch = numpy.zeros(scratch_bytes + 64, numpy.uint8)
+        aligned = scratch.ctypes.data + (-scratch.ctypes.data) % 64
+        for symbol, task in itertools.product(functions, range(tasks)):
             pointers = [*(a.ctypes.data for a in guarded[task % 2]), out.ctypes.data, aligned]
             arguments: Sequence[object] = [
                 *map(ctypes.c_void_p, pointers),
@@ -87,7 +89,7 @@ def run_call(
                 ctypes.c_int32(task),
                 ctypes.c_int32(tasks),
             ]
-            assert library.kernel_under_test(*arguments) == 0
+            assert library[symbol](*arguments) == 0
     flat = torch.from_numpy(out).view(TORCH_DTYPE[call.view.dtype])
     return torch.as_strided(
         flat,

@@ -12,7 +12,7 @@ from planish.codegen.tvm.isa import AVX2
 from planish.codegen.tvm.templates import TEMPLATES
 from planish.compiler.evaluate import evaluate
 from planish.compiler.text import parse
-from planish.runtime.artifact import load
+from planish.runtime.loading import load
 from tests.codegen.test_build import compiled, program_of
 
 GEOMETRY = "stride=[1, 1], padding=[1, 1], dilation=[1, 1]"

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from planish.codegen.build import build
+from planish.codegen.build import Built, build
 from planish.codegen.function_plan import Interface
 from planish.compiler.evaluate import evaluate
 from planish.compiler.ir import Program
 from planish.compiler.ops import weight
 from planish.compiler.text import parse
-from planish.runtime.artifact import Contents, load, write
+from planish.runtime.artifact import Contents, write
 from planish.runtime.executor import Executable
+from planish.runtime.loading import load
 from planish.runtime.manifest import Target
 from planish.runtime.signature import Parameter, Signature
 from planish.runtime.tree import sequence, tensor
@@ -27,15 +28,19 @@ def program_of(text: str) -> Program:
     return Program({"main": graph}, weights)
 
 
-def compiled(program: Program, folder: Path) -> Executable:
-    """The program as a loaded artifact."""
-    isa = host_isa()
+def built_of(program: Program, folder: Path) -> Built:
+    """The program built for this machine in a folder of its own."""
     names = [str(v.node.attrs["name"]) for v in program.main.inputs]
     signature = Signature(tuple(Parameter(name, tensor()) for name in names), len(names))
     interface = Interface(signature, sequence("tuple", [tensor() for _ in program.main.outputs]))
     (folder / "build").mkdir()
-    built = build(program, {"main": interface}, isa, folder / "build")
-    target = Target("test", isa.triple, (), "0")
+    return build(program, {"main": interface}, host_isa(), folder / "build")
+
+
+def compiled(program: Program, folder: Path) -> Executable:
+    """The program as a loaded artifact."""
+    built = built_of(program, folder)
+    target = Target("test", host_isa().triple, (), "0")
     contents = Contents(
         plan=built.plan,
         target=target,
@@ -108,3 +113,52 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, threads: int)
     x = torch.randn(13, 24)
     one, many = (load(tmp_path / "artifact", threads=n)(x)[0] for n in (1, threads))
     assert torch.equal(one, many)
+
+
+CODED = """graph main(%x: f32[1, 64]) {
+  %0 = rms_norm(%x, @g: f32[64]) {eps=1e-05}: f32[1, 64]
+  %1 = dequantize(@up.codes: u8[8192, 64], @up.scale: f16[8192, 2]) {group=32, bits=4}: f32[8192, 64]
+  %2 = linear(%0, %1): f32[1, 8192]
+  %3 = slice(%2) {axis=1, stop=4096}: f32[1, 4096]
+  %4 = silu(%3): f32[1, 4096]
+  %5 = slice(%2) {axis=1, start=4096, stop=8192}: f32[1, 4096]
+  %6 = mul(%4, %5): f32[1, 4096]
+  %7 = dequantize(@down.codes: u8[64, 4096], @down.scale: f16[64, 32]) {group=128, bits=4}: f32[64, 4096]
+  %8 = linear(%6, %7): f32[1, 64]
+  %9 = add(%x, %8): f32[1, 64]
+  return %9
+}"""
+
+
+def coded() -> Program:
+    """CODED with codes of 4 bits and scales that keep its numbers near 1."""
+    generator = torch.Generator().manual_seed(2)
+
+    def codes(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 16, shape, generator=generator).to(torch.uint8)
+
+    def scales(*shape: int) -> torch.Tensor:
+        return (torch.rand(shape, generator=generator) / 64 + 0.01).half()
+
+    weights = {"g": torch.rand(64, generator=generator) + 0.5, "up.codes": codes(8192, 64), "up.scale": scales(8192, 2)}
+    return Program({"main": parse(CODED)}, {**weights, "down.codes": codes(64, 4096), "down.scale": scales(64, 32)})
+
+
+def test_norms_and_gates_of_a_single_row_run_in_the_products_that_read_them(tmp_path: Path) -> None:
+    program = coded()
+    executable, x = compiled(program, tmp_path), torch.randn(1, 64, generator=torch.Generator().manual_seed(3))
+    (expected,) = evaluate(program.main, (x,), program.weights)
+    for _ in range(20):
+        torch.testing.assert_close(executable(x)[0], expected, rtol=1e-4, atol=1e-4)
+    labels = [call.label for call in executable.plan.functions["main"].calls]
+    assert labels == ["rms_norm+dequantize+linear", "silu+mul+dequantize+linear+add"]
+
+
+def test_a_barrier_fetches_the_first_codes_of_the_next_product(tmp_path: Path) -> None:
+    lines = built_of(coded(), tmp_path).sources["program.c"].splitlines()
+    (ranges,) = (line for line in lines if "struct planish_range" in line)
+    (wait,) = (line for line in lines if "planish_barrier_ahead(" in line)
+    # 64 x 4096 codes of 4 bits: 32 KiB for each of two tasks; a scale for 128 of them
+    assert ranges.endswith(", 131072, 32768}};")
+    assert ", 0, 4096}" in ranges
+    assert wait.strip().endswith("w, ahead1, 2);")

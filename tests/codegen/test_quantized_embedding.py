@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from planish.codegen.tvm.isa import AVX2, Isa
+from planish.codegen.tvm.isa import AVX2, NEON, ZEN4, Isa
 from planish.codegen.tvm.map import Map
 from planish.codegen.tvm.quantized_embedding import QuantizedEmbedding
+from planish.codegen.tvm.quantized_linear import QuantizedLinear
 from planish.compiler import ops
 from planish.compiler.ir import Graph, Value
 from planish.compiler.types import DType, Shape, symbol
 from tests.codegen.compare import check, integers, normal
 from tests.codegen.harness import call_of, host_isa, run_call
-from tests.codegen.test_quantized_linear import EVERY_FORM, FORMS, Form, Tensors, tensors, weight_of
+from tests.codegen.test_quantized_linear import EVERY_FORM, FORMS, Form, Tensors, linear, tensors, weight_of
 
 
 def lookup(t: Tensors, shape: Shape, group: int, form: Form, dtype: DType = DType.f32) -> tuple[Value, Value]:
@@ -35,6 +36,32 @@ def test_rows_of_every_format(depth: int, group: int, form: Form, isa: Isa) -> N
     call = call_of(Graph("main", (ids,), (y,)), ops.embedding)
     got = run_call(QuantizedEmbedding(), call, t, sizes={"n": 3}, isa=isa, tasks=3)
     torch.testing.assert_close(got, functional.embedding(t["ids"], weight_of(t, group, form).float()))
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("isa", [ZEN4, AVX2, NEON], ids=["zen4", "avx2", "neon"])
+def test_a_tied_head_reads_the_same_bytes(form: Form, isa: Isa) -> None:
+    t = tensors((1,), 50, 96, 32, form)
+    ids, rows = lookup(t, (3,), 32, form)
+    x, y = linear((1,), t, 32, form)
+    looked_up = QuantizedEmbedding().build(call_of(Graph("main", (ids,), (rows,)), ops.embedding), isa)
+    head = QuantizedLinear().build(call_of(Graph("main", (x,), (y,)), ops.linear), isa)
+    found = [{str(v.node.attrs["name"]): p.layout for v, p in k.packings.items()} for k in (looked_up, head)]
+    assert found[0] == found[1]
+    assert {"q", "s"} <= found[0].keys()
+
+
+def test_codes_that_are_an_input_are_read_as_they_are() -> None:
+    t = tensors((1,), 50, 64, 32, FORMS["int4"])
+    t["ids"] = integers(5, low=0, high=50)
+    ids = ops.input_(name="ids", shape=(5,), dtype=DType.i64)
+    q = ops.input_(name="q", shape=(50, 64), dtype=DType.u8)
+    s = ops.weight(name="s", shape=(50, 2), dtype=DType.f16)
+    y = ops.embedding(ops.dequantize(q, s, group=32, bits=4), ids)
+    call = call_of(Graph("main", (ids, q), (y,)), ops.embedding)
+    assert QuantizedEmbedding().build(call, host_isa()).packings == {}
+    got = run_call(QuantizedEmbedding(), call, t)
+    torch.testing.assert_close(got, functional.embedding(t["ids"], weight_of(t, 32, FORMS["int4"]).float()))
 
 
 def test_what_is_computed_after() -> None:

@@ -231,3 +231,48 @@ def test_refuses_a_weight_that_is_computed() -> None:
     s = ops.weight(name="s", shape=(4, 1), dtype=DType.f32)
     call = call_of(Graph("main", (x, q), (ops.linear(x, ops.dequantize(q, s, group=8)),)), ops.linear)
     assert QuantizedLinear().refuse(call, host_isa()) == "the codes are computed by input"
+
+
+@ISAS
+@pytest.mark.parametrize("form", [FORMS["int4"], FORMS["int8"], FORMS["nf4"]], ids=["int4", "int8", "nf4"])
+@pytest.mark.parametrize("depth", [96, 50])
+def test_norms_and_activations_of_a_single_row_are_computed_in_the_kernel(depth: int, form: Form, isa: Isa) -> None:
+    group = 32 if depth == 96 else 50
+    t = tensors((1, 1), 70, depth, group, form)
+    t["u"] = torch.randn(1, 1, depth, generator=torch.Generator().manual_seed(7))
+    t["g"] = torch.rand(depth, generator=torch.Generator().manual_seed(8)) + 0.5
+    x, u = (ops.input_(name=name, shape=(1, 1, depth), dtype=DType.f32) for name in "xu")
+    g = ops.weight(name="g", shape=(depth,), dtype=DType.f32)
+    gated, size = functional.silu(t["x"].double()) * t["u"].double(), (depth,)
+    cases = [
+        (ops.mul(ops.silu(x), u), gated),
+        (ops.rms_norm(ops.mul(ops.silu(x), u), g, eps=1e-5), functional.rms_norm(gated, size, t["g"].double(), 1e-5)),
+        (ops.layer_norm(ops.mul(ops.silu(x), u), g, g, eps=1e-5), None),
+        (
+            ops.relu(ops.rms_norm(ops.mul(x, u))),
+            functional.relu(functional.rms_norm((t["x"] * t["u"]).double(), size, eps=1e-6)),
+        ),
+    ]
+    for made, expected in cases:
+        if expected is None:
+            expected = functional.layer_norm(gated, size, t["g"].double(), t["g"].double(), 1e-5)
+        _, plain = linear((1, 1), t, group, form)
+        _, w, b = plain.node.operands
+        call = call_of(Graph("main", (x, u), (ops.linear(made, w, b),)), ops.linear)
+        got = run_call(QuantizedLinear(), call, t, isa=isa, tasks=3)
+        close(got, wanted({**t, "x": expected}, group, form), 4e-6)
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("rows", [17, 131])
+def test_many_rows_of_bf16_are_summed_in_f32(rows: int, form: Form) -> None:
+    t = tensors((rows,), 100, 576, 128, form)
+    t["x"] = t["x"].bfloat16()
+    x, q = (ops.input_(name="x", shape=(rows, 576), dtype=DType.bf16), DType.i8 if form.signed else DType.u8)
+    parts = [ops.weight(name="q", shape=(100, 576), dtype=q), ops.weight(name="s", shape=(100, 5), dtype=DType.f16)]
+    parts += [ops.weight(name="z", shape=(100, 5), dtype=DType.u8)] if form.zero else []
+    w = ops.dequantize(*parts, group=128, dtype=DType.bf16, **form.attrs)
+    y = ops.linear(x, w, ops.weight(name="b", shape=(100,), dtype=DType.f32), dtype=DType.f32)
+    got = run_call(QuantizedLinear(), call_of(Graph("main", (x,), (y,)), ops.linear), t, tasks=3)
+    rounded = weight_of(t, 128, form).bfloat16().double() if host_isa().bf16_dot else weight_of(t, 128, form)
+    close(got, functional.linear(t["x"].double(), rounded, t["b"].double()), 2e-5)

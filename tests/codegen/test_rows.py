@@ -11,7 +11,7 @@ from planish.compiler import ops
 from planish.compiler.ir import Graph, Op, Value
 from planish.compiler.types import DType, Size
 from tests.codegen.compare import check, leaf, normal
-from tests.codegen.harness import call_of, host_isa
+from tests.codegen.harness import call_of, host_isa, run_call
 
 F = DType.f32
 WIDTHS = [1, 2, 7, 13, 16, 31, 33, 64, 127, 384, 1000]
@@ -122,3 +122,38 @@ def test_refuses_another_axis_and_f64() -> None:
     assert Rows().refuse(other, host_isa()) == "softmax along axis 0 of f32[4, 5] is not along the last axis"
     wide = call_of(Graph("main", (y,), (ops.layer_norm(y),)), ops.layer_norm)
     assert Rows().refuse(wide, host_isa()) == "layer_norm of f64 has no kernel; cast to f32"
+
+
+@pytest.mark.parametrize("width", [48, 768, 1001])
+@pytest.mark.parametrize("static", [True, False], ids=["static", "dynamic"])
+def test_layer_norm_is_precise_where_the_elements_lie_far_from_zero(width: int, static: bool) -> None:
+    exact = torch.round(64 * normal(5, width)) / 64
+    wanted = torch.layer_norm(exact.double(), (width,), eps=1e-5)
+    assert (
+        _error_of_layer_norm(exact + 2048, wanted, static) < 3e-4
+    )  # half a unit in the last place of the mean is 6e-5
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["static", "dynamic"])
+def test_layer_norm_is_precise_where_the_first_elements_lie_far_from_the_others(static: bool) -> None:
+    x = normal(5, 768)
+    x[:, :16] += 1000
+    x[3, 0] = -1e6
+    wanted = torch.layer_norm(x.double(), (768,), eps=1e-5)
+    assert _error_of_layer_norm(x, wanted, static) < 2e-5
+
+
+def _error_of_layer_norm(x: torch.Tensor, wanted: torch.Tensor, static: bool) -> float:
+    value = leaf("x", x, None if static else (x.shape[0], S))
+    output = ops.layer_norm(value, None, None, eps=1e-5)
+    sizes = {} if static else {"s": x.shape[1]}
+    graph = Graph("main", (value,), (output,), tuple(Size(name, hint=hint) for name, hint in sizes.items()))
+    found = run_call(Rows(), call_of(graph, ops.layer_norm), {"x": x}, sizes=sizes)
+    return float((found.double() - wanted).abs().max())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 9])
+@named
+def test_any_number_of_rows_is_shared_by_any_number_of_tasks(function: Callable[..., Value], rows: int) -> None:
+    for tasks in (1, 3):
+        _check(function, *_operands(rows, 40), tasks=tasks)

@@ -12,6 +12,7 @@ from planish.compiler.analysis import (
     flops,
     liveness,
     repeated_blocks,
+    step_bytes,
     weight_names,
 )
 from planish.compiler.ir import Graph, Node, Program
@@ -135,3 +136,23 @@ def test_equal_layers_are_one_block() -> None:
         lines.append(f"  %{2 * i + 1} = {op}(%{2 * i}): f32[2, 4]  # layers.{i}")
     graph = parse("\n".join([*lines, "  return %5", "}"]))
     assert [block.scopes for block in repeated_blocks(graph)] == [("layers.0", "layers.1")]
+
+
+DECODE = """graph decode<rows: 1..4 = 1>(%ids: i64[rows, 1], %cache.0.k: f16[rows, 2, 100, 8]) {
+  %0 = dequantize(@table.codes: u8[50, 8], @table.scale: f16[50, 1]) {group=8, bits=4}: f32[50, 8]
+  %1 = embedding(%0, %ids): f32[rows, 1, 8]
+  %2 = dequantize(@w.codes: u8[6, 8], @w.scale: f16[6, 1]) {group=8, bits=4}: f32[6, 8]
+  %3 = linear(%1, %2, @b: f32[6]): f32[rows, 1, 6]
+  return %3, %cache.0.k
+}"""
+
+
+def test_a_step_reads_codes_by_their_bits_and_of_caches_what_they_hold() -> None:
+    weights = 6 * 8 // 2 + 6 * 2 + 6 * 4
+    assert step_bytes(parse(DECODE), 25, 1) == weights + 2 * 25 * 8 * 2
+    assert step_bytes(parse(DECODE), 500, 3) == weights + 3 * 2 * 100 * 8 * 2
+
+
+def test_a_table_that_is_also_multiplied_is_read() -> None:
+    tied = DECODE.replace("%3 = linear(%1, %2, @b: f32[6]): f32[rows, 1, 6]", "%3 = linear(%1, %0): f32[rows, 1, 50]")
+    assert step_bytes(parse(tied), 0, 1) == 50 * 8 // 2 + 50 * 2

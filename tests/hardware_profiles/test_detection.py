@@ -16,7 +16,6 @@ from planish.hardware_profiles import (
     host_supports,
     load_profile,
     measure,
-    measure_move,
     measure_peak,
     measure_stream,
     measured_dtypes,
@@ -138,17 +137,6 @@ def test_the_measured_peak_is_no_less_than_numpy_reaches() -> None:
 def test_a_near_buffer_is_read_faster_than_main_memory() -> None:
     near = max(measure_stream(0.05, threads=1, read_bytes=16384) for _ in range(3))
     assert near > measure_stream(0.1, threads=1)
-
-
-@pytest.mark.parametrize("reads", [1, 2])
-def test_moving_near_memory_is_as_fast_as_numpy_at_least(reads: int) -> None:
-    a, b = np.ones(2**14, np.float32), np.ones(2**14, np.float32)
-    out, best = np.empty_like(a), 0.0
-    for _ in range(50):
-        start = time.perf_counter()
-        np.copyto(out, a) if reads == 1 else np.add(a, b, out=out)
-        best = max(best, (reads + 1) * a.nbytes / (time.perf_counter() - start) * 1e-9)
-    assert max(measure_move(0.05, write_bytes=a.nbytes, reads=reads, threads=1) for _ in range(3)) > 0.8 * best
 
 
 def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:

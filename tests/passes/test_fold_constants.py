@@ -1,7 +1,13 @@
 """fold-constants: what depends on weights and literals only is computed ahead of time."""
 
+import torch
+
+from planish.compiler.ir import Program
+from planish.compiler.pass_ import Context
+from planish.compiler.text import parse
+from planish.compiler.weights import Weights
 from planish.passes import FoldConstants
-from tests.passes.harness import refusals, rewritten
+from tests.passes.harness import program_of, refusals, rewritten
 
 
 def test_arithmetic_on_weights_becomes_a_weight() -> None:
@@ -74,3 +80,33 @@ def test_a_weight_that_is_still_read_counts_as_growth() -> None:
     text, hits = rewritten(FoldConstants(limit=64), before)
     assert text == before
     assert refusals(hits) == ["the weights would grow by 256 bytes, over the limit of 64"]
+
+
+def test_a_large_result_is_computed_when_it_is_read() -> None:
+    program = program_of("""graph main(%x: f32[2, 512]) {
+  %0 = concat(@p: f32[512, 512], @q: f32[256, 512]) {axis=0}: f32[768, 512]
+  %1 = linear(%x, %0): f32[2, 768]
+  %2 = concat(@b: f32[4], @c: f32[4]) {axis=0}: f32[8]
+  return %1, %2
+}""")
+    weights = Weights(FoldConstants().apply(program, Context()).program.weights)
+    assert [weights.is_recipe(name) for name in ("p.concat", "b.concat")] == [True, False]
+    expected = torch.cat([program.weights["p"], program.weights["q"]])
+    torch.testing.assert_close(weights["p.concat"], expected, rtol=0, atol=0)
+
+
+def test_a_large_result_of_a_large_result_is_right() -> None:
+    first = program_of("""graph main(%x: f32[2, 512]) {
+  %0 = concat(@p: f32[512, 512], @q: f32[256, 512]) {axis=0}: f32[768, 512]
+  %1 = linear(%x, %0): f32[2, 768]
+  return %1
+}""")
+    once = FoldConstants().apply(first, Context()).program
+    second = parse("""graph main(%x: f32[2, 512]) {
+  %0 = neg(@p.concat: f32[768, 512]): f32[768, 512]
+  %1 = linear(%x, %0): f32[2, 768]
+  return %1
+}""")
+    twice = FoldConstants().apply(Program({"main": second}, once.weights), Context()).program
+    expected = -torch.cat([first.weights["p"], first.weights["q"]])
+    torch.testing.assert_close(twice.weights["p.concat.neg"], expected, rtol=0, atol=0)

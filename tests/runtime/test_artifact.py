@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from planish.errors import ArtifactError
-from planish.runtime.artifact import copy, load, write
+from planish.runtime.artifact import copy, write
 from planish.runtime.golden import Golden
 from planish.runtime.inspection import inspect
+from planish.runtime.loading import load
 from planish.runtime.manifest import Manifest, Target, Tolerance
 from planish.runtime.plan import Plan
 from planish.runtime.storage import read_manifest
@@ -243,6 +244,30 @@ class TestGolden:
         with pytest.raises(ArtifactError, match=words):
             load(path)
         np.testing.assert_array_equal(load(path, verify=False)(X).y, expected(X))
+
+    def test_the_largest_error_is_told_whatever_block_it_lies_in(
+        self, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x = np.ones((1000, 4), np.float32)
+        recorded = expected(x)
+        recorded[3, 1] += 0.5
+        recorded[900, 2] += 2.0
+        golden = {"main": Golden((x,), (recorded,), Tolerance(1e-6, 0.1))}
+        write(tmp_path / "a", affine_contents(library, golden=golden))
+        monkeypatch.setattr("planish.runtime.golden._BLOCK", 256)
+        with pytest.raises(ArtifactError, match=r"is 4.0 at \[900, 2\], recorded 6.0"):
+            load(tmp_path / "a")
+
+    def test_what_was_just_written_is_checked_by_its_result_alone(self, folder: Path, tmp_path: Path) -> None:
+        np.testing.assert_array_equal(load(folder, fresh=True)(X).y, expected(X))
+        (folder / "program.txt").write_text("main(y: f32[B, 4])\n"[: (folder / "program.txt").stat().st_size])
+        with pytest.raises(ArtifactError, match=r"'program\.txt'"):
+            load(folder)
+
+    def test_a_wrong_result_of_what_was_just_written_is_refused(self, library: Path, tmp_path: Path) -> None:
+        path = self.write(library, tmp_path / "a", expected(X) + 0.5, Tolerance(1e-6, 0.1))
+        with pytest.raises(ArtifactError, match=r"golden check: output 0 of main"):
+            load(path, fresh=True)
 
     def test_a_result_within_the_tolerance_is_accepted(self, library: Path, tmp_path: Path) -> None:
         load(self.write(library, tmp_path / "a", expected(X) + 0.5, Tolerance(0, 0.6)))

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from planish.runtime import operands
-from planish.runtime.artifact import load
 from planish.runtime.buffers import LENT_BYTES, ArenaPool, Block, OutputPool
+from planish.runtime.loading import load
 
 SIZE = 2 * LENT_BYTES
 COUNT = SIZE // 4

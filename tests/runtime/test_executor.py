@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from planish.errors import ArtifactError, InputError
-from planish.runtime.artifact import load, write
+from planish.runtime.artifact import write
 from planish.runtime.executor import Executable
 from planish.runtime.library import NativeLibrary
+from planish.runtime.loading import load
 from planish.runtime.plan import InputSpec, NativeStep, Plan, TensorSpec, TorchStep
 from planish.runtime.tensors import TensorFile
 from planish.runtime.values import ValueId
@@ -257,8 +258,8 @@ CHILD = """
 import sys, time
 start = time.perf_counter()
 import numpy as np
-import planish.runtime.artifact as artifact
-run = artifact.load(sys.argv[1])
+from planish.runtime.loading import load
+run = load(sys.argv[1])
 result = run(np.ones((2, 4), np.float32)).y
 seconds = time.perf_counter() - start
 foreign = {"torch", "sympy", "pydantic", "tvm", "networkx", "scipy"} & set(sys.modules)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planish.runtime.artifact import load, write
+from planish.runtime.artifact import write
 from planish.runtime.dims import SizeRange
+from planish.runtime.loading import load
 from planish.runtime.plan import FunctionPlan, InputSpec, NativeStep, Plan, TensorSpec
 from planish.runtime.signature import Signature
 from planish.runtime.tensors import write_weights

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from planish.errors import ArtifactError
-from planish.runtime.artifact import load, write
+from planish.runtime.artifact import write
 from planish.runtime.inspection import inspect
+from planish.runtime.loading import load
 from tests.runtime.small import affine_contents, expected
 
 X = np.ones((2, 4), np.float32)

@@ -36,6 +36,33 @@ def test_every_weight_starts_at_its_offset_from_an_aligned_base(tmp_path: Path) 
         assert raw[start + offset : start + offset + len(expected)] == expected
 
 
+def _resident_file_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_pages_that_were_read_sparingly_leave_the_memory_and_read_the_same_again(tmp_path: Path) -> None:
+    array = RNG.random(8 << 20, np.float32)
+    write_weights(tmp_path / "w.safetensors", {"a": array})
+    file = TensorFile(tmp_path / "w.safetensors")
+    before = _resident_file_bytes()
+    np.testing.assert_array_equal(file.array("a", "f32", (array.size,)), array)
+    assert _resident_file_bytes() - before > 24 << 20
+    with file.sparing():
+        np.testing.assert_array_equal(file.array("a", "f32", (array.size,)), array)
+    assert _resident_file_bytes() - before < 8 << 20
+    np.testing.assert_array_equal(file.array("a", "f32", (array.size,)), array)
+
+
+def test_a_copy_keeps_what_is_read_sparingly(tmp_path: Path) -> None:
+    write_weights(tmp_path / "w.safetensors", WEIGHTS)
+    file = TensorFile(tmp_path / "w.safetensors", copied=True)
+    with file.sparing():
+        np.testing.assert_array_equal(file.array("odd", "f32", (37,)), WEIGHTS["odd"])
+    np.testing.assert_array_equal(file.array("odd", "f32", (37,)), WEIGHTS["odd"])
+
+
 def test_a_deferred_weight_is_written_part_by_part(tmp_path: Path) -> None:
     array = RNG.random(100, np.float32)
     deferred = Deferred(array.dtype, 100, lambda: (array[i : i + 30] for i in range(0, 100, 30)))
@@ -69,6 +96,22 @@ def test_we_read_what_the_safetensors_library_writes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(file.array("a", "f32", (37,)), WEIGHTS["odd"])
     np.testing.assert_array_equal(file.array("b", "i64", (2, 3)), [[0, 1, 2], [3, 4, 5]])
     assert not file.array("b", "i64", (2, 3)).flags.writeable
+
+
+def test_a_copied_file_holds_the_same_in_memory_of_its_own(tmp_path: Path) -> None:
+    weights = {**WEIGHTS, "large": RNG.integers(0, 256, 5_000_001, np.uint8)}
+    write_weights(tmp_path / "w.safetensors", weights)
+    file = TensorFile(tmp_path / "w.safetensors", aligned=True, copied=True)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    assert file.address % (2 << 20) == 0
+    for name, array in weights.items():
+        found = file.array(
+            name,
+            {"int8": "i8", "bool": "bool", "uint8": "u8", "float64": "f64"}.get(array.dtype.name, "f32"),
+            array.shape,
+        )
+        np.testing.assert_array_equal(found, array)
+        assert not found.flags.writeable
 
 
 def test_refuses_a_tensor_read_as_something_else(tmp_path: Path) -> None:

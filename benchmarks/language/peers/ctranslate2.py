@@ -68,5 +68,8 @@ CTRANSLATE2 = LanguagePeer(
         "int8": Storage(8, 8, 32, "i8", "one scale a row, int8 activations with one scale a token, f32 cache"),
     },
     build,
-    {"int4": "its 4-bit weights (AWQ) run on GPUs only"},
+    {
+        "bf16": "on this CPU it computes in f32 and int8 alone",
+        "int4": "its 4-bit weights (AWQ) run on GPUs only",
+    },
 )

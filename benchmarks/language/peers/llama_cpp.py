@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage, timed
 from benchmarks.language.source import Ids, Source
 
-_KINDS = {"f32": "f32", "int8": "q8_0", "int4": "q4_0"}
+_KINDS = {"f32": "f32", "bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 _UNIT = 512
 
 
@@ -87,6 +87,7 @@ LLAMA_CPP = LanguagePeer(
     "llama_cpp_python",
     {
         "f32": Storage(32, 32, 16, "f32", "F32 weights, f16 cache"),
+        "bf16": Storage(16, 16, 16, "bf16", "BF16 weights, f16 cache"),
         "int8": Storage(8.5, 8.5, 16, "i8", "Q8_0: groups of 32, f16 scales, int8 activations, f16 cache"),
         "int4": Storage(4.5, 4.5, 16, "i8", "Q4_0: groups of 32, f16 scales, int8 activations, f16 cache"),
     },

@@ -77,4 +77,5 @@ ONNX_GENAI = LanguagePeer(
         "int4": Storage(5, 5, 32, "i8", "MatMulNBits: groups of 32, f32 scales, int8 activations, f32 cache"),
     },
     build,
+    {"bf16": "its kernels for CPUs take no 16-bit floats"},
 )

@@ -8,7 +8,13 @@ import numpy as np
 from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage
 from benchmarks.language.source import Ids, Source
 
-_KINDS = {"f32": "f16", "int8": "q8_0", "int4": "q4_0"}
+_KINDS = {"f32": "f16", "bf16": "f16", "int8": "q8_0", "int4": "q4_0"}
+
+
+_PRECISIONS: dict[str, dict[str, Any]] = {
+    "f32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+}
 
 
 class _OpenVino:
@@ -18,8 +24,7 @@ class _OpenVino:
 
         self._tensor, self._api = openvino.Tensor, openvino_genai
         options: dict[str, Any] = {"INFERENCE_NUM_THREADS": setting.threads, "PERFORMANCE_HINT": "LATENCY"}
-        if kind == "f32":
-            options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+        options |= _PRECISIONS.get(kind, {})
         self._pipeline = openvino_genai.LLMPipeline(path, "CPU", **options)
 
     def generate(self, prompts: Ids, count: int) -> Generated:
@@ -37,7 +42,7 @@ class _OpenVino:
 
 
 def build(source: Source, kind: str, setting: Setting) -> Session:
-    """The pipeline over the GGUF file; f32 is stored as f16 there, since that is the widest type that it reads."""
+    """The pipeline over the GGUF file; f32 and bf16 are stored as f16, the widest type that it reads there."""
     from benchmarks.language.gguf_file import gguf_file
 
     return _OpenVino(str(gguf_file(source, _KINDS[kind])), kind, setting)
@@ -48,6 +53,7 @@ OPENVINO_GENAI = LanguagePeer(
     "openvino-genai",
     {
         "f32": Storage(16, 16, 32, "f32", "f16 weights, f32 arithmetic and cache"),
+        "bf16": Storage(16, 16, 8.25, "bf16", "f16 weights, bf16 arithmetic, u8 cache"),
         "int8": Storage(8.5, 8.5, 8.25, "i8", "Q8_0: groups of 32, f16 scales, int8 activations, u8 cache"),
         "int4": Storage(4.5, 4.5, 8.25, "i8", "Q4_0: groups of 32, f16 scales, int8 activations, u8 cache"),
     },

@@ -78,11 +78,15 @@ class LanguagePeer:
         except PackageNotFoundError as error:
             raise PeerError(f"{self.name} is not installed; run 'pip install {self.package}'") from error
 
-    def prepare(self, source: Source, kind: str, setting: Setting) -> Session:
-        """A session; PeerError with the reason where there can be none."""
+    def check(self, kind: str) -> None:
+        """PeerError with the reason where the peer is absent or has no such format."""
         self.version()
         if kind not in self.formats:
             raise PeerError(f"{self.name} has no {kind}: {self.missing.get(kind, 'it is not offered')}")
+
+    def prepare(self, source: Source, kind: str, setting: Setting) -> Session:
+        """A session; PeerError with the reason where there can be none."""
+        self.check(kind)
         try:
             return self.build(source, kind, setting)
         except Exception as error:

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Setting, Storage, timed
 from benchmarks.language.source import Ids, Source
+from benchmarks.run import code_digest
 
 _EXAMPLE = 16
 
@@ -41,7 +42,8 @@ class Build:
         import planish
 
         passes = self.passes[kind]
-        name = f"planish-{setting.batch}x{setting.context}-{_digest(passes)}"
+        made = hashlib.sha256(f"{passes} {code_digest()}".encode()).hexdigest()[:16]
+        name = f"planish-{setting.batch}x{setting.context}-{made}"
         path = source.file(name, lambda path: _compile(source, passes, setting, path))
         return _Planish(planish.load(path, threads=setting.threads, verify=False))
 
@@ -57,20 +59,11 @@ def _compile(source: Source, passes: tuple[str, ...], setting: Setting, path: Pa
     compiled.save(path)
 
 
-def _digest(passes: tuple[str, ...]) -> str:
-    """What an artifact depends on beside the model: the passes, and every source of planish."""
-    import planish
-
-    found = hashlib.sha256(repr(passes).encode())
-    for path in sorted(Path(planish.__file__).parent.rglob("*.[pch]*")):
-        if path.suffix in (".py", ".c", ".h"):
-            found.update(path.read_bytes())
-    return found.hexdigest()[:16]
-
-
 def _peer(name: str, formats: Mapping[str, tuple[Storage, tuple[str, ...]]]) -> LanguagePeer:
     passes = {kind: found for kind, (_, found) in formats.items()}
-    missing = dict.fromkeys({"f32", "int8", "int4"} - {*passes}, "only its quantized formats differ from planish's")
+    missing = dict.fromkeys(
+        {"f32", "bf16", "int8", "int4"} - {*passes}, "only its quantized formats differ from planish's"
+    )
     return LanguagePeer(name, "planish", {k: s for k, (s, _) in formats.items()}, Build(passes), missing)
 
 
@@ -78,6 +71,7 @@ PLANISH = _peer(
     "planish",
     {
         "f32": (Storage(32, 32, 16, "f32", "f32 weights, f16 cache"), ()),
+        "bf16": (Storage(16, 16, 16, "bf16", "bf16 weights and products, f16 cache"), ("compute-bf16",)),
         "int8": (
             Storage(8, 8, 16, "f32", "one scale a row, float activations, f16 cache"),
             ("quantize-weights{bits=8}",),

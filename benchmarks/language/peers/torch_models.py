@@ -12,12 +12,15 @@ from benchmarks.language.peers.peer import Generated, LanguagePeer, Session, Set
 from benchmarks.language.source import Ids, Source
 
 _GROUP = 32
+_CACHE_UNIT = 64
 
 
 class _Torch:
-    """Calls `step(ids, positions, cache) -> logits` after `new_cache()`."""
+    """Calls `prefill` and `decode`, which are `(ids, positions, cache) -> logits`, on a cache for so many tokens."""
 
-    def __init__(self, prefill: Callable[..., Tensor], decode: Callable[..., Tensor], cache: Callable[[], Any]) -> None:
+    def __init__(
+        self, prefill: Callable[..., Tensor], decode: Callable[..., Tensor], cache: Callable[[int], Any]
+    ) -> None:
         self._prefill, self._decode, self._cache = prefill, decode, cache
 
     def generate(self, prompts: Ids, count: int) -> Generated:
@@ -25,7 +28,8 @@ class _Torch:
             return self._generate(torch.from_numpy(prompts), count)
 
     def _generate(self, ids: Tensor, count: int) -> Generated:
-        cache, length = self._cache(), ids.shape[1]
+        length = ids.shape[1]
+        cache = self._cache(length + count)
         start = time.perf_counter()
         last = self._prefill(ids, torch.arange(length), cache).argmax(-1, keepdim=True)
         found, moments = [last], [time.perf_counter()]
@@ -52,29 +56,29 @@ def _step(model: Any) -> Callable[..., Tensor]:
 
 
 def build_eager(source: Source, kind: str, setting: Setting) -> Session:
-    """The module in f32 with a growing cache."""
+    """The module in f32 or bf16 with a growing cache."""
     from transformers import DynamicCache
 
     torch.set_num_threads(setting.threads)
-    model: Any = source.load().float()
+    model: Any = source.load().to(torch.bfloat16 if kind == "bf16" else torch.float32)
     step = _step(model)
-    return _Torch(step, step, lambda: DynamicCache(config=model.config))
+    return _Torch(step, step, lambda length: DynamicCache(config=model.config))
 
 
 def build_compiled(source: Source, kind: str, setting: Setting) -> Session:
-    """The module with a cache of `setting.context` tokens; prompts of any length share one compilation."""
+    """The module with a cache as long as prompt and answer need; a new length is compiled when it first comes."""
     from transformers import StaticCache
 
     torch.set_num_threads(setting.threads)
     model: Any = source.load().to(torch.float32 if kind == "f32" else torch.bfloat16)
-    if kind != "f32":
+    if kind in ("int8", "int4"):
         _quantize(model, kind)
     step = _step(model)
     decode = torch.compile(step, dynamic=False)
     session = _Torch(
         torch.compile(step, dynamic=True),
         decode,
-        lambda: StaticCache(config=model.config, max_cache_len=setting.context),
+        lambda length: StaticCache(config=model.config, max_cache_len=-(-length // _CACHE_UNIT) * _CACHE_UNIT),
     )
     session.generate(np.full((setting.batch, 4), 200), 3)
     return session
@@ -92,7 +96,10 @@ def _quantize(model: Any, kind: str) -> None:
 EAGER = LanguagePeer(
     "eager",
     "torch",
-    {"f32": Storage(32, 32, 32, "f32", "f32 weights and cache")},
+    {
+        "f32": Storage(32, 32, 32, "f32", "f32 weights and cache"),
+        "bf16": Storage(16, 16, 16, "bf16", "bf16 weights and cache"),
+    },
     build_eager,
     {"int8": "PyTorch alone stores no 8-bit linear maps", "int4": "PyTorch alone stores no 4-bit linear maps"},
 )
@@ -101,6 +108,7 @@ TORCHAO = LanguagePeer(
     "torchao",
     {
         "f32": Storage(32, 32, 32, "f32", "f32 weights and cache, torch.compile alone"),
+        "bf16": Storage(16, 16, 16, "bf16", "bf16 weights and cache, torch.compile alone"),
         "int8": Storage(8, 8, 16, "bf16", "one scale a row, bf16 activations and cache"),
         "int4": Storage(5, 5, 16, "bf16", "groups of 32 with bf16 scale and zero, bf16 activations and cache"),
     },

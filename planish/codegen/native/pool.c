@@ -77,6 +77,25 @@ void planish_barrier(int task, int tasks) {
     if (i != task) wait_for(&arrived[i].value, wanted);
 }
 
+enum { LINE = 64, LINES_A_LOOK = 2 };
+
+void planish_barrier_ahead(int task, int tasks, const unsigned char *base, const struct planish_range *ranges, int count) {
+  if (tasks == 1) return;
+  unsigned wanted = atomic_load_explicit(&arrived[task].value, memory_order_relaxed) + 1;
+  atomic_store_explicit(&arrived[task].value, wanted, memory_order_release);
+  int64_t done = 0;
+  for (int i = 0; i < tasks; ++i) {
+    if (i == task) continue;
+    while (count > 0 && (int)(atomic_load_explicit(&arrived[i].value, memory_order_acquire) - wanted) < 0) {
+      const unsigned char *at = base + ranges->offset + ranges->shared * task / tasks / LINE * LINE + done;
+      for (int line = 0; line < LINES_A_LOOK; ++line) __builtin_prefetch(at + line * LINE, 0, 2);
+      done += LINES_A_LOOK * LINE;
+      if (done >= ranges->bytes) ++ranges, --count, done = 0;
+    }
+    wait_for(&arrived[i].value, wanted);
+  }
+}
+
 static void sleep_until_round(unsigned seen) {
   pthread_mutex_lock(&sleep_lock);
   atomic_fetch_add(&sleepers, 1);

@@ -15,6 +15,14 @@ void planish_run(planish_task task, void *data, int threads);
 /* Every task of the run waits here until all have come. */
 void planish_barrier(int task, int tasks);
 
+/* Memory that a task reads soon: `bytes` from `offset` on, from the part of `shared` bytes that is the task's. */
+struct planish_range {
+  int64_t offset, shared, bytes;
+};
+
+/* The same, having what lies at `base` brought into the cache while waiting. */
+void planish_barrier_ahead(int task, int tasks, const unsigned char *base, const struct planish_range *ranges, int count);
+
 /* Cores in the affinity mask of the calling thread. */
 PLANISH_EXPORT int32_t planish_threads(void);
 

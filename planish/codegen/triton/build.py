@@ -18,6 +18,7 @@ from planish.codegen.triton.kernel import Kernel, Launch, Packing, Variant
 from planish.codegen.triton.request import passed
 from planish.codegen.triton.sources import Generated
 from planish.compiler.ir import Program, Value
+from planish.compiler.weights import Weights
 from planish.runtime.launches import DeviceCall, DeviceStep, KernelSpec, LaunchChoice, LaunchSpec
 from planish.runtime.plan import Plan
 from planish.runtime.tensors import Weight, weight_offsets
@@ -180,13 +181,14 @@ def _entry_name(weight: str, packing: Packing | None) -> str:
 
 def _weights(program: Program, library: Library, schedules: Iterable[Schedule]) -> Mapping[str, Weight]:
     found: dict[str, Weight] = {}
+    weights = Weights(program.weights)
     for plan in schedules:
         for step in plan.steps:
             for root, packing in _weight_uses(step, library):
                 name = str(root.node.attrs["name"])
                 entry = _entry_name(name, packing)
                 if entry not in found:
-                    array = as_array(program.weights[name])
+                    array = as_array(weights[name])
                     found[entry] = array if packing is None else packing.pack(array)
     return found
 

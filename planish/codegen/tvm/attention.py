@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention over f32, bf16 or f16 views, computed in f32.
+    """Attention over f32, bf16 or f16 views, computed in f32; bf16 in dot products where there are such.
 
     A unit of work is one block of up to `queries` queries that share a head of keys; it visits at most `keys` keys at
     a time. Narrow results are rounded once. A query that sees no key gives zeros.
@@ -55,9 +55,11 @@ class Attention:
 
     def build(self, call: Call, isa: Isa) -> "Kernel":
         from planish.codegen.tvm.attention_blocks import build_blocks
+        from planish.codegen.tvm.attention_pairs import build_pairs
         from planish.codegen.tvm.attention_plan import AttentionPlan
 
-        return build_blocks(AttentionPlan.of(call, isa, self.queries, self.keys))
+        plan = AttentionPlan.of(call, isa, self.queries, self.keys)
+        return build_pairs(plan) if plan.pairs else build_blocks(plan)
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return False

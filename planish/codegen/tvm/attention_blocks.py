@@ -12,6 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.attention_few import few_scores, few_sums
+from planish.codegen.tvm.attention_mask import change_by_mask
 from planish.codegen.tvm.attention_plan import FEW, AttentionPlan, dense_values, key_rows, value_rows
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.tiles import (
@@ -26,8 +27,16 @@ from planish.codegen.tvm.tiles import (
     tile,
     transposed,
 )
-from planish.codegen.tvm.vector_math import bits, both, differ, fast_maximum, fma, keep, like, polynomial, select, splat
-from planish.codegen.view import View
+from planish.codegen.tvm.vector_math import (
+    POWER_OF_TWO,
+    both,
+    fast_maximum,
+    keep,
+    like,
+    power_of_two,
+    select,
+    splat,
+)
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
@@ -42,14 +51,27 @@ def build_blocks(plan: AttentionPlan) -> Kernel:
 
 
 class Blocks:
-    """The open kernel and what one unit of work has bound: batch `b`, key head `g`, first `row` and row `count`."""
+    """The open kernel and what one unit of work has bound: batch `b`, key head `g`, first `row` and row `count`.
+
+    `fit` is the polynomial of its exponentials.
+    """
+
+    fit: tuple[float, ...] = POWER_OF_TWO
 
     def __init__(self, k: KernelBuilder, plan: AttentionPlan) -> None:
         self.k, self.plan, self.lanes = k, plan, plan.isa.lanes
-        self.memory = k.scratch_buffer(plan.scratch_bytes // 4, DType.f32)
+        self.memory = self._memory()
         self.queries, self.keys = k.dim(plan.q.shape[2]), k.dim(plan.k.shape[2])
         self.rows = bind(self.queries * plan.group + index(0))
         self.scale = plan.scale if plan.adds_mask else plan.scale * math.log2(math.e)
+
+    def _memory(self) -> "tirx.Buffer":
+        """The task's own scratch memory, in f32."""
+        return self.k.scratch_buffer(self.plan.scratch_bytes // 4, DType.f32)
+
+    def region(self, name: str) -> "int | tirx.PrimExpr":
+        """The first element of a region of the scratch memory."""
+        return self.plan.regions[name]
 
     def emit(self) -> None:
         """Deal units to tasks: in turns, there and back, where causal units grow along the queries, else in a run."""
@@ -83,6 +105,10 @@ class Blocks:
         """Bind what follows from the row of the batch; here nothing does."""
 
     def _visit(self, first: "tirx.PrimExpr", stop: "tirx.PrimExpr") -> None:
+        """Take all keys of a range."""
+        self._blocks(first, stop)
+
+    def _blocks(self, first: "tirx.PrimExpr", stop: "tirx.PrimExpr") -> None:
         """Take all keys of a range, in blocks of like size."""
         pieces = bind(ceil_div(stop - first, self.plan.keys))
         with T.serial(pieces) as piece:
@@ -204,10 +230,14 @@ class Blocks:
             each_chunk(length, self.lanes, move)
 
     def _scores(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
-        plan, rows = self.plan, key_rows(self.plan.isa)
+        plan = self.plan
         self._copy(plan.k, "k", plan.head, plan.head, first, count)
         if plan.copies_values:
             self._copy(plan.v, "v", plan.values, plan.width, first, count)
+        self._score_tiles(count)
+
+    def _score_tiles(self, count: "tirx.PrimExpr") -> None:
+        rows = key_rows(self.plan.isa)
         tiles = bind(ceil_div(count, rows))
         with T.serial(quotient(self.vectors, 2)) as panel, T.serial(tiles) as i:
             self._score_tile(panel * 2, i * rows, 2)
@@ -256,7 +286,7 @@ class Blocks:
         where, lanes = self.plan.regions, self.lanes
         column = bind(self._panel("p", c, self.plan.depth))
         held, all_lanes = T.alloc_buffer((2 * lanes,), "float32"), ramp(tirx.const(0, "int32"), lanes)
-        masked = self._mask(c, first)
+        masked = change_by_mask(self, c, first)
         old = bind(self.get(where["maximum"] + c * lanes))
         T.buffer_store(held, old, [all_lanes])
         with T.serial(count) as t:
@@ -268,40 +298,24 @@ class Blocks:
         new = bind(held[all_lanes])
         rescale = keep(self._power(old - new))
         T.buffer_store(held, self.get(where["total"] + c * lanes) * rescale, [all_lanes])
-        with T.serial(count) as t:
-            place = bind(column + t * (2 * lanes))
-            weight = keep(self._power(self.get(place) - new))
-            self.put(place, weight)
-            T.buffer_store(held, held[all_lanes] + weight, [all_lanes])
+        self._exponentiate(column, count, new, held)
         for name, value in (("maximum", new), ("rescale", rescale), ("total", held[all_lanes])):
             self.put(where[name] + c * lanes, value)
 
-    def _mask(
-        self, c: "tirx.PrimExpr", first: "tirx.PrimExpr"
-    ) -> "Callable[[tirx.PrimExpr, tirx.PrimExpr], tirx.PrimExpr]":
-        """How key t of the block changes the scores of vector c of queries."""
-        view, value, lanes = self.plan.mask_view, self.plan.mask, self.lanes
-        if view is None or value is None:
-            return lambda t, score: score
-        shared = same_dim(view.strides[2], 0) and (self.plan.group == 1 or same_dim(view.strides[1], 0))
-        places = []
-        for j in range(1 if shared else lanes):
-            head, position = self.place(c * lanes + j)
-            places.append(bind(self.k.address(view, (self.b, head, position, first))))
-        step = self.k.dim(view.strides[3])
-
-        def change(t: "tirx.PrimExpr", score: "tirx.PrimExpr") -> "tirx.PrimExpr":
-            items = [bind(_mask_item(self.k, self.k.buffers[value], view, steps(place, t, step))) for place in places]
-            if view.dtype is not DType.bool:
-                return score + (splat(items[0], lanes) if shared else tirx.Shuffle(items, list(range(lanes))))
-            raw = splat(items[0], lanes) if shared else tirx.Shuffle(items, list(range(lanes)))
-            return select(differ(raw, like(raw, 0)), score, like(score, -math.inf))
-
-        return change
+    def _exponentiate(
+        self, column: "tirx.PrimExpr", count: "tirx.PrimExpr", new: "tirx.PrimExpr", held: "tirx.Buffer"
+    ) -> None:
+        """Turn scores into weights relative to the maximum `new`, and add these to `held`."""
+        every = ramp(tirx.const(0, "int32"), self.lanes)
+        with T.serial(count) as t:
+            place = bind(column + t * (2 * self.lanes))
+            weight = keep(self._power(self.get(place) - new))
+            self.put(place, weight)
+            T.buffer_store(held, held[every] + weight, [every])
 
     def _power(self, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
         """2^x, or e^x where scores are in natural units, for x <= 0; 0 below 2^-126."""
-        return power_of_two(x * like(x, math.log2(math.e)) if self.plan.adds_mask else x)
+        return power_of_two(x * like(x, math.log2(math.e)) if self.plan.adds_mask else x, self.fit)
 
     def _sums(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         """Rescale the sums and add weights times values."""
@@ -341,15 +355,17 @@ class Blocks:
         )
 
     def _finish(self) -> None:
-        """Divide by the sums of weights and write; no weight at all gives zeros."""
+        """Divide by the sums of weights and write; no weight at all gives zeros, an undefined one what is undefined."""
         plan, view = self.plan, self.plan.call.view
         dense = same_dim(view.strides[3], 1)
         with T.serial(self.count) as m:
             head, position = self.place(m)
             out = bind(self.k.address(view, (self.b, head, position, 0)))
-            total = bind(self.memory[plan.regions["total"] + m])
-            factor = bind(tirx.Select(total > 0, tirx.const(1.0, "float32") / total, tirx.const(0.0, "float32")))
-            row = bind(plan.regions["o"] + m * plan.width)
+            total = bind(self.memory[self.region("total") + m])
+            factor = bind(
+                tirx.Select(tirx.EQ(total, tirx.const(0.0, "float32")), total, tirx.const(1.0, "float32") / total)
+            )
+            row = bind(self.region("o") + m * plan.width)
 
             def write(start: "tirx.PrimExpr", lanes: int) -> None:
                 value = self.memory[ramp(row + start, lanes)] * splat(factor, lanes)
@@ -362,24 +378,3 @@ class Blocks:
 
     def put(self, place: "tirx.PrimExpr", value: "tirx.PrimExpr") -> None:
         T.buffer_store(self.memory, value, [ramp(place, self.lanes)])
-
-
-def power_of_two(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """2^x for x <= 0 within 3e-7 of it; 0 below 2^-126.
-
-    Adding 1.5 * 2^23 + 127 rounds x to an integer n and leaves n + 127, the exponent of 2^n, in the low bits.
-    """
-    x = keep(fast_maximum(x, like(x, -127.0)))
-    # TVM would cancel x + c - c, but does not look into an fma
-    shifted = keep(fma(x, like(x, 1.0), like(x, 12582912.0 + 127.0)))
-    rest = keep(x - (shifted - like(x, 12582912.0 + 127.0)))
-    raw = bits(shifted, "int32")
-    return bits(raw << like(raw, 23), "float32") * polynomial(rest, _POWER)
-
-
-# minimax fit of the relative error on [-1/2, 1/2], highest power first
-_POWER = (1.327647013e-3, 9.675540961e-3, 5.550713092e-2, 2.402212024e-1, 6.931469440e-1, 1.000000119)
-
-
-def _mask_item(k: KernelBuilder, buffer: "tirx.Buffer", view: View, place: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    return buffer[place].astype("int32") if view.dtype is DType.bool else load(k, buffer, view, place, 1)

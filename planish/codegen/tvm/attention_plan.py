@@ -18,7 +18,7 @@ class AttentionPlan:
     """Sizes of one kernel.
 
     A block is one of the queries that share a head of keys; `few` says whether blocks of at most `FEW` of them, which
-    need neither panels nor copies, come never, sometimes or always.
+    need neither panels nor copies, come never, sometimes or always. With `pairs` two elements of bf16 lie in an f32.
 
     Scratch regions are given by their first f32 element: `q` panels of two vectors of queries [block / 2L][D][2L],
     `k` [keys][D], `v` [keys][width], `p` panels of scores [block / 2L][depth][2L], `o` sums [block][width], and one
@@ -31,6 +31,7 @@ class AttentionPlan:
     keys: int
     depth: int
     few: str
+    pairs: bool
     regions: Mapping[str, int]
     scratch_bytes: int
 
@@ -49,6 +50,10 @@ class AttentionPlan:
         if direct_values(v, isa):
             sizes["v"] = 0
         few = "never" if over_cache(call.anchor) else _few(q, k, count, isa)
+        pairs = few != "always" and _in_pairs(call, isa)
+        if pairs:
+            few, sizes["q"], sizes["k"] = "never", block * head // 2, depth * head // 2
+            sizes["v"] = -(-keys // 2) * width
         if few == "always":
             sizes["q"] = sizes["k"] = 0
             sizes["v"] = 0 if dense_values(v, isa) else sizes["v"]
@@ -57,7 +62,7 @@ class AttentionPlan:
         for name, size in sizes.items():
             regions[name] = place
             place += -(-size // 16) * 16
-        return cls(call, isa, block, keys, depth, few, regions, place * 4)
+        return cls(call, isa, block, keys, depth, few, pairs, regions, place * 4)
 
     @property
     def q(self) -> Value:
@@ -145,6 +150,13 @@ def dense_values(v: View, isa: Isa) -> bool:
     return same_dim(v.strides[3], 1) and _static(v.shape[3]) % isa.lanes == 0
 
 
+def _in_pairs(call: Call, isa: Isa) -> bool:
+    """Whether dot products of bf16 serve."""
+    views = [call.inputs[value] for value in _operands(call)[:3]]
+    narrow = all(view.dtype is DType.bf16 and same_dim(view.strides[3], 1) for view in views)
+    return narrow and isa.bf16_dot and not over_cache(call.anchor) and _static(views[0].shape[3]) % 2 == 0
+
+
 def _few(q: View, k: View, count: int | None, isa: Isa) -> str:
     dense = same_dim(q.strides[3], 1) and same_dim(k.strides[3], 1) and _static(q.shape[3]) % isa.lanes == 0
     if not dense or (count is not None and count > FEW):
@@ -153,12 +165,7 @@ def _few(q: View, k: View, count: int | None, isa: Isa) -> str:
 
 
 def _operands(call: Call) -> tuple[Value, ...]:
-    return tuple(stored(call, value) for value in call.anchor.operands)
-
-
-def stored(call: Call, value: Value) -> Value:
-    """What of an operand lies in memory: itself, or what a node of the call widens."""
-    return value if value in call.inputs else value.node.operands[0]
+    return tuple(call.stored(value) for value in call.anchor.operands)
 
 
 def _constant_product(heads: Dim, queries: Dim, key_heads: Dim) -> int | None:

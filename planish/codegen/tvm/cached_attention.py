@@ -21,6 +21,8 @@ _FLOATS = (DType.f32, DType.bf16, DType.f16)
 class CachedAttention:
     """Attention with `past`, computed in f32 over caches of f32, bf16, f16, or i8 with one scale a token and head.
 
+    For one token over i8 codes, queries and weights are rounded to 16 bits where the CPU multiplies these.
+
     Casts and dequantized codes are widened where keys and values are read; a cast or `dequantize` to a narrower float
     is not rounded on the way. Queries after the last slot of a cache without a window see it from its beginning to its
     end. Slots that no query has to see are read all the same and must hold finite numbers.
@@ -47,11 +49,13 @@ class CachedAttention:
     def build(self, call: Call, isa: Isa) -> "Kernel":
         from planish.codegen.tvm.attention_plan import AttentionPlan
         from planish.codegen.tvm.cached_attention_blocks import build_cached_blocks
-        from planish.codegen.tvm.cached_attention_one import ONE_KEYS, build_one, serves
+        from planish.codegen.tvm.cached_attention_codes import OneTokenOfCodes, serves_codes
+        from planish.codegen.tvm.cached_attention_one import OneToken, serves
+        from planish.codegen.tvm.cached_attention_pieces import GRANULE
 
-        one = AttentionPlan.of(call, isa, 2 * isa.lanes, ONE_KEYS)
+        one = AttentionPlan.of(call, isa, 2 * isa.lanes, GRANULE)
         if serves(one):
-            return build_one(one)
+            return (OneTokenOfCodes if serves_codes(one) else OneToken).build(one)
         return build_cached_blocks(AttentionPlan.of(call, isa, self.queries, self.keys))
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:

@@ -41,13 +41,13 @@ class CachedBlocks(Blocks):
         """The keys before the end of the ring, then those from its beginning on."""
         if self.plan.window is None:
             self.base = index(0)
-            super()._visit(first, stop)
+            self._blocks(first, stop)
             return
         end = bind((quotient(first, self.slots) + 1) * self.slots)
         with T.serial(tirx.Select(stop > end, index(2), index(1))) as part:
             start = bind(tirx.Select(tirx.EQ(part, index(0)), first, end))
             self.base = bind(start - remainder(start, self.slots))
-            super()._visit(start, bind(tirx.Select(tirx.EQ(part, index(0)), tirx.min(end, stop), stop)))
+            self._blocks(start, bind(tirx.Select(tirx.EQ(part, index(0)), tirx.min(end, stop), stop)))
 
     def slot(self, key: "tirx.PrimExpr") -> "tirx.PrimExpr":
         return key - self.base

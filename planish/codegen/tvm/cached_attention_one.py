@@ -6,23 +6,35 @@ multiplied along the head instead.
 """
 
 import math
+from dataclasses import replace
+from itertools import accumulate
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
-from planish.codegen.tvm.attention_blocks import LOWEST, power_of_two
+from planish.codegen.tvm.attention_blocks import LOWEST
 from planish.codegen.tvm.attention_plan import AttentionPlan, dense_values
-from planish.codegen.tvm.cached_attention_blocks import CachedBlocks, scale_of
+from planish.codegen.tvm.cached_attention_blocks import scale_of
+from planish.codegen.tvm.cached_attention_pieces import GRANULE, STATES, Deal, Merge, even, lanes_of_group, state_floats
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
-from planish.codegen.tvm.tiles import ceil_div, index, lane_sum, load, steps, tile
-from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, splat
+from planish.codegen.tvm.tiles import ceil_div, index, lane_sum, load, steps, tile, transposed
+from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, like, power_of_two, splat
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
 _READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for reading, into L2, data
 _ALONG_HEAD = 4  # queries at most whose products along the head cost less than keys read as scalars
-ONE_KEYS = 64  # that are visited at a time: their values stay in level one cache until all queries have read them
+_LINE = 64
+_FIRST_LINES = 16  # after which the processor fetches rows by itself; asking for all of them holds it up
+
+# LLVM reads the keys of a tile in an order that the processor does not foresee: nothing is read across this
+_IN_ORDER = """
+define linkonce_odr void @planish_in_order() alwaysinline {
+  call void asm sideeffect "", "~{memory}"()
+  ret void
+}
+"""
 
 
 def serves(plan: AttentionPlan) -> bool:
@@ -34,79 +46,149 @@ def serves(plan: AttentionPlan) -> bool:
     return same_dim(plan.q.shape[2], 1) and plan.group <= plan.isa.lanes and whole and enough
 
 
-def build_one(plan: AttentionPlan) -> Kernel:
-    """The kernel of a plan that it serves, of which a block has at most `ONE_KEYS` keys."""
-    with kernel(plan.call, plan.isa, plan.scratch_bytes) as (k, done):
-        OneToken(k, plan).emit()
-    return Kernel(done[0], plan.scratch_bytes)
+def _dot_lanes(plan: AttentionPlan) -> int:
+    """Lanes of products along the head: where whole vectors run in two halves, sums over half as many cost half.
+
+    The queries are to stay in registers all the same.
+    """
+    half = plan.isa.lanes // 2
+    return half if plan.isa.halved and plan.group * plan.head <= 24 * half else plan.isa.lanes
 
 
 def _tile_keys(isa: Isa) -> int:
     return 16 if isa.registers >= 32 else 8
 
 
-class OneToken(CachedBlocks):
-    """A unit is a head of keys of one row: `width` lanes hold its queries, `apart` keys lie in one vector."""
+class OneToken(Deal):
+    """A piece is a range of keys of one head of one row: `width` lanes hold its queries, `apart` keys a vector."""
+
+    @classmethod
+    def build(cls, plan: AttentionPlan) -> Kernel:
+        """The kernel of a plan that it serves."""
+        places = [0, *accumulate(-(-size // 16) * 16 for size in cls.sizes(plan).values())]
+        plan = replace(plan, regions=dict(zip(cls.sizes(plan), places, strict=False)), scratch_bytes=places[-1] * 4)
+        imported = T.attr(tirx.const(0, "int32"), "pragma_import_llvm", _IN_ORDER)
+        with kernel(plan.call, plan.isa, plan.scratch_bytes) as (k, done), imported:
+            cls(k, plan).emit()
+        with kernel(plan.call, plan.isa, plan.scratch_bytes) as (k, merged):
+            Merge(k, plan).emit()
+        return Kernel(done[0], plan.scratch_bytes, merge=merged[0])
+
+    @classmethod
+    def sizes(cls, plan: AttentionPlan) -> dict[str, int]:
+        """The regions of its scratch memory, in elements of 4 bytes."""
+        tile, width = _tile_keys(plan.isa), lanes_of_group(plan)
+        return {
+            "q": plan.head * width,
+            "k": tile * plan.head if plan.k.dtype is not DType.f32 else 0,
+            # a tile at the end of the cache begins earlier and writes what lies before the block once more
+            "p": (tile + GRANULE) * width,
+            "rescale": plan.isa.lanes,
+            "states": STATES * state_floats(plan),
+        }
 
     def __init__(self, k: KernelBuilder, plan: AttentionPlan) -> None:
         super().__init__(k, plan)
         self.rows_of_tile = _tile_keys(plan.isa)
-        self.width = 1 << (plan.group - 1).bit_length()
         self.apart = self.lanes // self.width
-        # a tile at the end of the cache begins earlier and writes what lies before the block once more
-        self.p = plan.regions["p"] + self.rows_of_tile * self.width
         self.along_head = plan.group <= _ALONG_HEAD
+        self.dot_lanes = _dot_lanes(plan)
 
     def _start(self) -> None:
-        where, lanes, plan = self.plan.regions, self.lanes, self.plan
+        plan, lanes = self.plan, self.lanes
+        self.q, self.p = self.own + plan.regions["q"], self.own + (plan.regions["p"] + self.rows_of_tile * self.width)
         for name, value in (("maximum", LOWEST), ("total", 0.0)):
-            self.put(index(where[name]), splat(tirx.const(value, "float32"), lanes))
+            self.put(self.region(name), splat(tirx.const(value, "float32"), lanes))
         with T.serial(index(plan.group * plan.width // lanes)) as i:
-            self.put(where["o"] + i * lanes, splat(tirx.const(0.0, "float32"), lanes))
-        view, buffer = plan.call.inputs[plan.q], self.k.buffers[plan.q]
-        places = [bind(self.k.address(view, (self.b, self.g * plan.group + m, 0, 0))) for m in range(plan.group)]
-        across, along = (1, plan.head) if self.along_head else (self.width, 1)
-        with T.serial(index(plan.head)) as d:
-            for m in range(self.width):
-                value = tirx.const(0.0, "float32")
-                if m < plan.group:
-                    x = load(self.k, buffer, view, steps(places[m], d, self.k.dim(view.strides[3])), 1)
-                    value = x * tirx.const(self.scale, "float32")
-                T.buffer_store(self.memory, value, [where["q"] + d * across + m * along])
+            self.put(self.region("o") + i * lanes, splat(tirx.const(0.0, "float32"), lanes))
+        view = plan.call.inputs[plan.q]
+        heads = [self.g * plan.group + min(m, plan.group - 1) for m in range(self.width)]
+        places = [bind(self.k.address(view, (self.b, head, 0, 0))) for head in heads]
+        self._queries_along(places[: plan.group]) if self.along_head else self._queries_across(places)
+
+    def _queries_along(self, places: "list[tirx.PrimExpr]") -> None:
+        """Queries as they are, scaled: [group][head]."""
+        for m, place in enumerate(places):
+            for d in range(0, self.plan.head, self.lanes):
+                self.put(self.q + (m * self.plan.head + d), self._query(place, index(d), self.lanes))
+
+    def _queries_across(self, places: "list[tirx.PrimExpr]") -> None:
+        """Queries as the lanes of vectors, scaled: [head][width]; those past the last repeat it."""
+        width = self.width
+        with T.serial(index(self.plan.head // width)) as i:
+            rows = [bind(self._query(place, i * width, width)) for place in places]
+            for j, row in enumerate(transposed(rows)):
+                T.buffer_store(self.memory, row, [ramp(self.q + (i * width + j) * width, width)])
+
+    def _query(self, place: "tirx.PrimExpr", d: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        view = self.plan.call.inputs[self.plan.q]
+        source = steps(place, d, self.k.dim(view.strides[3]))
+        x = load(self.k, self.k.buffers[self.plan.q], view, source, lanes)
+        return x * like(x, self.scale)
 
     def _block(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         slot, rows = bind(self.slot(first)), self.rows_of_tile
+        self._look_ahead(first, count, slot)
         if self.along_head:
             self._hold_queries()
+            self._fetch_first(self.plan.v, self._key(self.plan.v, slot))
         with T.serial(ceil_div(count, rows)) as i:
             wanted = bind(slot + i * rows)
             start = bind(tirx.min(wanted, self.slots - rows))
             target = bind(self.p + (i * rows - (wanted - start)) * self.width)
             (self._tile_along_head if self.along_head else self._tile)(start, target)
+        if self.along_head:
+            self._fetch_first(self.plan.k, self._key(self.plan.k, slot) + self.ahead[self.plan.k])
         self._hide_missing(count)
         self._weigh(count)
         if self.plan.v.dtype is DType.i8:
             self._scale_weights(slot, count)
         self._add_values(slot, count)
 
-    def _row(self, value: Value, slot: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    def _look_ahead(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr", slot: "tirx.PrimExpr") -> None:
+        """Bind where the next block lies: the keys after this one, or after the last one the head after this."""
+        more = bind(first + count < self.end)
+        head, key = tirx.Select(more, self.g, self.g + 1), tirx.Select(more, slot + count, index(0))
+        self.ahead = {}
+        for value in (self.plan.k, self.plan.v):
+            there = self.k.address(self.plan.call.inputs[value], (self.b, head, key, 0))
+            self.ahead[value] = bind(there - self._key(value, slot))
+
+    def _fetch_first(self, value: Value, place: "tirx.PrimExpr") -> None:
+        """Ask for the first lines of a block."""
+        start = bind(place)
+        with T.serial(index(_FIRST_LINES)) as i:
+            self._fetch(value, start + i * (_LINE // value.dtype.itemsize))
+
+    def _fetch_row(self, value: Value, place: "tirx.PrimExpr", part: int = 0, parts: int = 1) -> None:
+        """Ask for a part of the lines that lie in the next block as a key or value at `place` in this one."""
+        line = _LINE // value.dtype.itemsize
+        lines = -(-int(value.shape[3]) // line)
+        for i in range(lines * part // parts, lines * (part + 1) // parts):
+            self._fetch(value, place + self.ahead[value] + i * line)
+
+    def _fetch(self, value: Value, place: "tirx.PrimExpr") -> None:
+        """Ask for a line; past the end of the cache nothing is read."""
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(self.k.buffers[value][place]), *_READ_SOON))
+
+    def _key(self, value: Value, slot: "tirx.PrimExpr") -> "tirx.PrimExpr":
         return self.k.address(self.plan.call.inputs[value], (self.b, self.g, slot, 0))
 
     def _scale(self, value: Value, slot: "tirx.PrimExpr") -> "tirx.PrimExpr":
         """The scale of a key or value of codes."""
         scale = scale_of(self.plan, value)
-        return bind(load(self.k, self.k.buffers[scale], self.plan.call.inputs[scale], self._row(scale, slot), 1))
+        return bind(load(self.k, self.k.buffers[scale], self.plan.call.inputs[scale], self._key(scale, slot), 1))
 
     def _tile(self, slot: "tirx.PrimExpr", target: "tirx.PrimExpr") -> None:
         """Scores of a tile of keys, read as scalars; narrow keys are widened to scratch first."""
         plan, rows, w = self.plan, self.rows_of_tile, self.width
         view = plan.call.inputs[plan.k]
-        source, start, pitch = self.k.buffers[plan.k], bind(self._row(plan.k, slot)), self.k.dim(view.strides[2])
+        source, start, pitch = self.k.buffers[plan.k], bind(self._key(plan.k, slot)), self.k.dim(view.strides[2])
         narrow = view.dtype is not DType.f32
-        ahead = bind(self._row(plan.v, slot))
+        place = start
         if narrow:
-            self._widen(slot, start)
-            source, start, pitch = self.memory, index(plan.regions["k"]), index(plan.head)
+            self._widen(start)
+            source, start, pitch = self.memory, self.own + plan.regions["k"], index(plan.head)
 
         def finish(i: int, _: int, value: "tirx.PrimExpr") -> None:
             if plan.k.dtype is DType.i8:
@@ -115,8 +197,8 @@ class OneToken(CachedBlocks):
 
         def query(d: "tirx.PrimExpr", _: int) -> "tirx.PrimExpr":
             if not narrow:
-                self._fetch(plan.v, ahead + d * rows)
-            return self.memory[ramp(plan.regions["q"] + d * w, w)]
+                self._fetch(plan.k, place + self.ahead[plan.k] + d * rows)
+            return self.memory[ramp(self.q + d * w, w)]
 
         tile(
             (rows, 1, w),
@@ -127,32 +209,37 @@ class OneToken(CachedBlocks):
             finish,
         )
 
-    def _widen(self, slot: "tirx.PrimExpr", start: "tirx.PrimExpr") -> None:
+    def _widen(self, start: "tirx.PrimExpr") -> None:
         plan, lanes = self.plan, self.lanes
         view, buffer = plan.call.inputs[plan.k], self.k.buffers[plan.k]
         with T.serial(index(self.rows_of_tile)) as i:
             row = bind(start + i * self.k.dim(view.strides[2]))
-            self._fetch_row(plan.v, slot + i)
+            self._fetch_row(plan.k, row)
             for d in range(0, plan.head, lanes):
-                self.put(plan.regions["k"] + i * plan.head + d, load(self.k, buffer, view, row + d, lanes))
+                self.put(self.own + (plan.regions["k"] + d) + i * plan.head, load(self.k, buffer, view, row + d, lanes))
 
     def _tile_along_head(self, slot: "tirx.PrimExpr", target: "tirx.PrimExpr") -> None:
         """Scores of a tile of keys for a few queries: vectors along the head, whose lanes are summed."""
-        plan, lanes = self.plan, self.lanes
+        lanes = self.dot_lanes
         for part in range(0, self.rows_of_tile, lanes):
             sums = self._dots(bind(slot + part), lanes)
-            if plan.k.dtype is DType.i8:
-                scales = [self._scale(plan.k, slot + (part + i)) for i in range(lanes)]
-                factor = keep(tirx.Shuffle(scales, list(range(lanes))))
-                sums = [keep(x * factor) for x in sums]
+            sums = self._scaled(sums, slot + part)
             for i, x in enumerate(self._interleaved(sums)):
-                self.put(target + part * self.width + i * lanes, x)
+                T.buffer_store(self.memory, x, [ramp(target + part * self.width + i * lanes, lanes)])
+
+    def _scaled(self, sums: "list[tirx.PrimExpr]", slot: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
+        """Products with consecutive keys as scores."""
+        if self.plan.k.dtype is not DType.i8:
+            return sums
+        scales = [self._scale(self.plan.k, slot + i) for i in range(self.dot_lanes)]
+        factor = keep(tirx.Shuffle(scales, list(range(self.dot_lanes))))
+        return [keep(x * factor) for x in sums]
 
     def _interleaved(self, sums: "list[tirx.PrimExpr]") -> "list[tirx.PrimExpr]":
         """Vectors of one query each as vectors of keys x `width`; lanes without a query repeat the last one."""
         if self.width == 1:
             return sums
-        lanes, last = self.lanes, len(sums) - 1
+        lanes, last = self.dot_lanes, len(sums) - 1
         order = [lanes * min(i % self.width, last) + i // self.width for i in range(lanes * self.width)]
         return [tirx.Shuffle(sums, order[i : i + lanes]) for i in range(0, len(order), lanes)]
 
@@ -161,9 +248,14 @@ class OneToken(CachedBlocks):
         if keys > 1:
             half = keys // 2
             pairs = zip(self._dots(slot, half), self._dots(slot + half, half), strict=True)
-            return [lane_sum(a, b, half, self.lanes) for a, b in pairs]
-        plan, lanes = self.plan, self.lanes
-        view, buffer, place = plan.call.inputs[plan.k], self.k.buffers[plan.k], bind(self._row(plan.k, slot))
+            return [lane_sum(a, b, half, self.dot_lanes) for a, b in pairs]
+        T.evaluate(T.call_extern("void", "planish_in_order"))
+        return self._products(bind(self._key(self.plan.k, slot)))
+
+    def _products(self, place: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
+        """For each query a vector whose lanes add up to its product with the key at `place`."""
+        plan, lanes = self.plan, self.dot_lanes
+        view, buffer = plan.call.inputs[plan.k], self.k.buffers[plan.k]
         key = [bind(load(self.k, buffer, view, place + d, lanes)) for d in range(0, plan.head, lanes)]
         return [self._dot(query, key) for query in self.held]
 
@@ -174,9 +266,9 @@ class OneToken(CachedBlocks):
         return total
 
     def _hold_queries(self) -> None:
-        plan, lanes = self.plan, self.lanes
-        rows = [plan.regions["q"] + m * plan.head for m in range(plan.group)]
-        self.held = [[bind(self.get(index(row + d))) for d in range(0, plan.head, lanes)] for row in rows]
+        plan, lanes = self.plan, self.dot_lanes
+        rows = [self.q + m * plan.head for m in range(plan.group)]
+        self.held = [[bind(self.memory[ramp(row + d, lanes)]) for d in range(0, plan.head, lanes)] for row in rows]
 
     def _hide_missing(self, count: "tirx.PrimExpr") -> None:
         """The last vector may hold more keys than there are."""
@@ -188,10 +280,10 @@ class OneToken(CachedBlocks):
 
     def _weigh(self, count: "tirx.PrimExpr") -> None:
         """Scores to weights relative to the maximum so far; each lane adds up those of its own keys."""
-        where, lanes = self.plan.regions, self.lanes
+        lanes = self.lanes
         held, every = T.alloc_buffer((lanes,), "float32"), ramp(tirx.const(0, "int32"), lanes)
         vectors = bind(ceil_div(count, self.apart))
-        old = bind(self.get(index(where["maximum"])))
+        old = bind(self.get(self.region("maximum")))
         T.buffer_store(held, old, [every])
         with T.serial(vectors) as i:
             T.buffer_store(held, fast_maximum(self.get(self.p + i * lanes), held[every]), [every])
@@ -201,14 +293,14 @@ class OneToken(CachedBlocks):
             new = keep(fast_maximum(keep(tirx.Shuffle([new], [j ^ step for j in range(lanes)])), new))
             step *= 2
         rescale = keep(power_of_two(old - new))
-        T.buffer_store(held, self.get(index(where["total"])) * rescale, [every])
+        T.buffer_store(held, self.get(self.region("total")) * rescale, [every])
         with T.serial(vectors) as i:
             place = bind(self.p + i * lanes)
             weight = keep(power_of_two(self.get(place) - new))
             self.put(place, weight)
             T.buffer_store(held, held[every] + weight, [every])
         for name, value in (("maximum", new), ("rescale", rescale), ("total", held[every])):
-            self.put(index(where[name]), value)
+            self.put(self.region(name), value)
 
     def _scale_weights(self, slot: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         with T.serial(count) as t:
@@ -220,16 +312,13 @@ class OneToken(CachedBlocks):
         """Rescale the sums and add weights times values, in register tiles of queries x vectors."""
         plan, wide = self.plan, self.plan.isa.registers >= 32
         total = plan.width // self.lanes
-        vectors = min(total, 6 if wide else 4)
-        most = max(1, (24 if wide else 12) // vectors)
-        rows = -(-plan.group // -(-plan.group // most))
-        start = bind(self._row(plan.v, slot))
-        # rows read one after another are streamed faster by the processor's own fetching, which ours would hold up
-        following = None if self.along_head else slot + count
-        for m in range(0, plan.group, rows):
-            for column in range(0, total, vectors):
-                size = (min(rows, plan.group - m), min(vectors, total - column))
-                self._value_tile(start, count, (m, column * self.lanes), size, following if m + column == 0 else None)
+        vectors = even(total, 8 if wide else 4)
+        rows = even(plan.group, max(1, (24 if wide else 12) // vectors))
+        start = bind(self._key(plan.v, slot))
+        tiles = [(m, column) for m in range(0, plan.group, rows) for column in range(0, total, vectors)]
+        for i, (m, column) in enumerate(tiles):
+            size = (min(rows, plan.group - m), min(vectors, total - column))
+            self._value_tile(start, count, (m, column * self.lanes), size, (i, len(tiles)))
 
     def _value_tile(
         self,
@@ -237,16 +326,16 @@ class OneToken(CachedBlocks):
         count: "tirx.PrimExpr",
         at: tuple[int, int],
         size: tuple[int, int],
-        following: "tirx.PrimExpr | None",
+        turn: tuple[int, int],
     ) -> None:
         plan, lanes, (m, column) = self.plan, self.lanes, at
         view, buffer = plan.call.inputs[plan.v], self.k.buffers[plan.v]
-        pitch, o = self.k.dim(view.strides[2]), plan.regions["o"] + m * plan.width + column
-        rescale = plan.regions["rescale"] + m
+        pitch, o = self.k.dim(view.strides[2]), bind(self.region("o") + (m * plan.width + column))
+        rescale = bind(self.region("rescale") + m)
 
         def value(t: "tirx.PrimExpr", j: int) -> "tirx.PrimExpr":
-            if following is not None and j == 0:
-                self._fetch_row(plan.k, following + t)
+            if j == 0 and not self.along_head:
+                self._fetch_row(plan.v, start + t * pitch, *turn)
             return load(self.k, buffer, view, start + t * pitch + (column + j * lanes), lanes)
 
         tile(
@@ -254,28 +343,6 @@ class OneToken(CachedBlocks):
             count,
             lambda t, i: self.memory[self.p + t * self.width + (m + i)],
             value,
-            lambda i, j: (
-                self.get(index(o + i * plan.width + j * lanes)) * splat(self.memory[index(rescale + i)], lanes)
-            ),
-            lambda i, j, value: self.put(index(o + i * plan.width + j * lanes), value),
+            lambda i, j: self.get(o + (i * plan.width + j * lanes)) * splat(self.memory[rescale + i], lanes),
+            lambda i, j, value: self.put(o + (i * plan.width + j * lanes), value),
         )
-
-    def _fetch_row(self, value: Value, slot: "tirx.PrimExpr") -> None:
-        """Ask for a key or value that is read soon; one after the last slot is not read, but may be asked for."""
-        line = 64 // value.dtype.itemsize
-        start = bind(self._row(value, slot))
-        for d in range(0, int(value.shape[3]), line):
-            self._fetch(value, start + d)
-
-    def _fetch(self, value: Value, place: "tirx.PrimExpr") -> None:
-        pointer = T.address_of(self.k.buffers[value][place])
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", pointer, *_READ_SOON))
-
-    def _finish(self) -> None:
-        place, step = index(self.plan.regions["total"]), self.width
-        total = bind(self.get(place))
-        while step < self.lanes:
-            total = keep(total + keep(tirx.Shuffle([total], [j ^ step for j in range(self.lanes)])))
-            step *= 2
-        self.put(place, total)
-        super()._finish()

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.call import Call
 from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
-from planish.codegen.tvm.gemm_product import Fill, Product, product_of_rows, refuse_operands
+from planish.codegen.tvm.gemm_product import Fill, Product, product_of_rows, refuse_operands, rounds
 from planish.codegen.tvm.gemm_rows import Run, unravel
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind
@@ -21,19 +21,22 @@ from planish.compiler.types import DType, Shape, elements, same_dim
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution over one or two axes, channels last, plus bias and elementwise nodes; any float dtype."""
+    """A convolution over one or two axes, channels last, plus bias and elementwise nodes; any float dtype.
+
+    A cast of x from f32 to bf16 happens while patches are copied, where there is a dot product of bf16.
+    """
 
     name: ClassVar[str] = "conv"
     ops: ClassVar[tuple[Op, ...]] = (ops.conv,)
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
-        return refuse_operands(call) or refuse_finish(call)
+        return refuse_operands(call, isa) or _refuse_odd(call) or refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
         patches = Patches.of(call)
         if patches.pointwise:
             return product_of_rows(call, isa, patches.sampled)
-        pairs = patches.x.dtype is DType.bf16 and isa.bf16_dot and patches.run % 2 == 0
+        pairs = call.anchor.operands[0].dtype is DType.bf16 and isa.bf16_dot and patches.run % 2 == 0
         product = Product(call, isa, elements(patches.out[:-1]), patches.groups, pairs)
         return product.copied(patches.fill)
 
@@ -41,7 +44,14 @@ class Conv:
         return finishes(anchor, node)
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
-        return False
+        return rounds(anchor, node)
+
+
+def _refuse_odd(call: Call) -> str | None:
+    """Why rounding to bf16 while patches are copied is not possible, or None."""
+    if call.anchor.operands[0] in call.inputs or Patches.of(call).run % 2 == 0:
+        return None
+    return f"patches of {Patches.of(call).run} numbers in a row are no pairs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class Patches:
     @classmethod
     def of(cls, call: Call) -> "Patches":
         x, w = call.anchor.operands[:2]
-        view, out, kernel = call.inputs[x], call.anchor.types[0].shape, w.shape[1:-1]
+        view, out, kernel = call.inputs[call.stored(x)], call.anchor.types[0].shape, w.shape[1:-1]
         flat = len(view.shape) == 3  # a convolution over one axis is one over two with a single row
         if flat:
             view = View(

@@ -43,7 +43,9 @@ class Depthwise:
             return "it is not depthwise with one output channel a group"
         if x.dtype is DType.f64:
             return "it multiplies in f32, not f64"
-        return refuse_operands(call) or refuse_finish(call)
+        if x not in call.inputs:
+            return "x is computed in the kernel"
+        return refuse_operands(call, isa) or refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
         w = call.anchor.operands[1]

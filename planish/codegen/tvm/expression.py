@@ -1,6 +1,7 @@
 """Expressions: elements of a value computed where they are needed, down to what lies in memory or is known."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 import sympy
@@ -8,6 +9,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm import vector_math as vm
+from planish.codegen.tvm.bf16 import rounded, rounds_at_once
 from planish.codegen.tvm.elementwise import TABLE, compute, compute_dtype, from_memory, to_memory
 from planish.codegen.tvm.kernel import KernelBuilder, bind
 from planish.codegen.tvm.place import (
@@ -23,7 +25,7 @@ from planish.codegen.tvm.place import (
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.types import Dim, same_dim
+from planish.compiler.types import Dim, DType, same_dim
 from planish.errors import TemplateError
 
 Known: TypeAlias = "Callable[[tuple[tirx.PrimExpr, ...], int], tirx.PrimExpr]"
@@ -46,12 +48,28 @@ class Expression:
         self._memo: dict[tuple[object, ...], tuple[object, tirx.PrimExpr]] = {}
 
     def at(self, value: Value, index: "tuple[tirx.PrimExpr | int, ...]", lanes: int) -> "tirx.PrimExpr":
-        """`lanes` consecutive elements along the last axis from `index`; a scalar for one lane."""
+        """`lanes` consecutive elements along the last axis from `index`; a scalar for one lane.
+
+        The output of the call is to be stored: what that rounds to bf16 is given as it is before.
+        """
         self._memo = {}
+        value = self._before_store(value)
         places = tuple(fixed(i) for i in index)
         if lanes > 1:
             places = (*places[:-1], Place(places[-1].base, 1))
         return self.along(value, places, lanes)
+
+    def _before_store(self, value: Value) -> Value:
+        """The operand of a cast from f32 to bf16 that gives the output, only as accurate as the result."""
+        node, held = value.node, {*self.known, *self.k.call.inputs}
+        if value != self.k.call.output or value in held or node.op is not ops.cast or value.dtype is not DType.bf16:
+            return value
+        exact = node.operands[0]
+        if exact.dtype is not DType.f32:
+            return value
+        if exact in held or "elementwise" not in exact.node.op.traits:
+            return exact
+        return Value(replace(exact.node, types=(exact.type.with_dtype(DType.bf16),)))
 
     def along(self, value: Value, index: _Index, lanes: int) -> "tirx.PrimExpr":
         """The elements whose index each axis' place gives lane by lane."""
@@ -111,7 +129,8 @@ def store(
     if lanes > 1:
         step = k.dim(view.strides[-1]) if view.strides else tirx.const(1, "int64")
         at = T.ramp(at, step, lanes)
-    T.buffer_store(k.output, to_memory(value, view.dtype), [at])
+    narrow = view.dtype is DType.bf16 and rounds_at_once(k.isa, lanes)
+    T.buffer_store(k.output, rounded(value, lanes) if narrow else to_memory(value, view.dtype), [at])
 
 
 def _use_counts(k: KernelBuilder) -> dict[Value, int]:

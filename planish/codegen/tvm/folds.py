@@ -51,6 +51,17 @@ def total(dtype: str) -> Fold:
     return plain(dtype, 0, lambda a, b: a + b, again=False)
 
 
+def moments(dtype: str) -> Fold:
+    """The sum and the sum of squares."""
+    return Fold(
+        (dtype, dtype),
+        (0, 0),
+        lambda state, value, _: (state[0] + value, state[1] + value * value),
+        lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        0,
+    )
+
+
 def product(dtype: str) -> Fold:
     """The product."""
     return plain(dtype, 1, lambda a, b: a * b, again=False)

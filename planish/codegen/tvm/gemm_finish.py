@@ -8,11 +8,11 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 from planish.codegen.call import Call
 from planish.codegen.tvm.expression import Expression, store
 from planish.codegen.tvm.gemm_rows import unravel
-from planish.codegen.tvm.gemm_tile import Tile, rounded
+from planish.codegen.tvm.gemm_tile import Tile
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.view import View
 from planish.compiler.ir import Node, Value
-from planish.compiler.types import DType, Shape, same_dim, same_shape
+from planish.compiler.types import Shape, same_dim, same_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,7 @@ class Finish:
         bias = call.anchor.inputs[2] if len(call.anchor.inputs) > 2 else None
         index = (*lead, place)
         value = Expression(self.k, {anchor: total}).at(call.output, index, lanes)
-        if self.tile.pairs and lanes >= 8 and call.view.dtype is DType.bf16:
-            T.buffer_store(self.k.output, rounded(value, lanes), [ramp(self.k.address(call.view, index), lanes)])
-        else:
-            store(self.k, call.view, index, value, lanes)
+        store(self.k, call.view, index, value, lanes)
 
 
 def _rows_in_line(call: Call) -> bool:

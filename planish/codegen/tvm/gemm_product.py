@@ -11,13 +11,13 @@ from planish.codegen.call import Call
 from planish.codegen.tvm.gemm_finish import Finish
 from planish.codegen.tvm.gemm_grid import Grid, emit
 from planish.codegen.tvm.gemm_rows import Copied, Direct, Rows, Run, copied_stride, row_fill
-from planish.codegen.tvm.gemm_tile import Tile, choose_tile, instructions
+from planish.codegen.tvm.gemm_tile import Tile, choose_tile
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, kernel
 from planish.codegen.tvm.packing import panels
 from planish.codegen.view import View
 from planish.compiler import ops
-from planish.compiler.ir import Value
+from planish.compiler.ir import Node, Value
 from planish.compiler.types import Dim, DType, elements, same_dim
 
 Fill = Callable[["tirx.PrimExpr", "tirx.PrimExpr"], None]
@@ -38,7 +38,8 @@ class Product:
 
     @property
     def x(self) -> Value:
-        return self.call.anchor.operands[0]
+        """The rows as they lie in memory."""
+        return self.call.stored(self.call.anchor.operands[0])
 
     @property
     def w(self) -> Value:
@@ -83,7 +84,7 @@ class Product:
         widen = self.w.dtype in (DType.bf16, DType.f16) and not self.pairs
         packing = panels(self.columns, tile.width, pairs=self.pairs, widen=widen)
         known = self.rows if isinstance(self.rows, int) else None
-        with kernel(self.call, self.isa) as (k, done), instructions(tile):
+        with kernel(self.call, self.isa) as (k, done):
             grid = Grid(k.dim(self.rows), known, self.columns, self.units, tile)
             sums = k.scratch_buffer(tile.rows * tile.width, self.dtype)
             weights = self._packed(k, grid)
@@ -104,10 +105,11 @@ class Product:
 
 def product_of_rows(call: Call, isa: Isa, view: View) -> Kernel:
     """The kernel of a call whose anchor multiplies the rows of `view` [..., K] with its weight as [N, K]."""
-    pairs = view.dtype is DType.bf16 and isa.bf16_dot
+    pairs = call.anchor.operands[0].dtype is DType.bf16 and isa.bf16_dot
     product = Product(call, isa, elements(view.shape[:-1]), pairs=pairs)
     stride = row_stride(view)
-    if stride is not None and ((pairs and product.depth % 2 == 0) or view.dtype in (DType.f32, DType.f64)):
+    as_stored = pairs and product.depth % 2 == 0 if view.dtype is DType.bf16 else not pairs
+    if stride is not None and as_stored and view.dtype is not DType.f16:
         return product.direct(view, stride)
     return product.copied(lambda k, run, _: row_fill(k, view, run, product.depth))
 
@@ -128,11 +130,23 @@ def _tile_bytes(tile: Tile) -> int:
     return -(-tile.rows * tile.width * tile.dtype.itemsize // 64) * 64
 
 
-def refuse_operands(call: Call) -> str | None:
+def rounds(anchor: Node, node: Node) -> bool:
+    """Whether `node` rounds the first operand of `anchor`, whose weight is stored as it is, from f32 to bf16."""
+    if anchor.operands[1].node.op is not ops.weight:
+        return False
+    narrow = node.op is ops.cast and node.types[0].dtype is DType.bf16 and node.operands[0].dtype is DType.f32
+    return narrow and Value(node) == anchor.operands[0]
+
+
+def refuse_operands(call: Call, isa: Isa) -> str | None:
     """Why a contraction with a weight cannot read its operands, or None."""
     x, w, *bias = call.anchor.operands
     if w.node.op is not ops.weight:
         return f"the weight is computed by {w.node.op.name}"
+    if call.prologue:
+        if call.prologue != (x.node,) or not rounds(call.anchor, x.node) or not isa.bf16_dot:
+            return "x is computed in the kernel"
+        x = call.stored(x)
     for role, value in (("x", x), ("the weight", w), *(("the bias", b) for b in bias)):
         if value not in call.inputs:
             return f"{role} is computed in the kernel"

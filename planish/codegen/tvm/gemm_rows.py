@@ -7,6 +7,7 @@ from typing import Protocol
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
+from planish.codegen.tvm.bf16 import rounded
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.view import View
 from planish.compiler.types import DType, Shape
@@ -73,7 +74,10 @@ def copied_stride(units: int, lanes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Copies consecutive elements of `source` as units: f32 and f64 as they are, others widened, or bf16 in `pairs`."""
+    """Copies consecutive elements of `source` as units: f32 and f64 as they are, others widened.
+
+    With `pairs` two of bf16 are a unit, to which f32 is rounded.
+    """
 
     source: "tirx.Buffer"
     target: "tirx.Buffer"
@@ -124,8 +128,16 @@ class Run:
         return T.call_llvm_intrin(name, "llvm.masked.load", place, mask, zero)
 
     def _store(self, place: "tirx.PrimExpr", value: "tirx.PrimExpr") -> None:
-        units = T.reinterpret(f"int32x{self.lanes}", value) if self.pairs else widened(value, self.dtype, self.lanes)
-        T.buffer_store(self.target, units, [ramp(place, self.lanes)])
+        T.buffer_store(self.target, self._units(value), [ramp(place, self.lanes)])
+
+    def _units(self, value: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        if not self.pairs:
+            return widened(value, self.dtype, self.lanes)
+        if self.dtype is DType.f32:
+            value, every = bind(value), list(range(self.elements))
+            halves = [tirx.Shuffle([value], part) for part in (every[: self.lanes], every[self.lanes :])]
+            value = tirx.Shuffle([bind(rounded(half, self.lanes)) for half in halves], every)
+        return T.reinterpret(f"int32x{self.lanes}", value)
 
 
 def widened(value: "tirx.PrimExpr", dtype: DType, lanes: int) -> "tirx.PrimExpr":

@@ -2,46 +2,16 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
+from planish.codegen.tvm.bf16 import dot
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import TVM_DTYPE, bind, ramp
 from planish.compiler.types import DType
-
-# TVM rewrites bfloat16 values before code generation, so instructions are wrapped in LLVM IR over integers.
-_BF16 = """
-declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
-define linkonce_odr <16 x i16> @planish_round_bf16_16(<16 x float> %x) alwaysinline {
-  %y = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %x)
-  %r = bitcast <16 x bfloat> %y to <16 x i16>
-  ret <16 x i16> %r
-}
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
-define linkonce_odr <16 x float> @planish_dot_bf16_16(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) alwaysinline {
-  %x = bitcast <16 x i32> %a to <32 x bfloat>
-  %y = bitcast <16 x i32> %b to <32 x bfloat>
-  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
-  ret <16 x float> %r
-}
-declare <8 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.256(<8 x float>)
-define linkonce_odr <8 x i16> @planish_round_bf16_8(<8 x float> %x) alwaysinline {
-  %y = call <8 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.256(<8 x float> %x)
-  %r = bitcast <8 x bfloat> %y to <8 x i16>
-  ret <8 x i16> %r
-}
-declare <8 x float> @llvm.x86.avx512bf16.dpbf16ps.256(<8 x float>, <16 x bfloat>, <16 x bfloat>)
-define linkonce_odr <8 x float> @planish_dot_bf16_8(<8 x float> %c, <8 x i32> %a, <8 x i32> %b) alwaysinline {
-  %x = bitcast <8 x i32> %a to <16 x bfloat>
-  %y = bitcast <8 x i32> %b to <16 x bfloat>
-  %r = call <8 x float> @llvm.x86.avx512bf16.dpbf16ps.256(<8 x float> %c, <16 x bfloat> %x, <16 x bfloat> %y)
-  ret <8 x float> %r
-}
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +128,5 @@ class TileLoop:
         lanes = int(total.ty.dtype.lanes)
         vector = f"{self.tile.sums}x{lanes}"
         if self.tile.pairs:
-            return T.call_extern(vector, f"planish_dot_bf16_{lanes}", total, x, weight)
+            return dot(total, x, weight)
         return T.call_llvm_pure_intrin(vector, "llvm.fma", x, weight, total)
-
-
-def rounded(value: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-    """The bits of 8 or 16 f32 rounded to bf16 in one instruction, inside `instructions`; denormals become 0."""
-    return T.call_extern(f"uint16x{lanes}", f"planish_round_bf16_{lanes}", value)
-
-
-def instructions(tile: Tile) -> "AbstractContextManager[object]":
-    """The scope, inside the open prim_func, in which the tile's instructions are known."""
-    return T.attr(T.int32(0), "pragma_import_llvm", _BF16) if tile.pairs else nullcontext()

@@ -9,11 +9,10 @@ from planish.codegen.tvm.gemm_tile import Tile
 from planish.codegen.tvm.int8_dot import unsigned
 from planish.codegen.tvm.int8_packing import CodePanels
 from planish.codegen.tvm.isa import Isa
-from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Node, Value
 from planish.compiler.ops.quantize import middle
-from planish.compiler.types import Dim, DType, elements, same_dim
+from planish.compiler.types import Dim, DType, elements
 
 _MOST_TERMS = 65536  # products of 255 x 127 whose sum fits 32 bits, with a margin
 _BLOCK_BYTES = 384 * 1024  # of x: with one panel this fits the smallest L2 of the profiles (1 MiB)
@@ -40,9 +39,19 @@ class Int8Plan:
         return self.call.anchor.operands[1].node
 
     @property
-    def codes(self) -> View:
-        """Where the codes of x lie."""
-        return self.call.inputs[self.x.operands[0]]
+    def rounded(self) -> Value:
+        """The numbers that are rounded to the codes of x."""
+        return self.x.operands[0].node.operands[0]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the kernel rounds them."""
+        return self.x.operands[0] not in self.call.inputs
+
+    @property
+    def computes(self) -> bool:
+        """Whether the kernel computes them as well."""
+        return self.rounds and self.rounded not in self.call.inputs
 
     @property
     def zero(self) -> Value | None:
@@ -51,7 +60,7 @@ class Int8Plan:
 
     @property
     def rows(self) -> Dim:
-        return elements(self.codes.shape[:-1])
+        return elements(self.call.anchor.operands[0].shape[:-1])
 
     @property
     def columns(self) -> int:
@@ -82,8 +91,13 @@ class Int8Plan:
 
     @property
     def padded(self) -> int:
-        """K in whole groups."""
+        """K in whole groups, as rows of x are copied."""
         return self.count * self.group
+
+    @property
+    def stored(self) -> int:
+        """K in whole units, as weights are packed."""
+        return -(-self.depth // self.unit) * self.unit
 
     @property
     def x_groups(self) -> int:
@@ -119,7 +133,7 @@ class Int8Plan:
 
     @property
     def packing(self) -> CodePanels:
-        return CodePanels(self.tile.width, self.padded, self.nibbles, self.shift)
+        return CodePanels(self.tile.width, self.stored, self.nibbles, self.shift)
 
     @property
     def known_rows(self) -> int | None:
@@ -171,21 +185,6 @@ def _refuse_groups(x: Node, w: Node) -> str | None:
         return f"groups of {smaller} are not multiples of 8"
     if smaller > _MOST_TERMS:
         return f"sums over {smaller} products do not fit 32 bits; groups of at most {_MOST_TERMS} do"
-    return None
-
-
-def refuse_call(call: Call) -> str | None:
-    """Why an integer product cannot read the operands of a call, or None."""
-    if (why := refuse_nodes(call.anchor)) is not None:
-        return why
-    for role, value in zip(("x", "the weight"), call.anchor.operands, strict=False):
-        if value.node not in call.nodes:
-            return f"{role} is dequantized elsewhere"
-        if any(operand not in call.inputs for operand in value.node.operands):
-            return f"the codes of {role} are computed in the kernel"
-    view = call.inputs[call.anchor.operands[0].node.operands[0]]
-    if not same_dim(view.strides[-1], 1) and not same_dim(view.shape[-1], 1):
-        return "the last axis of x is strided"
     return None
 
 

@@ -8,6 +8,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 from planish.codegen.tvm.gemm_rows import unravel
 from planish.codegen.tvm.int8_dot import signed_byte
 from planish.codegen.tvm.int8_plan import Int8Plan
+from planish.codegen.tvm.int8_rounding import Rounding
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.tvm.tiles import each_chunk, index
 from planish.compiler.ir import Value
@@ -29,14 +30,19 @@ class QuantizedRows:
     units: "tirx.Buffer"
     scales: "tirx.Buffer"
     offsets: "tirx.Buffer"
+    line: "tirx.Buffer | None"
 
     def prepare(self, block: "tirx.PrimExpr", last: "tirx.PrimExpr") -> None:
-        """Copy rows `block` to `last - 1`."""
-        codes, scales = self.plan.x.operands[:2]
+        """Copy or round rows `block` to `last - 1`."""
         with T.serial(last - block) as i:
-            row = bind(block + i)
-            self._codes(self._start(codes, row), bind(i * self.plan.stride))
-            self._scales(self._start(scales, row), i)
+            row, place = bind(block + i), bind(i * self.plan.stride)
+            if self.plan.rounds:
+                Rounding(self.k, self.plan, self.units, self.scales, self.line).write(row, i)
+                self._clear(place, self.plan.depth // 4)
+            else:
+                codes, scales = self.plan.x.operands[:2]
+                self._codes(self._start(codes, row), place)
+                self._scales(self._start(scales, row), i)
             if self.plan.offset or self.plan.zero:
                 self._offsets(i)
 
@@ -59,13 +65,16 @@ class QuantizedRows:
             for i, byte in enumerate(bytes_[1:], 1):
                 unit = unit | (byte << T.int32(8 * i))
             T.buffer_store(self.units, unit, [place + whole])
-        used = whole + (rest > 0)
+        self._clear(place, whole + (rest > 0))
+
+    def _clear(self, place: "tirx.PrimExpr", used: int) -> None:
+        """Zeros from unit `used` of a row on."""
 
         def clear(at: "tirx.PrimExpr", lanes: int) -> None:
             zero = T.int32(0) if lanes == 1 else T.broadcast(T.int32(0), lanes)
             T.buffer_store(self.units, zero, [ramp(place + used + at, lanes)])
 
-        each_chunk(plan.padded // 4 - used, _LANES, clear)
+        each_chunk(self.plan.padded // 4 - used, _LANES, clear)
 
     def _scales(self, start: "tirx.PrimExpr", i: "tirx.PrimExpr") -> None:
         scales = self.plan.x.operands[1]
@@ -96,18 +105,24 @@ class QuantizedRows:
 
 def rows_bytes(plan: Int8Plan) -> int:
     """Scratch memory of a block of rows."""
-    return _codes_bytes(plan) + _scales_bytes(plan) + -(-plan.block * plan.count * 4 // 64) * 64
+    line = (plan.depth + plan.isa.lanes) * 4 if plan.computes else 0
+    return _codes_bytes(plan) + _scales_bytes(plan) + _offsets_bytes(plan) + line
 
 
 def quantized_rows(k: KernelBuilder, plan: Int8Plan, place: int) -> QuantizedRows:
     """The rows of the open kernel, from byte `place` of its scratch memory."""
     scales = place + _codes_bytes(plan)
+    offsets = scales + _scales_bytes(plan)
+    line = None
+    if plan.computes:
+        line = k.scratch_buffer(plan.depth + plan.isa.lanes, DType.f32, offsets + _offsets_bytes(plan))
     return QuantizedRows(
         k,
         plan,
         k.scratch_buffer(plan.block * plan.stride, DType.i32, place),
         k.scratch_buffer(plan.block * plan.x_groups, DType.f32, scales),
-        k.scratch_buffer(plan.block * plan.count, DType.i32, scales + _scales_bytes(plan)),
+        k.scratch_buffer(plan.block * plan.count, DType.i32, offsets),
+        line,
     )
 
 
@@ -117,6 +132,10 @@ def _codes_bytes(plan: Int8Plan) -> int:
 
 def _scales_bytes(plan: Int8Plan) -> int:
     return -(-plan.block * plan.x_groups * 4 // 64) * 64
+
+
+def _offsets_bytes(plan: Int8Plan) -> int:
+    return -(-plan.block * plan.count * 4 // 64) * 64
 
 
 def _wide(dtype: str, lanes: int) -> str:

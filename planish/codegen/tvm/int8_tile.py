@@ -35,20 +35,26 @@ class Int8Tile:
     def emit(self, height: int, panel: "tirx.PrimExpr", row: "tirx.PrimExpr") -> None:
         """The product of `height` rows of the block from `row` with a panel."""
         plan, width = self.plan, self.plan.tile.width
-        steps = plan.group // plan.unit
-        base = bind(panel * (plan.count * steps * width))
+        group_units = plan.group // plan.unit * width
+        base = bind(panel * (plan.stored // plan.unit * width))
         first = bind(row * plan.stride)
         if plan.count > 1:
             for place in self._places(height):
                 T.buffer_store(self.sums, T.broadcast(T.float32(0), plan.tile.lanes), [place])
         with T.serial(index(plan.count)) as group:
             totals = self._start(height, panel, row, group)
-            weights, units = bind(base + group * (steps * width)), bind(first + group * (plan.group // 4))
-            with T.serial(index(steps)) as step:
+            weights, units = bind(base + group * group_units), bind(first + group * (plan.group // 4))
+            with T.serial(self._steps(group)) as step:
                 self._step(totals, bind(weights + step * width), bind(units + step * (plan.unit // 4)))
             self._scale(totals, panel, row, group)
         if self._last(True) or self._last(False):
             self._finish(height, panel, row)
+
+    def _steps(self, group: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        """The steps of a group, of which the last ends with K."""
+        plan = self.plan
+        whole, last = plan.group // plan.unit, (plan.stored - (plan.count - 1) * plan.group) // plan.unit
+        return index(whole) if whole == last else bind(tirx.Select(group == plan.count - 1, index(last), index(whole)))
 
     def _start(
         self, height: int, panel: "tirx.PrimExpr", row: "tirx.PrimExpr", group: "tirx.PrimExpr"

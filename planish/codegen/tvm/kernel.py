@@ -4,9 +4,10 @@ A kernel is a C function over raw pointers:
 
     int32_t NAME(inputs..., output, scratch, sizes..., int32_t task, int32_t tasks)
 
-`inputs` follow `Call.inputs`, `scratch` is this task's own memory, `sizes` are the named sizes that the call uses in
-alphabetical order (int64). A kernel does the part of its work that belongs to `task` of `tasks` and returns 0; its
-tasks write disjoint parts of the output and need no order among themselves.
+`inputs` follow `Call.inputs`, `scratch` is this task's own memory (that of all tasks for a kernel with a merge),
+`sizes` are the named sizes that the call uses in alphabetical order (int64). A kernel does the part of its work that
+belongs to `task` of `tasks` and returns 0; its tasks write disjoint parts of the output and need no order among
+themselves.
 """
 
 import math
@@ -22,6 +23,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.call import Call
+from planish.codegen.tvm.bf16 import instructions
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.view import View
 from planish.compiler.ir import Value
@@ -64,11 +66,25 @@ class Packing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
-    """A built kernel. `packings` maps inputs of the call to the layout that the kernel reads them in."""
+    """A built kernel. `packings` maps inputs of the call to the layout that the kernel reads them in.
+
+    With `merge`, tasks leave results for each other: `scratch` is then the memory of all tasks, `scratch_bytes` of each
+    in a row, and after a barrier all tasks call `merge` with the same arguments.
+    """
 
     function: "tirx.PrimFunc"
     scratch_bytes: Dim
     packings: Mapping[Value, Packing] = field(default_factory=dict)
+    merge: "tirx.PrimFunc | None" = None
+
+    def functions(self, symbol: str) -> Mapping[str, "tirx.PrimFunc"]:
+        """What is to be compiled, by C symbol."""
+        return {symbol: self.function, **({} if self.merge is None else {merge_symbol(symbol): self.merge})}
+
+
+def merge_symbol(symbol: str) -> str:
+    """The C symbol of the `merge` of a kernel."""
+    return f"{symbol}_merge"
 
 
 class KernelBuilder:
@@ -139,7 +155,8 @@ def kernel(call: Call, isa: Isa, scratch: Dim = 0) -> Iterator[tuple[KernelBuild
     with IRBuilder() as ir, T.prim_func(private=True, s_tir=True):
         T.func_name("kernel")
         builder.declare()
-        yield builder, done
+        with instructions(call, isa):
+            yield builder, done
     done.append(ir.get())
 
 

@@ -1,6 +1,7 @@
 """Loops over boxes of elements: shares of tasks, blocks of rows, and vectors along the last axis with their ends."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import sympy
@@ -14,6 +15,23 @@ Index: TypeAlias = "tuple[tirx.PrimExpr, ...]"
 Body: TypeAlias = Callable[[Index, int], None]
 
 _BLOCK = 2048  # elements of a unit of work: its indices are divided out once, and it fits level one cache
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Positions that are worked on side by side; `turn` is 0 and 1 for one group after another."""
+
+    leads: tuple[Index, ...]
+    turn: "tirx.PrimExpr"
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Work in two parts: `enter` begins the first group, `follow` begins one and ends that before it, `leave` ends."""
+
+    enter: Callable[[Group], None]
+    follow: Callable[[Group, Group], None]
+    leave: Callable[[Group], None]
 
 
 def integer(value: int) -> "tirx.PrimExpr":
@@ -77,30 +95,41 @@ def units(k: KernelBuilder, shape: Shape, body: Callable[[Index], None]) -> None
         body(unravel(k, bind(first + u), shape))
 
 
-def groups(
+def pipeline(
+    k: KernelBuilder, shape: Shape, together: int, stages: Stages, alone: "tirx.PrimExpr | None" = None
+) -> None:
+    """This task's share of the positions of `shape` in groups of `together`, and those left over one by one.
+
+    Where `alone` holds at run time, all positions go one by one.
+    """
+    first, last = k.share(bind(product(k, shape)))
+    if together > 1:
+        whole = bind(T.truncdiv(last - first, integer(together)))
+        if alone is not None:
+            whole = bind(tirx.Select(alone, integer(0), whole))
+        _staged(k, shape, first, whole, together, stages)
+        first = bind(first + whole * together)
+    _staged(k, shape, first, bind(last - first), 1, stages)
+
+
+def _staged(
     k: KernelBuilder,
     shape: Shape,
+    start: "tirx.PrimExpr",
+    count: "tirx.PrimExpr",
     together: int,
-    body: "Callable[[tuple[Index, ...]], None]",
-    alone: "tirx.PrimExpr | None" = None,
+    stages: Stages,
 ) -> None:
-    """This task's share of the positions of `shape`, `together` at a time, and those left over one by one.
+    def group(number: "tirx.PrimExpr") -> Group:
+        at = bind(start + number * together)
+        leads = tuple(unravel(k, bind(at + i), shape) for i in range(together))
+        return Group(leads, bind(tirx.bitwise_and(number, integer(1))))
 
-    Where `alone` holds at run time, all of them go one by one.
-    """
-    if together == 1:
-        units(k, shape, lambda index: body((index,)))
-        return
-    first, last = k.share(bind(product(k, shape)))
-    whole = bind(T.truncdiv(last - first, integer(together)))
-    if alone is not None:
-        whole = bind(tirx.Select(alone, integer(0), whole))
-    with T.serial(whole) as u:
-        start = bind(first + u * together)
-        body(tuple(unravel(k, bind(start + i), shape) for i in range(together)))
-    rest = bind(first + whole * together)
-    with T.serial(last - rest) as u:
-        body((unravel(k, bind(rest + u), shape),))
+    with T.If(count > 0), T.Then():
+        stages.enter(group(integer(0)))
+        with T.serial(count - 1) as u:
+            stages.follow(group(bind(u + 1)), group(u))
+        stages.leave(group(bind(count - 1)))
 
 
 def block_count(size: Dim, step: int) -> Dim:

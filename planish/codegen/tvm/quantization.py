@@ -12,7 +12,7 @@ from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.around import fuses_after, fuses_before, refuse_around
 from planish.codegen.tvm.elementwise import compute_dtype
 from planish.codegen.tvm.expression import Expression, store
-from planish.codegen.tvm.folds import Registers, largest, line_lanes
+from planish.codegen.tvm.folds import Read, Registers, largest, line_lanes
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel
 from planish.codegen.tvm.levels import MOST_LEVELS, Codebook
@@ -25,6 +25,8 @@ from planish.compiler.types import Shape
 
 # (index of the group, its first element, how many it has)
 Group = Callable[[Index, "tirx.PrimExpr", int], None]
+# (the first element along the last axis, lanes) to f32 numbers of one group
+Numbers = Callable[["tirx.PrimExpr", int], "tirx.PrimExpr"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,30 @@ def groups(k: KernelBuilder, lead: Shape, node: Node, body: Group) -> None:
     units(k, shape, unit)
 
 
+def _magnitude(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """Bits without the sign order like magnitudes do, and not-a-number lies above all."""
+    raw = vm.bits(x, "int32")
+    return tirx.bitwise_and(raw, like(raw, 0x7FFFFFFF))
+
+
+def inverse_of(scale: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """What numbers are multiplied by: the reciprocal of their scale, 0 for a scale of 0."""
+    return keep(select(vm.equal(scale, like(scale, 0)), like(scale, 0), like(scale, 1) / scale))
+
+
+def code_of(x: "tirx.PrimExpr", inverse: "tirx.PrimExpr", bits: int) -> "tirx.PrimExpr":
+    """f32 as i8 codes, rounded to even."""
+    top = _top(bits)
+    number = vm.intrinsic("llvm.roundeven", x * inverse)
+    number = vm.fast_maximum(keep(number), like(number, -top))
+    number = select(keep(number) < like(number, top), keep(number), like(number, top))
+    return cast(cast(number, "int32"), "int8")
+
+
+def _top(bits: int) -> int:
+    return (1 << (bits - 1)) - 1
+
+
 def _finish(k: KernelBuilder, index: Index, value: "tirx.PrimExpr", lanes: int) -> None:
     """Store the anchor's result at an index after what the call computes on it."""
     (anchor,) = k.call.anchor.values
@@ -104,42 +130,36 @@ def _floats(k: KernelBuilder, value: Value, index: Index, lanes: int) -> "tirx.P
 
 def _scales(k: KernelBuilder) -> Group:
     anchor = k.call.anchor
-    top = (1 << (_number(anchor, "bits") - 1)) - 1
-
-    def magnitudes(lead: Index, start: "tirx.PrimExpr") -> "Callable[[tirx.PrimExpr, int], tirx.PrimExpr]":
-        """Bits without the sign order like magnitudes do, and not-a-number lies above all."""
-
-        def read(at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-            raw = vm.bits(_floats(k, anchor.operands[0], (*lead, bind(start + at)), lanes), "int32")
-            return tirx.bitwise_and(raw, like(raw, 0x7FFFFFFF))
-
-        return read
 
     def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
-        registers = Registers(largest("int32"), line_lanes(count, k.isa.lanes), 2)
-        registers.line(k, count, magnitudes(index[:-1], start))
-        (most,) = registers.result()
-        value = vm.bits(most, "float32")
-        _finish(k, index, value / like(value, top), 1)
+        def read(at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+            return _floats(k, anchor.operands[0], (*index[:-1], bind(start + at)), lanes)
+
+        _finish(k, index, group_scale(k, count, _number(anchor, "bits"), read), 1)
 
     return body
+
+
+def group_scale(k: KernelBuilder, count: int, bits: int, read: Read) -> "tirx.PrimExpr":
+    """The scale of `count` f32 numbers, of which `read` gives some."""
+    registers = Registers(largest("int32"), line_lanes(count, k.isa.lanes), 2)
+    registers.line(k, count, lambda at, lanes: _magnitude(read(at, lanes)))
+    (most,) = registers.result()
+    value = vm.bits(most, "float32")
+    return value / like(value, _top(bits))
 
 
 def _codes(k: KernelBuilder) -> Group:
     anchor = k.call.anchor
     x, scale = anchor.operands
-    top = (1 << (_number(anchor, "bits") - 1)) - 1
 
     def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
-        size = keep(_floats(k, scale, index, 1))
-        inverse = keep(select(vm.equal(size, like(size, 0)), like(size, 0), like(size, 1) / size))
+        inverse = inverse_of(keep(_floats(k, scale, index, 1)))
 
         def write(at: "tirx.PrimExpr", lanes: int) -> None:
             place = (*index[:-1], at)
-            number = vm.intrinsic("llvm.roundeven", _floats(k, x, place, lanes) * splat(inverse, lanes))
-            number = vm.fast_maximum(keep(number), like(number, -top))
-            number = select(keep(number) < like(number, top), keep(number), like(number, top))
-            _finish(k, place, cast(cast(number, "int32"), "int8"), lanes)
+            codes = code_of(_floats(k, x, place, lanes), splat(inverse, lanes), _number(anchor, "bits"))
+            _finish(k, place, codes, lanes)
 
         vectors(k, start, count, write, k.isa.lanes)
 
@@ -147,30 +167,43 @@ def _codes(k: KernelBuilder) -> Group:
 
 
 def _numbers(k: KernelBuilder) -> Group:
-    return numbers(k, k.call.anchor, lambda index: index)
+    return numbers(k, k.call.anchor, plain_numbers(k, k.call.anchor))
 
 
-def numbers(k: KernelBuilder, node: Node, source: Callable[[Index], Index]) -> Group:
-    """Stores the numbers of `node`, a dequantize, at an index where `source` of it says which group they are from."""
-    q, scale, *zeros = node.operands
-    book = Codebook(k.isa, _codebook(node)) if _codebook(node) else None
+def numbers(k: KernelBuilder, node: Node, read: Callable[[Index], Numbers]) -> Group:
+    """Stores the numbers of `node`, a dequantize, at an index where `read` of it gives those of a group."""
     dtype = compute_dtype(node.types[0].dtype)
 
     def body(index: Index, start: "tirx.PrimExpr", count: int) -> None:
-        group = source(index)
+        group = read(index)
+
+        def write(at: "tirx.PrimExpr", lanes: int) -> None:
+            _finish(k, (*index[:-1], at), cast(keep(group(at, lanes)), dtype), lanes)
+
+        vectors(k, start, count, write, k.isa.lanes)
+
+    return body
+
+
+def plain_numbers(k: KernelBuilder, node: Node) -> Callable[[Index], Numbers]:
+    """Reads the groups of `node`, a dequantize, whose codes lie as they are."""
+    q, scale, *zeros = node.operands
+    book = Codebook(k.isa, _codebook(node)) if _codebook(node) else None
+
+    def read(group: Index) -> Numbers:
         size = keep(_floats(k, scale, group, 1))
         zero = tirx.const(middle(q.dtype, _number(node, "bits")), "float32")
         if zeros:
             zero = keep(_floats(k, zeros[0], group, 1))
 
-        def write(at: "tirx.PrimExpr", lanes: int) -> None:
-            codes = keep(cast(Expression(k).at(q, (*group[:-1], at), lanes), "int32"))
+        def at(place: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+            codes = keep(cast(Expression(k).at(q, (*group[:-1], place), lanes), "int32"))
             levels = cast(codes, "float32") - splat(zero, lanes) if book is None else book.at(codes)
-            _finish(k, (*index[:-1], at), cast(keep(levels * splat(size, lanes)), dtype), lanes)
+            return levels * splat(size, lanes)
 
-        vectors(k, start, count, write, k.isa.lanes)
+        return at
 
-    return body
+    return read
 
 
 _BODIES: dict[Op, Callable[[KernelBuilder], Group]] = {

@@ -11,16 +11,20 @@ from planish.codegen.tvm.expression import Expression
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, bind, kernel
 from planish.codegen.tvm.loops import Index
-from planish.codegen.tvm.quantization import groups, numbers, refuse_codebook
+from planish.codegen.tvm.quantization import Numbers, groups, numbers, plain_numbers, refuse_codebook
+from planish.codegen.tvm.quantized_weight import CodedWeight, Levels
 from planish.codegen.tvm.vector_math import cast
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.types import same_shape
+from planish.compiler.types import DType, same_shape
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedEmbedding:
-    """Only the rows that are asked for become numbers; an index outside of the table is clamped to it."""
+    """Only the rows that are asked for become numbers; an index outside of the table is clamped to it.
+
+    Stored codes are read as linear maps have them packed.
+    """
 
     name: ClassVar[str] = "quantized-embedding"
     ops: ClassVar[tuple[Op, ...]] = (ops.embedding,)
@@ -35,22 +39,31 @@ class QuantizedEmbedding:
 
     def build(self, call: Call, isa: Isa) -> Kernel:
         table, ids = call.anchor.operands
+        weight = _packed(call, table.node, isa)
         with kernel(call, isa) as (k, done):
             rows = bind(k.dim(table.shape[0]))
+            read = plain_numbers(k, table.node) if weight is None else Levels(k, weight).elements
 
-            def source(index: Index) -> Index:
+            def looked_up(index: Index) -> Numbers:
                 row = bind(cast(Expression(k).at(ids, index[:-1], 1), "int64"))
                 zero = tirx.const(0, "int64")
-                return bind(tirx.min(tirx.max(row, zero), rows - 1)), index[-1]
+                return read((bind(tirx.min(tirx.max(row, zero), rows - 1)), index[-1]))
 
-            groups(k, ids.shape, table.node, numbers(k, table.node, source))
-        return Kernel(done[0], 0)
+            groups(k, ids.shape, table.node, numbers(k, table.node, looked_up))
+        return Kernel(done[0], 0, {} if weight is None else weight.packings())
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return fuses_before(node)
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
         return fuses_before(node) or (node.op is ops.dequantize and Value(node) == anchor.operands[0])
+
+
+def _packed(call: Call, table: Node, isa: Isa) -> CodedWeight | None:
+    """The table packed as linear maps read it, so that an artifact holds a tied one once; None where it cannot be."""
+    stored = all(v.node.op is ops.weight and v in call.inputs and call.inputs[v].is_contiguous for v in table.operands)
+    plain = stored and len(table.operands[0].shape) == 2 and table.operands[1].dtype is not DType.f64
+    return CodedWeight.of(table, isa) if plain else None
 
 
 def _refuse_around(call: Call, table: Node) -> str | None:

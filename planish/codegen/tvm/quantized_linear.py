@@ -7,8 +7,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.call import Call
+from planish.codegen.tvm.computed_row import computes, refuse_norms
 from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
-from planish.codegen.tvm.gemm_tile import instructions
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel
 from planish.codegen.tvm.quantization import refuse_codebook
@@ -16,6 +16,7 @@ from planish.codegen.tvm.quantized_panels import ManyRows
 from planish.codegen.tvm.quantized_planes import PlaneRows
 from planish.codegen.tvm.quantized_rows import MOST_ROWS, FewRows
 from planish.codegen.tvm.quantized_weight import CodedWeight, Levels
+from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
 from planish.compiler.types import DType, elements, same_dim
@@ -23,27 +24,31 @@ from planish.compiler.types import DType, elements, same_dim
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLinear:
-    """x [..., K] times the numbers that codes [N, K] stand for, plus bias and elementwise nodes; sums are f32."""
+    """x [..., K] times the numbers that codes [N, K] stand for, plus bias and elementwise nodes; sums are f32.
+
+    Many rows of bf16 multiply in pairs with a weight of bf16 where there is a dot product of bf16. What makes a single
+    row of x, a norm among others, is computed by every task for itself.
+    """
 
     name: ClassVar[str] = "quantized-linear"
     ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
-        return _refuse_weight(call) or _refuse_rows(call) or refuse_finish(call)
+        return _refuse_weight(call) or self._refuse_before(call) or _refuse_rows(call) or refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
         weight = CodedWeight.of(call.anchor.operands[1].node, isa)
         x = call.anchor.operands[0]
         rows = elements(x.shape[:-1])
         known = rows if isinstance(rows, int) else None
-        if weight.dot:
-            planes = PlaneRows(weight, isa, x, call.inputs[x], known)
+        view = call.inputs.get(x)
+        few = _few_rows(weight, isa, x, view, known)
+        many = None if view is None else ManyRows(weight, isa, x, view, known)
+        if many is None or (weight.dot and not many.pairs):
             with kernel(call, isa) as (k, done):
-                planes.emit(k, bind(k.dim(rows)), Levels(k, weight))
-            return Kernel(done[0], planes.scratch_bytes, weight.packings())
-        few = FewRows(weight, isa, x, call.inputs[x], min(known or MOST_ROWS, MOST_ROWS), known)
-        many = ManyRows(weight, isa, x, call.inputs[x], known)
-        with kernel(call, isa) as (k, done), instructions(many.tile):
+                few.emit(k, bind(k.dim(rows)), Levels(k, weight))
+            return Kernel(done[0], few.scratch_bytes, weight.packings())
+        with kernel(call, isa) as (k, done):
             _by_rows(k, bind(k.dim(rows)), Levels(k, weight), few, many)
         return Kernel(done[0], max(few.scratch_bytes, many.scratch_bytes), weight.packings())
 
@@ -51,10 +56,22 @@ class QuantizedLinear:
         return finishes(anchor, node)
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
-        return node.op is ops.dequantize and anchor.op is ops.linear and Value(node) == anchor.operands[1]
+        if node.op is ops.dequantize:
+            return anchor.op is ops.linear and Value(node) == anchor.operands[1]
+        return anchor.op is ops.linear and anchor.operands[1].node.op is ops.dequantize and computes(anchor, node)
+
+    def _refuse_before(self, call: Call) -> str | None:
+        others = [node.op.name for node in call.prologue if not self.fuses_before(call.anchor, node)]
+        return f"{others[0]} is not computed with the rows of x" if others else refuse_norms(call)
 
 
-def _by_rows(k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, few: FewRows, many: ManyRows) -> None:
+def _few_rows(weight: CodedWeight, isa: Isa, x: Value, view: View | None, known: int | None) -> FewRows | PlaneRows:
+    if weight.dot:
+        return PlaneRows(weight, isa, x, view, known)
+    return FewRows(weight, isa, x, view, min(known or MOST_ROWS, MOST_ROWS), known)
+
+
+def _by_rows(k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, few: FewRows | PlaneRows, many: ManyRows) -> None:
     """The kernel for as many rows as there are, decided at run time where their count is no constant."""
     if few.known is not None:
         (few if few.known <= MOST_ROWS else many).emit(k, rows, levels)
@@ -83,14 +100,13 @@ def _refuse_weight(call: Call) -> str | None:
 
 def _refuse_rows(call: Call) -> str | None:
     """Why the rows of x cannot be read, or None."""
-    x, w, *bias = call.anchor.operands
-    if any(node is not w.node for node in call.prologue):
-        return "more than the weight is computed in the kernel"
-    for role, value in (("x", x), *(("the bias", b) for b in bias)):
-        if value not in call.inputs:
-            return f"{role} is computed in the kernel"
+    x, _, *bias = call.anchor.operands
+    if any(b not in call.inputs for b in bias):
+        return "the bias is computed in the kernel"
     if x.dtype not in (DType.f32, DType.bf16, DType.f16):
         return f"it multiplies f32, bf16 and f16, not {x.dtype}"
+    if x not in call.inputs:
+        return None
     if not same_dim(call.inputs[x].strides[-1], 1) and not same_dim(x.shape[-1], 1):
         return "the last axis of x is strided"
     return None

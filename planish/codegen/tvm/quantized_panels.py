@@ -6,11 +6,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm import vector_math as vm
+from planish.codegen.tvm.bf16 import rounded
 from planish.codegen.tvm.gemm_finish import Finish
 from planish.codegen.tvm.gemm_grid import Grid, emit
 from planish.codegen.tvm.gemm_product import row_stride
 from planish.codegen.tvm.gemm_rows import Copied, Direct, Rows, Run, copied_stride, row_fill
-from planish.codegen.tvm.gemm_tile import Tile, rounded
+from planish.codegen.tvm.gemm_tile import Tile
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.tvm.loops import integer

@@ -8,11 +8,13 @@ of every code.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm import vector_math as vm
+from planish.codegen.tvm.computed_row import ComputedRow
 from planish.codegen.tvm.folds import Registers, largest, line_lanes, total
 from planish.codegen.tvm.gemm_finish import Finish
 from planish.codegen.tvm.gemm_rows import unravel, widened
@@ -37,7 +39,7 @@ _BLOCK = 128  # elements of a block where groups are longer
 
 @dataclass(frozen=True, slots=True)
 class PlaneRows:
-    """Rows of x, seen at `view` [..., depth], times a coded weight that is packed for dot products.
+    """Rows of x, seen at `view` [..., depth] or computed first, times a coded weight that is packed for dot products.
 
     Every task first writes the planes of a block of rows to its scratch memory.
     """
@@ -45,12 +47,12 @@ class PlaneRows:
     weight: CodedWeight
     isa: Isa
     x: Value
-    view: View
+    view: View | None
     known: int | None
 
     @property
     def planes(self) -> int:
-        return 3 if self.view.dtype is DType.f32 else 2
+        return 3 if self.x.dtype is DType.f32 else 2
 
     @property
     def bodies(self) -> tuple[int, ...]:
@@ -86,12 +88,13 @@ class PlaneRows:
         return -(-rows // height) * height
 
     @property
-    def _offsets(self) -> tuple[int, int, int, int]:
-        """Byte offsets of the planes, the blocks' scales and their sums after the tile, and the end."""
+    def _offsets(self) -> tuple[int, int, int, int, int]:
+        """Byte offsets of the planes, the blocks' scales, their sums and a computed row after the tile, and the end."""
         tile = whole_lines(self.tile.rows * self.tile.width)
         planes = tile + self._copied_rows * self.planes * self.stride
         each = whole_lines(self._copied_rows * self.blocks)
-        return tile, planes, planes + each, planes + 2 * each
+        row = planes + 2 * each
+        return tile, planes, planes + each, row, row + (whole_lines(self.weight.depth) if self.view is None else 0)
 
     @property
     def scratch_bytes(self) -> int:
@@ -99,7 +102,7 @@ class PlaneRows:
 
     def emit(self, k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels) -> None:
         """Compute this task's panels for all rows."""
-        (at_planes, at_scales, at_sums, _), tile = self._offsets, self.tile
+        (at_planes, at_scales, at_sums, at_row, _), tile = self._offsets, self.tile
         size = self._copied_rows * self.planes * self.stride
         out = k.scratch_buffer(tile.rows * tile.width, DType.f32)
         made = _Made(
@@ -112,9 +115,55 @@ class PlaneRows:
             k,
             Blocks(rows, self._copied_rows, self.bodies),
             Finish(k, tile, out, self.weight.columns),
-            _Split(k, self, made).emit,
+            _Split(k, self, made, self._source(k, at_row)).emit,
             lambda panel, row: _Panel(self, levels, made, out, panel, row).emit,
         )
+
+    def _source(self, k: KernelBuilder, at_row: int) -> "_Source":
+        if self.view is not None:
+            return _Stored(k, self.view, k.buffers[self.x])
+        row = k.scratch_buffer(whole_lines(self.weight.depth) // 4, DType.f32, at_row)
+        return _Computed(ComputedRow(k, self.x), row)
+
+
+class _Source(Protocol):
+    """Where the elements of rows come from."""
+
+    def start(self, row: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        """Make a row readable and give the place of its first element."""
+
+    def read(self, place: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        """Elements from a place on, f32."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Rows read from memory."""
+
+    k: KernelBuilder
+    view: View
+    buffer: "tirx.Buffer"
+
+    def start(self, row: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        return bind(self.k.address(self.view, (*unravel(self.k, row, self.view.shape[:-1]), integer(0))))
+
+    def read(self, place: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        return keep(widened(self.buffer[ramp(place, lanes)], self.view.dtype, lanes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """One row at a time, computed to a buffer."""
+
+    row: ComputedRow
+    buffer: "tirx.Buffer"
+
+    def start(self, row: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        self.row.write(row, self.buffer, integer(0))
+        return integer(0)
+
+    def read(self, place: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        return keep(self.buffer[ramp(place, lanes)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +183,14 @@ class _Split:
     k: KernelBuilder
     work: PlaneRows
     made: _Made
+    source: _Source
 
     def emit(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         """Write `count` rows from row `first` on."""
-        work, view = self.work, self.work.view
+        work = self.work
         whole, rest = divmod(work.weight.depth, work.block)
         with T.serial(count) as r:
-            index = unravel(self.k, bind(first + r), view.shape[:-1])
-            start = bind(self.k.address(view, (*index, integer(0))))
+            start = self.source.start(bind(first + r))
             with T.serial(integer(whole)) as b:
                 self._block(start, bind(r + 0), bind(b + 0), work.block)
             if rest:
@@ -166,21 +215,18 @@ class _Split:
         """The largest magnitude, by its bits: not-a-number lies above all numbers."""
 
         def read(at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-            raw = vm.bits(self._floats(bind(start + at), lanes), "int32")
+            raw = vm.bits(self.source.read(bind(start + at), lanes), "int32")
             return tirx.bitwise_and(raw, like(raw, 0x7FFFFFFF))
 
         registers = Registers(largest("int32"), line_lanes(count, self.k.isa.lanes), 2)
         registers.line(self.k, count, read)
         return keep(vm.bits(registers.result()[0], "float32"))
 
-    def _floats(self, place: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-        return keep(widened(self.k.buffers[self.work.x][ramp(place, lanes)], self.work.view.dtype, lanes))
-
     def _digits(
         self, place: "tirx.PrimExpr", target: "tirx.PrimExpr", inverse: "tirx.PrimExpr", lanes: int
     ) -> "tirx.PrimExpr":
         """Write the planes of elements, the least significant last, and give their numbers."""
-        scaled = self._floats(place, lanes) * vm.splat(inverse, lanes)
+        scaled = self.source.read(place, lanes) * vm.splat(inverse, lanes)
         number = rest = keep(cast(vm.intrinsic("llvm.roundeven", scaled), "int32"))
         for plane in reversed(range(self.work.planes)):
             T.buffer_store(self.made.planes, cast(rest, "int8"), [ramp(target + plane * self.work.stride, lanes)])

@@ -7,6 +7,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm import vector_math as vm
+from planish.codegen.tvm.computed_row import ComputedRow
 from planish.codegen.tvm.folds import Registers, line_lanes, total
 from planish.codegen.tvm.gemm_finish import Finish
 from planish.codegen.tvm.gemm_rows import Run, copied_stride, row_fill
@@ -34,7 +35,7 @@ def rows_of_bodies(most: int, rows: int | None) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class FewRows:
-    """Up to `most` rows of x, seen at `view` [..., depth], times a coded weight.
+    """Up to `most` rows of x, seen at `view` [..., depth] or computed first, times a coded weight.
 
     Every task first copies the rows to its scratch memory as f32, with the sum of each group, by which an offset of
     all codes of the group is taken off the product at once.
@@ -43,7 +44,7 @@ class FewRows:
     weight: CodedWeight
     isa: Isa
     x: Value
-    view: View
+    view: View | None
     most: int
     known: int | None
 
@@ -98,9 +99,7 @@ class FewRows:
     ) -> None:
         """Copy as many rows as the second of `rows` says from the first on."""
         weight, (first, count) = self.weight, rows
-        fill = row_fill(
-            k, self.view, Run(k.buffers[self.x], copied, self.view.dtype, self.isa.lanes, False), weight.depth
-        )
+        fill = self._fill(k, copied)
         whole, rest = divmod(weight.depth, weight.group)
         with T.serial(count) as r:
             place = bind(r * self.stride)
@@ -112,6 +111,14 @@ class FewRows:
             if rest:
                 start = bind(place + whole * weight.group)
                 _store_sum(k, copied, start, rest, sums, r * weight.groups + whole)
+
+    def _fill(self, k: KernelBuilder, copied: "tirx.Buffer") -> "Callable[[tirx.PrimExpr, tirx.PrimExpr], None]":
+        """What writes a row to a place of the copies."""
+        if self.view is None:
+            computed = ComputedRow(k, self.x)
+            return lambda row, place: computed.write(row, copied, place)
+        run = Run(k.buffers[self.x], copied, self.view.dtype, self.isa.lanes, False)
+        return row_fill(k, self.view, run, self.weight.depth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Weights stored as codes: how kernels have them packed, and how they read levels from them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy
@@ -14,6 +15,7 @@ from planish.codegen.tvm.int8_packing import CodePanels
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import KernelBuilder, Packing, bind, ramp
 from planish.codegen.tvm.levels import Codebook
+from planish.codegen.tvm.loops import integer
 from planish.codegen.tvm.packing import panels
 from planish.codegen.tvm.vector_math import keep, like, splat
 from planish.compiler.ir import Node, Value
@@ -24,8 +26,8 @@ _STEP = 8  # codes of a column that are read at once: 4 bits each in a lane of 3
 # A code in the top bits of the mantissa of 16.0 makes 16 + code: cheaper than a conversion.
 _MAGIC, _MAGIC_BITS, _CODE_BITS, _CODE_SHIFT = 16, 0x41800000, 0x00780000, 19
 _TURN = 3  # bits that words are turned left, so that one of their codes lies there
-_READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for reading, into L2, data
-_AHEAD_BYTES = 32768  # best of 0.5 to 64 KiB on a Zen 4 with one thread and with two
+_READ_SOON = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
+_AHEAD_BYTES = 8192  # best of 2 to 32 KiB on a Zen 4, into L1 and L2, with one thread and with two
 _LINE = 64
 
 
@@ -220,6 +222,42 @@ class Levels:
             return [keep(self._codes[ramp(place + i * self.weight.width, lanes)]) for i in range(2)]
         word = keep(self._codes[ramp(place, lanes)])
         return [keep(tirx.bitwise_and(part, like(word, 0x0F0F0F0F))) for part in (word, word >> like(word, 4))]
+
+    def elements(self, group: "tuple[tirx.PrimExpr, ...]") -> "Callable[[tirx.PrimExpr, int], tirx.PrimExpr]":
+        """Reads elements of one row and group, given as (row, group), by their place along the depth: f32 numbers."""
+        weight, row = self.weight, group[0]
+        panel, column = bind(T.truncdiv(row, integer(weight.width))), bind(T.truncmod(row, integer(weight.width)))
+        at = bind((panel * weight.groups + group[1]) * weight.width + column)
+        scale = keep(widened(self._scales[at], weight.scale.dtype, 1))
+        zero = tirx.const(float(weight.code_offset), "float32")
+        if weight.zero is not None:
+            zero = keep(vm.cast(vm.cast(self._zeros[at], "int32"), "float32") + zero)
+        start = bind(panel * weight.panel_elements + column)
+
+        def read(depth: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+            code = keep(self._code(start, depth, lanes))
+            levels = vm.cast(code, "float32") - splat(zero, lanes) if self._book is None else self._book.at(code)
+            return levels * splat(scale, lanes)
+
+        return read
+
+    def _code(self, start: "tirx.PrimExpr", depth: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        """Codes from `depth` on of the row whose first one lies at `start`, int32, one by one."""
+        weight, places = self.weight, ramp(depth, lanes)
+        together = _STEP if weight.nibbles else 4 if weight.dot else 1
+        unit = places >> like(places, together.bit_length() - 1)
+        word = keep(self._codes[keep(splat(start, lanes) + unit * like(unit, weight.width))])
+        if together == 1:
+            return vm.cast(word, "int32")
+        within = keep(vm.cast(tirx.bitwise_and(places, like(places, together - 1)), "uint32"))
+        bits = within * like(within, 32 // together)
+        if weight.nibbles and weight.dot:
+            low = tirx.bitwise_and(within, like(within, 3))
+            bits = low * like(low, 8) + (within >> like(within, 2)) * like(within, 4)
+        word = vm.cast(word, "uint32")
+        if weight.nibbles and not weight.dot and not weight.codebook:
+            word = keep((word >> like(word, _TURN)) | (word << like(word, 32 - _TURN)))
+        return vm.cast(tirx.bitwise_and(word >> keep(bits), like(word, 15 if weight.nibbles else 255)), "int32")
 
     def prefetch(self, at: "tirx.PrimExpr") -> None:
         """Fetch a step far behind the one at `at`; wider codes are read fast enough without (Zen 4)."""

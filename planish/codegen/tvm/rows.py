@@ -1,10 +1,11 @@
 """Softmax and normalizations over the last axis, one row at a time in the first level of cache."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, TypeAlias, cast
 
+import sympy
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
@@ -13,10 +14,10 @@ from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.around import fuses_after, fuses_before, refuse_around
 from planish.codegen.tvm.elementwise import to_memory
 from planish.codegen.tvm.expression import Expression, Known, store
-from planish.codegen.tvm.folds import Fold, Registers, line_lanes, lines, peak, total
+from planish.codegen.tvm.folds import Fold, Read, Registers, State, line_lanes, lines, moments, peak, total
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
-from planish.codegen.tvm.loops import Index, groups, vectors
+from planish.codegen.tvm.loops import Group, Index, Stages, pipeline, vectors
 from planish.codegen.tvm.streaming import Stream, streaming
 from planish.codegen.view import View
 from planish.compiler import ops
@@ -24,10 +25,14 @@ from planish.compiler.ir import Node, Op, Value
 from planish.compiler.types import Dim, DType, floor_div, same_dim, same_shape, simplify
 
 _Read: TypeAlias = "Callable[[int, tirx.PrimExpr, int], tirx.PrimExpr]"
-_Scalars: TypeAlias = "tuple[tirx.PrimExpr, ...]"
+_Scalars: TypeAlias = "Sequence[tirx.PrimExpr]"
+_States: TypeAlias = tuple[State, ...]
+_Write: TypeAlias = Callable[["tirx.PrimExpr", int], None]
 
+_KEPT = 4  # rows of scratch memory for each row of a group: of this group and the one before, elements and exponentials
+_NUMBERS = 2  # of a row that live from its first step to its last
+_SAMPLED = 12  # elements of a row of which one is looked at for a value near the mean
 _TOGETHER = 2  # rows that are computed side by side: they share what all rows read, and hide each other's folds
-_READ_AT_ONCE = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
 _MOST_WIDTH = 1024  # of rows side by side, so that they and their results stay in the first level of cache
 
 
@@ -35,9 +40,10 @@ _MOST_WIDTH = 1024  # of rows side by side, so that they and their results stay 
 class Rows:
     """Statistics of a row first, then its elements; both passes of a variance run over the row in cache.
 
-    Short rows go two by two, except where the output is written past the caches: memory likes one row after another. A
-    row that has to be computed or gathered is kept in scratch memory by the first pass. f16 and bf16 are computed in
-    f32; softmax gives 0 where the result is below 2^-126 of the largest.
+    Rows are written while the next ones are already read, so that no result is waited for. Short rows go two by two,
+    except where the output is written past the caches: memory likes one row after another. A row that has to be
+    computed or gathered is kept in scratch memory by the first pass. f16 and bf16 are computed in f32; softmax gives 0,
+    or a number below 2^-126, where the result is below 2^-126 of the largest.
     """
 
     name: ClassVar[str] = "rows"
@@ -55,14 +61,21 @@ class Rows:
     def build(self, call: Call, isa: Isa) -> Kernel:
         width = call.anchor.operands[0].shape[-1]
         row_bytes = simplify(64 * (floor_div(width, 16) + 1))
-        scratch = simplify(2 * _together(width) * row_bytes)
-        lead = call.anchor.types[0].shape[:-1]
+        together = _together(call)
+        scratch = simplify(_KEPT * together * row_bytes)
+        begin, result = _METHODS[call.anchor.op]
         with kernel(call, isa, scratch) as (k, done), streaming(k, call.view) as stream:
+            numbers = tuple(T.alloc_buffer((_TOGETHER,), "float32") for _ in range(_NUMBERS))
 
-            def some(leads: tuple[Index, ...]) -> None:
-                _ROWS[call.anchor.op](_Group(k, leads, width, row_bytes, stream if len(leads) == 1 else None))
+            def rows(group: Group) -> _Rows:
+                return _Rows(k, group, row_bytes, stream if len(group.leads) == 1 else None, numbers)
 
-            groups(k, lead, _together(width), some, alone=stream.condition if stream is not None else None)
+            def follow(coming: Group, going: Group) -> None:
+                begin(rows(coming), rows(going).writer(result))
+
+            stages = Stages(lambda group: begin(rows(group), None), follow, lambda group: rows(group).write(result))
+            alone = stream.condition if stream is not None else None
+            pipeline(k, call.anchor.types[0].shape[:-1], together, stages, alone)
         return Kernel(done[0], scratch)
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
@@ -72,19 +85,47 @@ class Rows:
         return fuses_before(node)
 
 
-def _together(width: Dim) -> int:
-    return _TOGETHER if isinstance(width, int) and width <= _MOST_WIDTH else 1
+def _together(call: Call) -> int:
+    width = call.anchor.operands[0].shape[-1]
+    most = _MOST_WIDTH if _lies_in_memory(call) or call.anchor.op in _TWICE else _MOST_WIDTH // 2
+    return _TOGETHER if isinstance(width, int) and width <= most else 1
+
+
+def _lies_in_memory(call: Call) -> bool:
+    """Whether the anchor's operand can be read again and again where it lies."""
+    view = call.inputs.get(call.anchor.operands[0])
+    return view is not None and view.dtype is DType.f32 and same_dim(view.strides[-1], 1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """Rows of the anchor's operand, at `leads` on all axes but the last; what is read of them is asked by number."""
+class _Rows:
+    """A group of rows of the anchor's operand; what is read of them is asked by number.
+
+    `numbers` are variables of every row that live from its first step to its last.
+    """
 
     k: KernelBuilder
-    leads: tuple[Index, ...]
-    width: Dim
+    group: Group
     row_bytes: Dim
     stream: Stream | None
+    numbers: "tuple[tirx.Buffer, ...]"
+
+    @property
+    def leads(self) -> tuple[Index, ...]:
+        return self.group.leads
+
+    @property
+    def width(self) -> Dim:
+        return self.k.call.anchor.operands[0].shape[-1]
+
+    def recall(self, slot: int) -> _Scalars:
+        """What an earlier step has put into a slot."""
+        return tuple(bind(self.numbers[slot][row]) for row in range(len(self.leads)))
+
+    def remember(self, slot: int, values: _Scalars) -> None:
+        """Keep a number of every row for a later step."""
+        for row, value in enumerate(values):
+            T.buffer_store(self.numbers[slot], value, [row])
 
     @property
     def lanes(self) -> int:
@@ -99,29 +140,39 @@ class _Group:
         index = (*self.leads[row], at)
         return vm.keep(Expression(self.k).at(value, index[len(index) - len(value.shape) :], lanes))
 
-    def each(self, result: "Callable[[int], tirx.PrimExpr]") -> _Scalars:
-        """A scalar of every row, as a variable."""
-        return tuple(vm.keep(result(row)) for row in range(len(self.leads)))
+    def fold(self, fold: Fold, read: _Read, ways: int = 4, *, besides: _Write | None = None) -> _States:
+        """The fold of what `read` gives of each whole row; `besides` is done for each vector of the rows."""
+        return self.part(self.width, fold, read, ways, besides=besides)
 
-    def fold(self, fold: Fold, read: _Read, ways: int = 4) -> _Scalars:
-        """The fold of what `read` gives of each whole row."""
-        ways = ways if not isinstance(self.width, int) else _ways(self, ways)
-        group = [(Registers(fold, self.lanes, ways), partial(read, row)) for row in range(len(self.leads))]
-        lines(self.k, self.width, group)
-        return tuple(registers.result()[0] for registers, _ in group)
+    def part(self, width: Dim, fold: Fold, read: _Read, ways: int = 4, *, besides: _Write | None = None) -> _States:
+        """The fold of the first `width` elements of each row."""
+        lanes = line_lanes(width, self.k.isa.lanes)
+        ways = ways if not isinstance(width, int) else max(w for w in (1, 2, ways) if w <= max(1, width // lanes))
+        group = [(Registers(fold, lanes, ways), partial(read, row)) for row in range(len(self.leads))]
+        if besides is not None:
+            registers, last = group[-1]
+            group[-1] = registers, partial(_both, last, besides)
+        lines(self.k, width, group)
+        return tuple(registers.result() for registers, _ in group)
 
-    def fold_ahead(self, fold: Fold, read: _Read, ways: int = 4) -> _Scalars:
+    def fold_ahead(self, fold: Fold, read: _Read, ways: int, besides: _Write | None) -> _States:
         """The fold in a later pass, which has the next rows fetched into the first level of cache meanwhile."""
 
         def ahead(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
             for view, buffer in self._whole:
                 step = len(self.leads) * self.k.dim(view.strides[-2])
-                place = bind(self.k.address(view, (*self.leads[row], at)) + step)
-                pointer = T.address_of(buffer[place])
-                T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", pointer, *_READ_AT_ONCE))
+                self._fetch(view, buffer, row, at + step, for_writing=False)
+            if self.stream is None:
+                self._fetch(self.k.call.view, self.k.output, row, at, for_writing=True)
             return read(row, at, lanes)
 
-        return self.fold(fold, ahead, ways)
+        return self.fold(fold, ahead, ways, besides=besides)
+
+    def _fetch(self, view: View, buffer: "tirx.Buffer", row: int, at: "tirx.PrimExpr", *, for_writing: bool) -> None:
+        """Ask for the cache line of an element in the first level of cache; nothing happens if there is none."""
+        pointer = T.address_of(buffer[bind(self.k.address(view, (*self.leads[row], at)))])
+        hints = (T.int32(for_writing), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", pointer, *hints))
 
     @property
     def _whole(self) -> "list[tuple[View, tirx.Buffer]]":
@@ -130,41 +181,54 @@ class _Group:
         inputs = [(v, view) for v, view in self.k.call.inputs.items() if len(shape) > 1 and same_shape(v.shape, shape)]
         return [(view, self.k.buffers[v]) for v, view in inputs if same_dim(view.strides[-1], 1)]
 
-    def first(self) -> "tuple[_Read, _Read]":
-        """`(read, again)`: `read` is for the first pass over whole rows, `again` for later ones."""
-        k, x = self.k, self.k.call.anchor.operands[0]
+    def operand_of_anchor(self, row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        """Elements of the anchor's operand, computed or read where they lie."""
+        return self.operand(self.k.call.anchor.operands[0], row, at, lanes)
 
-        def direct(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-            return self.operand(x, row, at, lanes)
+    def first(self, row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        """Elements of the anchor's operand, for the first pass over whole rows."""
+        value = self.operand_of_anchor(row, at, lanes)
+        return value if _lies_in_memory(self.k.call) else self.keep(self._kept(row), at, value)
 
-        view = k.call.inputs.get(x)
-        if view is not None and view.dtype is DType.f32 and same_dim(view.strides[-1], 1):
-            return direct, direct
-        keep, again = self.kept(0)
-        return lambda row, at, lanes: keep(row, at, direct(row, at, lanes)), again
+    def again(self, row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        """Elements of the anchor's operand, for later passes."""
+        if _lies_in_memory(self.k.call):
+            return self.operand_of_anchor(row, at, lanes)
+        return self.kept(self._kept(row), at, lanes)
 
-    def kept(self, slot: int) -> "tuple[Callable[[int, tirx.PrimExpr, tirx.PrimExpr], tirx.PrimExpr], _Read]":
-        """Rows of scratch: `(keep, read)`, of which `keep(row, at, value)` stores f32 values and gives them back."""
-        first = slot * len(self.leads)
-        rows = [
-            self.k.scratch_buffer(self.width, DType.f32, self.row_bytes * (first + row))
-            for row in range(len(self.leads))
-        ]
+    def _kept(self, row: int) -> "tirx.PrimExpr":
+        """The slot of a row that the group before, whose rows are still needed, does not use."""
+        return self.group.turn * len(self.leads) + row
 
-        def keep(row: int, at: "tirx.PrimExpr", value: "tirx.PrimExpr") -> "tirx.PrimExpr":
-            T.buffer_store(rows[row], value, [ramp(at, vm.lanes_of(value))])
-            return value
+    def keep(self, slot: "tirx.PrimExpr | int", at: "tirx.PrimExpr", value: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        """Put f32 values into a row of scratch memory, and give them back."""
+        buffer, start = self._scratch(slot)
+        T.buffer_store(buffer, value, [ramp(bind(start + at), vm.lanes_of(value))])
+        return value
 
-        return keep, lambda row, at, lanes: rows[row][ramp(at, lanes)]
+    def kept(self, slot: "tirx.PrimExpr | int", at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        """What was put there."""
+        buffer, start = self._scratch(slot)
+        return vm.keep(buffer[ramp(bind(start + at), lanes)])
 
-    def write(self, result: _Read) -> None:
-        """Store the call's output, where the anchor's value at each place is `result(row, at, lanes)`."""
+    def _scratch(self, slot: "tirx.PrimExpr | int") -> "tuple[tirx.Buffer, tirx.PrimExpr]":
+        step = self.k.dim(simplify(floor_div(self.row_bytes, 4)))
+        rows = self.k.scratch_buffer(simplify(_KEPT * len(self.leads) * floor_div(self.row_bytes, 4)), DType.f32)
+        return rows, bind(step * slot)
 
-        def body(at: "tirx.PrimExpr", lanes: int) -> None:
+    def write(self, result: "Callable[[_Rows], _Read]") -> None:
+        """Store the call's output, where the anchor's value at each place is `result(self)(row, at, lanes)`."""
+        vectors(self.k, tirx.const(0, "int64"), self.width, self.writer(result), self.k.isa.lanes)
+
+    def writer(self, result: "Callable[[_Rows], _Read]") -> _Write:
+        """What `write` does, a vector of each row at a time."""
+        read = result(self)
+
+        def write(at: "tirx.PrimExpr", lanes: int) -> None:
             for row in range(len(self.leads)):
-                self._write(row, result, at, lanes)
+                self._write(row, read, at, lanes)
 
-        vectors(self.k, tirx.const(0, "int64"), self.width, body, self.k.isa.lanes)
+        return write
 
     def _write(self, row: int, result: _Read, at: "tirx.PrimExpr", lanes: int) -> None:
         k, call = self.k, self.k.call
@@ -179,83 +243,128 @@ class _Group:
         self.stream.choose(lambda: T.buffer_store(k.output, value, [ramp(place, lanes)]), place, value)
 
 
-def _ways(row: _Group, ways: int) -> int:
-    whole = cast(int, row.width) // row.lanes
-    return max(w for w in (1, 2, ways) if w <= max(1, whole))
+def _both(read: Read, besides: _Write, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+    value = vm.keep(read(at, lanes))
+    besides(at, lanes)
+    return value
 
 
-def _softmax(rows: _Group) -> None:
+def _shifted(rows: _Rows) -> _Read:
+    """The elements less the largest one, which is found first."""
+    tops = [top for (top,) in rows.fold(peak(), rows.first)]
+    rows.remember(0, tops)
+    return lambda row, at, lanes: vm.keep(rows.again(row, at, lanes) - vm.splat(tops[row], lanes))
+
+
+def _begin_softmax(rows: _Rows, besides: _Write | None) -> None:
     shifted = _shifted(rows)
-    keep, again = rows.kept(1)
-    denominators = rows.fold_ahead(
-        total("float32"),
-        lambda row, at, lanes: keep(row, at, vm.exp_nonpositive(vm.keep(shifted(row, at, lanes)))),
-        ways=2,
-    )
-    scales = rows.each(lambda row: tirx.const(1.0, "float32") / denominators[row])
-    rows.write(lambda row, at, lanes: again(row, at, lanes) * vm.splat(scales[row], lanes))
+
+    def exponential(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        return rows.keep(_slot(rows, row), at, vm.exp_nonpositive(shifted(row, at, lanes)))
+
+    sums = rows.fold_ahead(total("float32"), exponential, 2, besides)
+    rows.remember(1, [tirx.const(1.0, "float32") / s for (s,) in sums])
 
 
-def _log_softmax(rows: _Group) -> None:
+def _softmax(rows: _Rows) -> _Read:
+    scales = rows.recall(1)
+    return lambda row, at, n: rows.kept(_slot(rows, row), at, n) * vm.splat(scales[row], n)
+
+
+def _slot(rows: _Rows, row: int) -> "tirx.PrimExpr":
+    """Where in scratch memory the exponentials are."""
+    return bind((rows.group.turn + 2) * len(rows.leads) + row)
+
+
+def _begin_log_softmax(rows: _Rows, besides: _Write | None) -> None:
     shifted = _shifted(rows)
-    denominators = rows.fold_ahead(
-        total("float32"), lambda row, at, lanes: vm.exp_nonpositive(vm.keep(shifted(row, at, lanes))), ways=2
-    )
-    shifts = rows.each(lambda row: vm.log(denominators[row]))
-    rows.write(lambda row, at, lanes: shifted(row, at, lanes) - vm.splat(shifts[row], lanes))
+    exponential: _Read = lambda row, at, lanes: vm.exp_nonpositive(shifted(row, at, lanes))  # noqa: E731
+    rows.remember(1, [vm.log(s) for (s,) in rows.fold_ahead(total("float32"), exponential, 2, besides)])
 
 
-def _shifted(rows: _Group) -> _Read:
-    """The elements less the largest one."""
-    first, again = rows.first()
-    tops = rows.fold(peak(), first)
-    return lambda row, at, lanes: again(row, at, lanes) - vm.splat(tops[row], lanes)
+def _log_softmax(rows: _Rows) -> _Read:
+    tops, logarithms = rows.recall(0), rows.recall(1)
+
+    def result(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        shifted = vm.keep(rows.again(row, at, lanes) - vm.splat(tops[row], lanes))
+        return shifted - vm.splat(logarithms[row], lanes)
+
+    return result
 
 
-def _layer_norm(rows: _Group) -> None:
-    first, again = rows.first()
-    sums = rows.fold(total("float32"), first)
-    means = rows.each(lambda row: sums[row] / rows.count)
+def _begin_layer_norm(rows: _Rows, besides: _Write | None) -> None:
+    """One pass over the deviations from the mean of a part of the row.
 
-    def centred(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-        return vm.keep(again(row, at, lanes) - vm.splat(means[row], lanes))
-
-    _scaled(rows, centred, centred, rows.fold_ahead)
-
-
-def _rms_norm(rows: _Group) -> None:
-    first, again = rows.first()
-    _scaled(rows, again, first, rows.fold)
-
-
-def _scaled(rows: _Group, read: _Read, first: _Read, fold: Callable[[Fold, _Read], _Scalars]) -> None:
-    """Divide by the root of the mean square, then scale and shift by the operands that are given.
-
-    `fold` takes the squares of what `first` reads; `read` is for the pass after it.
+    The mean of one element in n is off by at most sqrt(n) standard deviations of the row, so that the square of that,
+    which is taken off again, costs no more than a factor of n in precision, and mostly nothing.
     """
-    node = rows.k.call.anchor
-    given = dict(zip((i for i, v in enumerate(node.inputs) if v is not None), node.operands, strict=True))
+    sample = _sample(rows.width)
+    sums = rows.part(sample, total("float32"), rows.operand_of_anchor)
+    near = [vm.keep(s / vm.cast(rows.k.dim(sample), "float32")) for (s,) in sums]
 
+    def deviation(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        return vm.keep(rows.first(row, at, lanes) - vm.splat(near[row], lanes))
+
+    each = vm.keep(tirx.const(1.0, "float32") / rows.count)
+    means, scales = [], []
+    for start, (s, squares) in zip(
+        near, rows.fold(moments("float32"), deviation, ways=2, besides=besides), strict=True
+    ):
+        shift = vm.keep(s * each)
+        variance = vm.keep((squares - s * shift) * each)
+        means.append(start + shift)
+        scales.append(_scale(rows, vm.keep(vm.fast_maximum(variance, vm.like(variance, 0)))))
+    rows.remember(0, means)
+    rows.remember(1, scales)
+
+
+def _sample(width: Dim) -> Dim:
+    """How many elements tell where about the mean lies: at least one in `_SAMPLED`, and whole vectors."""
+    size = 16 * (floor_div(width - 1, 16 * _SAMPLED) + 1)
+    return simplify(sympy.Min(width, size))
+
+
+def _layer_norm(rows: _Rows) -> _Read:
+    means, scales = rows.recall(0), rows.recall(1)
+    centred: _Read = lambda row, at, n: vm.keep(rows.again(row, at, n) - vm.splat(means[row], n))  # noqa: E731
+    return _scaled(rows, centred, scales)
+
+
+def _begin_rms_norm(rows: _Rows, besides: _Write | None) -> None:
     def square(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-        value = vm.keep(first(row, at, lanes))
+        value = vm.keep(rows.first(row, at, lanes))
         return value * value
 
-    squares = fold(total("float32"), square)
-    eps = tirx.const(cast(float, node.attrs["eps"]), "float32")
-    one = tirx.const(1.0, "float32")
-    scales = rows.each(lambda row: one / vm.square_root(squares[row] / rows.count + eps))
+    sums = rows.fold(total("float32"), square, besides=besides)
+    rows.remember(0, [_scale(rows, s / rows.count) for (s,) in sums])
+
+
+def _rms_norm(rows: _Rows) -> _Read:
+    return _scaled(rows, rows.again, rows.recall(0))
+
+
+def _scale(rows: _Rows, variance: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    eps = tirx.const(cast(float, rows.k.call.anchor.attrs["eps"]), "float32")
+    return tirx.const(1.0, "float32") / vm.square_root(variance + eps)
+
+
+def _scaled(rows: _Rows, read: _Read, scales: _Scalars) -> _Read:
+    """Each row scaled, then scaled and shifted by the operands that are given."""
+    node = rows.k.call.anchor
+    given = dict(zip((i for i, v in enumerate(node.inputs) if v is not None), node.operands, strict=True))
 
     def result(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
         value = read(row, at, lanes) * vm.splat(scales[row], lanes)
         value = value * rows.operand(given[1], row, at, lanes) if 1 in given else value
         return value + rows.operand(given[2], row, at, lanes) if 2 in given else value
 
-    rows.write(result)
+    return result
 
 
-_ROWS: dict[Op, Callable[[_Group], None]] = {
-    ops.softmax: _softmax,
-    ops.log_softmax: _log_softmax,
-    ops.layer_norm: _layer_norm,
-    ops.rms_norm: _rms_norm,
+_TWICE = (ops.softmax, ops.log_softmax)
+_METHODS: dict[Op, "tuple[Callable[[_Rows, _Write | None], None], Callable[[_Rows], _Read]]"] = {
+    ops.softmax: (_begin_softmax, _softmax),
+    ops.log_softmax: (_begin_log_softmax, _log_softmax),
+    ops.layer_norm: (_begin_layer_norm, _layer_norm),
+    ops.rms_norm: (_begin_rms_norm, _rms_norm),
 }

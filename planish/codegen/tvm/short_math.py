@@ -23,7 +23,7 @@ from planish.codegen.tvm.vector_math import (
 _MAGIC = 12582912.0  # 1.5 * 2^23: a sum with it has the whole part of the other in its low bits
 
 # minimax fits by relative error: 2^r for |r| <= 1/2 (7.5e-5), and (tanh(x) - x) / x^3 by x^2 for |x| <= 5/8 (3.5e-6)
-_TWO_TO = (0.05517147389873387, 0.24261111925790987, 0.6932610381502451, 0.9999280801229206)
+TWO_TO = (0.05517147389873387, 0.24261111925790987, 0.6932610381502451, 0.9999280801229206)
 _TANH = (-0.04051531141670615, 0.13048305320286183, -0.33315513502472915)
 # log2(erfc(x / sqrt(2)) / 2) for 0 <= x <= 11: within 2.5e-4 of the argument of the logarithm up to 4.5
 _GELU = (
@@ -41,7 +41,7 @@ def exp(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     scale = like(x, math.log2(math.e))
     shifted = keep(fma(capped, scale, like(x, _MAGIC)))
     rest = keep(fma(capped, scale, -keep(shifted - like(x, _MAGIC))))
-    result = keep(scaled_by_two(polynomial(rest, _TWO_TO), shifted))
+    result = keep(scaled_by_two(polynomial(rest, TWO_TO), shifted))
     result = select(x > high, like(x, math.inf), result)
     return keep(select(x < low, like(x, 0.0), keep(result)))
 
@@ -74,7 +74,7 @@ def gelu(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     power = polynomial(size, _GELU)
     shifted = keep(power + like(x, _MAGIC))
     rest = keep(power - keep(shifted - like(x, _MAGIC)))
-    tail = keep(scaled_by_two(polynomial(rest, _TWO_TO), shifted))
+    tail = keep(scaled_by_two(polynomial(rest, TWO_TO), shifted))
     return keep(fma(-size, tail, keep(select(x < like(x, 0.0), like(x, 0.0), x))))
 
 

@@ -93,9 +93,10 @@ def lane_sums(rows: Sequence["tirx.PrimExpr"]) -> "tirx.PrimExpr":
 
 
 def lane_sum(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "tirx.PrimExpr":
-    """What `lane_sums` makes of two partial results of `step` rows each."""
-    low, high = _exchanged(a, b, step, lanes)
-    return keep(low + high)
+    """What `lane_sums` makes of two partial results of `step` rows each: what stays in a lane and what comes to it."""
+    stays = [j if not j & step else lanes + j for j in range(lanes)]
+    comes = [j + step if not j & step else lanes + j - step for j in range(lanes)]
+    return keep(keep(tirx.Shuffle([a, b], stays)) + keep(tirx.Shuffle([a, b], comes)))
 
 
 def _exchanged(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
@@ -114,10 +115,12 @@ def tile(
     finish: Callable[[int, int, "tirx.PrimExpr"], None],
     *,
     dtype: str = "float32",
+    multiply_add: "Callable[[tirx.PrimExpr, tirx.PrimExpr, tirx.PrimExpr], tirx.PrimExpr]" = fma,
 ) -> None:
     """Sum `left(d, i) * right(d, j)` over d < depth into rows x vectors registers of `lanes` elements each.
 
     `shape` is (rows, vectors, lanes); `left` gives scalars, `right` and `start` vectors; `finish` takes the sums.
+    `multiply_add(x, y, sums)` adds a product to them.
     """
     rows, vectors, lanes = shape
     sums = [T.alloc_buffer((vectors * lanes,), dtype) for _ in range(rows)]
@@ -130,6 +133,6 @@ def tile(
             factor = bind(splat(left(d, i), lanes))
             for j, column in enumerate(columns):
                 place = places[i * vectors + j][2]
-                T.buffer_store(sums[i], fma(factor, column, sums[i][place]), [place])
+                T.buffer_store(sums[i], multiply_add(factor, column, sums[i][place]), [place])
     for i, j, place in places:
         finish(i, j, sums[i][place])

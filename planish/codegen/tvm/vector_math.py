@@ -155,10 +155,13 @@ def exp(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 
 def exp_nonpositive(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """e^x for x <= 0 within 3 ulp above -10 and 5 ulp below, cheaper than `exp`; 0 below -87.33."""
-    low = like(x, -87.33)
-    x = keep(x)
-    return keep(select(x < low, like(x, 0.0), keep(_exponential(x, _EXPONENTIAL_SHORT))))
+    """e^x for x <= 0 within 3 ulp above -10 and 5 ulp below, cheaper than `exp`; a denormal number or 0 below -87.33.
+
+    At the least argument the multiple of log(2) is 127 and the rest not negative, so that the exponent bits end at 0.
+    """
+    low = like(x, -88.0296)
+    capped = keep(fast_maximum(low, keep(x)))
+    return keep(_exponential(capped, _EXPONENTIAL_SHORT))
 
 
 def _exponential(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimExpr":
@@ -192,6 +195,25 @@ _EXPONENTIAL_SHORT = (
     *(8.297583761762832e-3, 4.191587662576313e-2, 1.666757835866246e-1),
     *(4.9998890467993357e-1, 9.999996901457441e-1, 1.0),
 )
+
+
+# minimax fit of the relative error on [-1/2, 1/2], highest power first
+POWER_OF_TWO = (1.327647013e-3, 9.675540961e-3, 5.550713092e-2, 2.402212024e-1, 6.931469440e-1, 1.000000119)
+
+
+def power_of_two(x: "tirx.PrimExpr", fit: tuple[float, ...] = POWER_OF_TWO) -> "tirx.PrimExpr":
+    """2^x for x <= 0, within 3e-7 of it unless another `fit` of 2^x on [-1/2, 1/2] is given; 0 below 2^-126.
+
+    What is not a number stays so.
+
+    Adding 1.5 * 2^23 + 127 rounds x to an integer n and leaves n + 127, the exponent of 2^n, in the low bits.
+    """
+    x = keep(fast_maximum(like(x, -127.0), x))
+    # TVM would cancel x + c - c, but does not look into an fma
+    shifted = keep(fma(x, like(x, 1.0), like(x, 12582912.0 + 127.0)))
+    rest = keep(x - (shifted - like(x, 12582912.0 + 127.0)))
+    raw = bits(shifted, "int32")
+    return bits(raw << like(raw, 23), "float32") * polynomial(rest, fit)
 
 
 def polynomial(x: "tirx.PrimExpr", coefficients: Sequence[float]) -> "tirx.PrimExpr":

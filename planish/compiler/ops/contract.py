@@ -13,24 +13,47 @@ from planish.compiler.ir import op
 from planish.compiler.ops.checks import check_float, check_index, check_number, check_same_dtype, check_windows
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.ops.reduce import window_count
+from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.compiler.types import Dim, DType, Shape, TensorType, same_dim, same_shape
 from planish.errors import TypeRuleError
 
 
-@op(functional.linear, "contraction")
-def linear(x: TensorType, w: TensorType, b: TensorType | None = None) -> TensorType:
-    """Affine map of the last axis: x [..., K], w [N, K], b [N] -> [..., N]."""
+def _linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, dtype: DType | None) -> Tensor:
+    return functional.linear(_as(x, dtype), _as(w, dtype), b)
+
+
+@op(_linear, "contraction")
+def linear(x: TensorType, w: TensorType, b: TensorType | None = None, *, dtype: DType | None = None) -> TensorType:
+    """Affine map of the last axis: x [..., K], w [N, K], b [N] -> [..., N].
+
+    With `dtype` f32 the products of narrower operands are summed and given in f32, to which b belongs.
+    """
     check_number(x)
-    check_same_dtype(x, w, b)
+    check_same_dtype(x, w)
     if w.rank != 2 or x.rank < 1 or not same_dim(x.shape[-1], w.shape[1]):
         raise TypeRuleError(f"x {x} and w {w} do not contract")
-    _check_bias(w, b)
-    return x.with_shape((*x.shape[:-1], w.shape[0]))
+    result = TensorType((*x.shape[:-1], w.shape[0]), _summed(x, dtype))
+    _check_bias(w, b, result)
+    return result
 
 
-def _check_bias(w: TensorType, b: TensorType | None) -> None:
+def _as(x: Tensor, dtype: DType | None) -> Tensor:
+    return x if dtype is None else x.to(TORCH_DTYPE[dtype])
+
+
+def _summed(x: TensorType, dtype: DType | None) -> DType:
+    """The dtype of sums of products of x."""
+    if dtype is None:
+        return x.dtype
+    if dtype is not DType.f32 or x.dtype not in (DType.bf16, DType.f16):
+        raise TypeRuleError(f"products of {x.dtype} are not summed in {dtype}; those of bf16 and f16 are in f32")
+    return dtype
+
+
+def _check_bias(w: TensorType, b: TensorType | None, result: TensorType) -> None:
     if b is not None and (b.rank != 1 or not same_dim(b.shape[0], w.shape[0])):
         raise TypeRuleError(f"b {b} is no bias of w {w}")
+    check_same_dtype(result, b)
 
 
 @op(torch.matmul, "contraction")
@@ -53,9 +76,10 @@ def _conv(
     dilation: tuple[int, ...],
     groups: int,
     after: tuple[int, ...] | None = None,
+    dtype: DType | None = None,
 ) -> Tensor:
     function = functional.conv1d if x.ndim == 3 else functional.conv2d
-    x = x.movedim(-1, 1)
+    x, w = _as(x, dtype).movedim(-1, 1), _as(w, dtype)
     if after is not None:
         sides = zip(reversed(padding), reversed(after), strict=True)
         x, padding = functional.pad(x, tuple(chain(*sides))), (0,) * len(padding)
@@ -74,13 +98,15 @@ def conv(
     dilation: Shape,
     groups: int = 1,
     after: Shape | None = None,
+    dtype: DType | None = None,
 ) -> TensorType:
     """Convolution, channels last: x [N, *spatial, C], w [O, *kernel, C / groups], b [O] -> [N, *spatial', O].
 
     Each spatial axis gets `padding` zeros in front and `after` zeros behind; as many as in front where that is None.
+    With `dtype` f32 the products of narrower operands are summed and given in f32, to which b belongs.
     """
     check_float(x)
-    check_same_dtype(x, w, b)
+    check_same_dtype(x, w)
     ends = padding if after is None else after
     check_windows(x, stride, padding, dilation, ends)
     if any(isinstance(p, int) and p < 0 for p in (*padding, *ends)):
@@ -89,10 +115,12 @@ def conv(
         raise TypeRuleError(f"x {x} and w {w} are no convolution over {x.rank - 2} axes")
     if groups < 1 or not same_dim(x.shape[-1], w.shape[-1] * groups) or w.shape[0] % groups:
         raise TypeRuleError(f"{groups} groups do not fit x {x} and w {w}")
-    _check_bias(w, b)
     sizes = (d + before + end for d, before, end in zip(x.shape[1:-1], padding, ends, strict=True))
     spatial = zip(sizes, w.shape[1:-1], stride, dilation, strict=True)
-    return x.with_shape((x.shape[0], *(window_count(d, k, s, 0, e) for d, k, s, e in spatial), w.shape[0]))
+    shape = (x.shape[0], *(window_count(d, k, s, 0, e) for d, k, s, e in spatial), w.shape[0])
+    result = TensorType(shape, _summed(x, dtype))
+    _check_bias(w, b, result)
+    return result
 
 
 def conv_padding(attrs: Mapping[str, Attr]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -112,8 +140,10 @@ def _attention(
     window: int | None,
     scale: float,
 ) -> Tensor:
-    groups = q.shape[-3] // k.shape[-3]
+    groups, dtype = q.shape[-3] // k.shape[-3], q.dtype
     k, v = (t.repeat_interleave(groups, -3) for t in (k, v))
+    if dtype in (torch.bfloat16, torch.float16):
+        q, k, v = q.float(), k.float(), v.float()
     scores = torch.matmul(q, k.transpose(-1, -2)) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
@@ -121,7 +151,7 @@ def _attention(
         scores = scores.masked_fill(~_cached_band(past, q.shape[-2], k.shape[-2], window)[:, None], -torch.inf)
     elif causal:
         scores = scores.masked_fill(~_band(q.shape[-2], k.shape[-2], window), -torch.inf)
-    return torch.matmul(torch.softmax(scores, -1).nan_to_num(0.0), v)
+    return torch.matmul(torch.softmax(scores, -1).nan_to_num(0.0), v).to(dtype)
 
 
 def _band(queries: int, keys: int, window: int | None) -> Tensor:
@@ -152,8 +182,9 @@ def attention(
     """Scaled dot-product attention: q [B, H, S, D], k [B, G, T, D], v [B, G, T, E] -> [B, H, S, E].
 
     G divides H (grouped queries share keys in order). `mask` broadcasts to [B, H, S, T]: bool keeps where true, float
-    is added to the scores. `causal` aligns the last query with the last key; `window` (with causal) lets a query see
-    that many latest keys, itself included. A query that sees no key gives zeros.
+    (of q's dtype or f32) is added to the scores. `causal` aligns the last query with the last key; `window` (with
+    causal) lets a query see that many latest keys, itself included. A query that sees no key gives zeros. Narrow
+    operands are computed with in f32, and the result is rounded once.
 
     With `past` i64 [B] the keys are a cache as `cache_update` writes it: query i of row b is at position past[b] + i,
     position p lies in slot p mod T, and each query sees its own position and those before it, as many as the window
@@ -185,8 +216,9 @@ def _check_past(q: TensorType, past: TensorType, causal: bool, mask: TensorType 
 
 
 def _check_mask(q: TensorType, k: TensorType, mask: TensorType) -> None:
-    if mask.dtype not in (DType.bool, q.dtype) or mask.rank != 4:
-        raise TypeRuleError(f"a mask is bool or {q.dtype} of rank 4, not {mask}")
+    allowed = dict.fromkeys((DType.bool, q.dtype, DType.f32))
+    if mask.dtype not in allowed or mask.rank != 4:
+        raise TypeRuleError(f"a mask is {' or '.join(map(str, allowed))} of rank 4, not {mask}")
     scores: tuple[Dim, ...] = (*q.shape[:3], k.shape[2])
     if not same_shape(broadcast(mask.shape, scores), scores):
         raise TypeRuleError(f"mask {mask} does not broadcast to the scores {list(scores)}")

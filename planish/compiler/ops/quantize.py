@@ -1,5 +1,7 @@
 """Quantization: numbers as codes with one scale a group, and back."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,8 @@ from planish.compiler.ops.checks import check_float
 from planish.compiler.ops.structure import FROM_TORCH, TORCH_DTYPE
 from planish.compiler.types import Dim, DType, TensorType, same_shape, simplify
 from planish.errors import TypeRuleError
+
+_BLOCK = 1 << 20  # elements that are computed at once: intermediate results of a large weight stay small
 
 
 def groups_of(width: Dim, group: int) -> Dim:
@@ -67,14 +71,20 @@ def _dequantize(
     codebook: tuple[float, ...],
     dtype: DType,
 ) -> Tensor:
-    width = q.shape[-1]
+    result = torch.empty(q.shape, dtype=TORCH_DTYPE[dtype])
+    rows = max(1, _BLOCK // max(1, math.prod(q.shape[1:])))
+    for i in range(0, q.shape[0], rows):
+        part = slice(i, i + rows)
+        zeros = None if zero is None else _spread(zero[part].float(), q.shape[-1], group)
+        levels = _levels(q[part], zeros, bits, codebook)
+        result[part] = levels.mul_(_spread(scale[part].float(), q.shape[-1], group))
+    return result
+
+
+def _levels(q: Tensor, zeros: Tensor | None, bits: int, codebook: tuple[float, ...]) -> Tensor:
     if codebook:
-        levels = torch.tensor(codebook, dtype=torch.float32)[q.long()]
-    elif zero is not None:
-        levels = q.float() - _spread(zero.float(), width, group)
-    else:
-        levels = q.float() - middle(FROM_TORCH[q.dtype], bits)
-    return (levels * _spread(scale.float(), width, group)).to(TORCH_DTYPE[dtype])
+        return torch.tensor(codebook, dtype=torch.float32)[q.int()]
+    return q.float().sub_(middle(FROM_TORCH[q.dtype], bits) if zeros is None else zeros)
 
 
 def middle(codes: DType, bits: int) -> int:

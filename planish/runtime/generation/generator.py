@@ -4,11 +4,11 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from planish.errors import GenerationError, InputError
+from planish.errors import GenerationError, InputError, nearest
 from planish.runtime.executor import CompiledFunction, Executable
 from planish.runtime.generation.sampling import Sampler, Sampling
 from planish.runtime.generation.session import Function, Session, check_prompt
@@ -24,6 +24,19 @@ from planish.runtime.tensors import TensorFile
 Stop = str | int | Sequence[str | int]
 
 
+class Options(TypedDict, total=False):
+    """What `planish.LanguageModel.generate` takes beside the prompt."""
+
+    max_new_tokens: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    stop: Stop | None
+    seed: int | None
+
+
 class Generator:
     """Generates by two functions. Calls from several threads run side by side, each with caches of its own."""
 
@@ -35,40 +48,17 @@ class Generator:
         self._lock = threading.Lock()
         self._idle: Session | None = None
 
-    def generate(
-        self,
-        prompt: Any,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Stop | None = None,
-        seed: int | None = None,
-    ) -> Stream | BatchStream:
+    def generate(self, prompt: Any, **options: Unpack[Options]) -> Stream | BatchStream:
         """See `planish.LanguageModel.generate`."""
         prompts, single, text = self._prompts(prompt)
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        limits = self._limits(max_new_tokens, stop)
-        rows = [self._row(ids, i, sampling, limits, text=text) for i, ids in enumerate(prompts)]
-        return self._started(rows, single)
+        return self._started(self._rows(prompts, options, text=text), single)
 
-    def chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        *,
-        max_new_tokens: int = 128,
-        stop: Stop | None = None,
-        **sampling: Any,
-    ) -> Stream:
+    def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[Options]) -> Stream:
         """See `planish.LanguageModel.chat`."""
         tokenizer = self._text_by("chat")
         given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         prompt = self._ids(tokenizer.encode(tokenizer.chat(given), special=False))
-        row = self._row(prompt, 0, Sampling(**sampling), self._limits(max_new_tokens, stop), text=True)
-        stream = self._started([row], True)
+        stream = self._started(self._rows([prompt], options, text=True), True)
         assert isinstance(stream, Stream)
         return stream
 
@@ -147,6 +137,16 @@ class Generator:
                 raise InputError(f"generate: the stop token {token} is outside 0..{self.settings.vocabulary - 1}")
         return _Limits(int(max_new_tokens), frozenset(map(int, ids)), strings)
 
+    def _rows(self, prompts: list[list[int]], options: Options, *, text: bool) -> list[Row]:
+        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+            raise InputError(f"generate has no option '{unknown[0]}'{nearest(unknown[0], Options.__annotations__)}")
+        chosen: dict[str, Any] = {
+            name: value for name, value in options.items() if name not in ("max_new_tokens", "stop")
+        }
+        sampling = Sampling(**chosen)
+        limits = self._limits(options.get("max_new_tokens", 128), options.get("stop"))
+        return [self._row(ids, i, sampling, limits, text=text) for i, ids in enumerate(prompts)]
+
     def _row(self, prompt: list[int], place: int, sampling: Sampling, limits: "_Limits", *, text: bool) -> Row:
         sampler = Sampler(sampling, self.settings.vocabulary, row=place)
         sampler.note(prompt)
@@ -188,11 +188,11 @@ class LanguageExecutable(Executable):
         """Raises InputError: a language model has none."""
         raise InputError("a language model was compiled to generate and has no other call; use generate or chat")
 
-    def generate(self, prompt: Any, **options: Any) -> Stream | BatchStream:
+    def generate(self, prompt: Any, **options: Unpack[Options]) -> Stream | BatchStream:
         """See `planish.LanguageModel.generate`."""
         return self.generator.generate(prompt, **options)
 
-    def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Stream:
+    def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[Options]) -> Stream:
         """See `planish.LanguageModel.chat`."""
         return self.generator.chat(messages, **options)
 
@@ -223,7 +223,7 @@ class _Limits:
 def _check_finite(logits: np.ndarray[Any, Any], rows: Sequence[Row], session: Session) -> None:
     """Raise GenerationError naming the layer where the logits of a running row have no finite maximum."""
     for place, (row, line) in enumerate(zip(rows, logits, strict=True)):
-        top = float(line.max())
+        top = float(line[line.argmax()])  # the first not-a-number where there is one; half the time of max
         if row.finish_reason is None and not math.isfinite(top):
             session.damaged = True
             raise GenerationError(

@@ -39,6 +39,8 @@ class Session:
         }
         self._step: Callable[[], list[Any]] | None = None
         self._rows = 0
+        donated = {output for output, _ in decode.plan.donated}
+        self._in_place = donated.issuperset(range(1, 1 + len(specs)))
         self.damaged = False
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Array:
@@ -66,11 +68,14 @@ class Session:
         They are valid until the next call. No row may hold `context` tokens already.
         """
         assert self._step is not None
-        self._ids[:, 0] = [token or 0 for token in tokens]
-        self._count[:] = [token is not None for token in tokens]
+        # Weights have passed through the caches since the last token: plain numbers touch less than array expressions.
+        for row, token in enumerate(tokens):
+            self._id_places[row], self._count_places[row] = token or 0, token is not None
         results = self._step()
-        self._keep(results[1:])
-        self._past += self._count
+        if not self._in_place:
+            self._keep(results[1:])
+        for row, token in enumerate(tokens):
+            self._past_places[row] += token is not None
         logits: Array = results[0]
         return logits
 
@@ -104,6 +109,7 @@ class Session:
         self._caches = [array[:rows] for array in self._stored.values()]
         self._ids = np.zeros((rows, 1), np.int64)
         self._past, self._count = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+        self._id_places, self._past_places, self._count_places = self._ids[:, 0].data, self._past.data, self._count.data
         self._step = self._decode.bind([self._ids, self._past, self._count, *self._caches])
 
     def _read(self, tokens: Sequence[Sequence[int]], count: Array) -> Array:
