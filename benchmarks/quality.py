@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -125,12 +126,11 @@ class _Doubled(TorchFunctionMode):
         self,
         func: Callable[..., object],
         types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> object:
-        args, kwargs = pytree.tree_map(
-            lambda leaf: torch.float64 if leaf is torch.float32 else leaf, (args, dict(kwargs or {}))
-        )
+        given = (args, dict(kwargs or {}))
+        args, kwargs = pytree.tree_map(lambda leaf: torch.float64 if leaf is torch.float32 else leaf, given)
         return (torch.Tensor.double if func is torch.Tensor.float else func)(*args, **kwargs)
 
 
