@@ -32,6 +32,7 @@ from planish.codegen.tvm.vector_math import (
     POWER_OF_TWO,
     both,
     fast_maximum,
+    fma,
     keep,
     like,
     power_of_two,

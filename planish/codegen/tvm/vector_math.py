@@ -8,14 +8,11 @@ Polynomials for log, tanh, sin and cos are those of Cephes' single precision lib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.kernel import bind, ramp
-
-Power: TypeAlias = "Callable[[tirx.PrimExpr], tirx.PrimExpr]"
 
 
 def lanes_of(x: "tirx.PrimExpr") -> int:
@@ -264,7 +261,9 @@ def tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     return tangent(x, _TANH, exp)
 
 
-def tangent(x: "tirx.PrimExpr", near_zero: Sequence[float], power: Power) -> "tirx.PrimExpr":
+def tangent(
+    x: "tirx.PrimExpr", near_zero: Sequence[float], power: "Callable[[tirx.PrimExpr], tirx.PrimExpr]"
+) -> "tirx.PrimExpr":
     """Hyperbolic tangent of f32: x + x^3 p(x^2) with the given polynomial up to 5/8, beyond by the given e^x."""
     size = keep(absolute(x))
     z = keep(x * x)
