@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import planish
 from benchmarks.peers import Peer, PeerError
@@ -125,11 +125,16 @@ def _prepare(
 
 def max_abs_error(outputs: object, expected: object) -> float:
     """The largest absolute difference over all outputs; PeerError where their count or shapes differ."""
+    return max((a.float() - b.float()).abs().max().item() for a, b in paired(outputs, expected))
+
+
+def paired(outputs: object, expected: object) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Each output beside what is expected of it; PeerError where their count or shapes differ."""
     ours, theirs = tensors(outputs), tensors(expected)
     shapes = [[tuple(value.shape) for value in values] for values in (ours, theirs)]
     if shapes[0] != shapes[1]:
         raise PeerError(f"outputs have shapes {shapes[0]}, eager's have {shapes[1]}")
-    return max((a.float() - b.float()).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+    return tuple(zip(ours, theirs, strict=True))
 
 
 def _bound(call: Call, inputs: Inputs) -> Callable[[], object]:

@@ -100,6 +100,17 @@ def test_causal_queries_see_their_window(of: Shape, window: int | None) -> None:
     torch.testing.assert_close(got.double(), expected(data, seen), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+@pytest.mark.parametrize("queries", [3, 40])
+def test_rounding_errors_of_many_keys_stay_small(queries: int, isa: Isa) -> None:
+    """Adding up 2049 weights and values one after another would make the error three times as large."""
+    of = Shape(1, 2, 2, queries, 2049, 32, 32)
+    data = {**operands(of), "v": torch.rand(1, 2049, 2, 32, generator=torch.Generator().manual_seed(0))}
+    got = run_call(Attention(), attention_call(of), data, isa=isa)
+    exact = expected({name: value.double() for name, value in data.items()})
+    assert ((got - exact) / exact).square().mean().sqrt() <= 4e-7
+
+
 def test_a_causal_query_before_the_first_key_gives_zeros() -> None:
     of = Shape(1, 2, 1, 33, 20, 16, 16)
     data = operands(of)

@@ -73,6 +73,17 @@ def test_a_dynamic_count_of_rows_is_right(rows: int, isa: Isa) -> None:
     close(run_call(Gemm(), call, t, sizes={"m": rows}, isa=isa), wanted(t))
 
 
+@pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+def test_rounding_errors_of_long_sums_stay_small(isa: Isa) -> None:
+    """Adding 4099 positive terms one after another would make the error three times as large."""
+    random = torch.Generator().manual_seed(0)
+    x, w = torch.rand(7, 4099, generator=random), torch.rand(33, 4099, generator=random)
+    _, y = linear((7, 4099), 33, bias=False)
+    got = run_call(Gemm(), call_of(Graph("main", y.node.operands[:1], (y,)), ops.linear), {"x": x, "w": w}, isa=isa)
+    exact = x.double() @ w.double().T
+    assert ((got - exact) / exact).square().mean().sqrt() <= 5e-7
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 5, 64])
 def test_several_blocks_of_rows_are_right(tasks: int) -> None:
     x, y = linear((700, 300), 40)

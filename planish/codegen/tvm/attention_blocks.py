@@ -17,6 +17,7 @@ from planish.codegen.tvm.attention_plan import FEW, AttentionPlan, dense_values,
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.tiles import (
     ceil_div,
+    chains,
     each_chunk,
     index,
     load,
@@ -31,6 +32,7 @@ from planish.codegen.tvm.vector_math import (
     POWER_OF_TWO,
     both,
     fast_maximum,
+    fma,
     keep,
     like,
     power_of_two,
@@ -307,11 +309,15 @@ class Blocks:
     ) -> None:
         """Turn scores into weights relative to the maximum `new`, and add these to `held`."""
         every = ramp(tirx.const(0, "int32"), self.lanes)
-        with T.serial(count) as t:
-            place = bind(column + t * (2 * self.lanes))
-            weight = keep(self._power(self.get(place) - new))
-            self.put(place, weight)
-            T.buffer_store(held, held[every] + weight, [every])
+        part = T.alloc_buffer((self.lanes,), "float32")
+        with chains(count) as (_, first, length):
+            T.buffer_store(part, like(new, 0.0), [every])
+            with T.serial(length) as i:
+                place = bind(column + (first + i) * (2 * self.lanes))
+                weight = keep(self._power(self.get(place) - new))
+                self.put(place, weight)
+                T.buffer_store(part, part[every] + weight, [every])
+            T.buffer_store(held, held[every] + part[every], [every])
 
     def _power(self, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
         """2^x, or e^x where scores are in natural units, for x <= 0; 0 below 2^-126."""
@@ -344,15 +350,20 @@ class Blocks:
         source, pitch = (self.memory, plan.width) if plan.copies_values else (k.buffers[plan.v], k.dim(view.strides[2]))
         start = plan.regions["v"] if plan.copies_values else k.address(view, (self.b, self.g, self.slot(first), 0))
         v = bind(start + column)
-        rescale = plan.regions["rescale"] + row
-        tile(
-            (value_rows(plan.isa), vectors, lanes),
-            count,
-            lambda t, i: self.memory[p + t * panel + i],
-            lambda t, j: source[ramp(v + t * pitch + j * lanes, lanes)],
-            lambda i, j: self.get(o + i * plan.width + j * lanes) * splat(self.memory[rescale + i], lanes),
-            lambda i, j, value: self.put(o + i * plan.width + j * lanes, value),
-        )
+        rescale, one = plan.regions["rescale"] + row, tirx.const(1.0, "float32")
+        rows = value_rows(plan.isa)
+        places = [[bind(o + (i * plan.width + j * lanes)) for j in range(vectors)] for i in range(rows)]
+        with chains(count) as (chain, begin, length):
+            factors = [tirx.Select(tirx.EQ(chain, index(0)), self.memory[rescale + i], one) for i in range(rows)]
+            factors = [bind(splat(factor, lanes)) for factor in factors]
+            tile(
+                (rows, vectors, lanes),
+                length,
+                lambda t, i: self.memory[p + (begin + t) * panel + i],
+                lambda t, j: source[ramp(v + (begin + t) * pitch + j * lanes, lanes)],
+                lambda i, j: splat(tirx.const(0.0, "float32"), lanes),
+                lambda i, j, value: self.put(places[i][j], fma(self.get(places[i][j]), factors[i], value)),
+            )
 
     def _finish(self) -> None:
         """Divide by the sums of weights and write; no weight at all gives zeros, an undefined one what is undefined."""

@@ -72,11 +72,12 @@ def _few_sums(
         place = start + t * pitch + j * lanes
         return load(k, buffer, view, place, lanes) if dense_values(view, plan.isa) else blocks.get(place)
 
+    rescale = bind(splat(blocks.memory[plan.regions["rescale"] + m], lanes))
     tile(
         (1, vectors, lanes),
         count,
         lambda t, i: blocks.memory[p + t * (2 * lanes)],
         value,
-        lambda i, j: blocks.get(o + j * lanes) * splat(blocks.memory[plan.regions["rescale"] + m], lanes),
-        lambda i, j, result: blocks.put(o + j * lanes, result),
+        lambda i, j: splat(tirx.const(0.0, "float32"), lanes),
+        lambda i, j, sums: blocks.put(o + j * lanes, fma(blocks.get(o + j * lanes), rescale, sums)),
     )

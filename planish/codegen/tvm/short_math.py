@@ -10,14 +10,13 @@ from tvm import tirx
 
 from planish.codegen.tvm.vector_math import (
     absolute,
-    copy_sign,
     fma,
-    is_nan,
     keep,
     like,
     polynomial,
     scaled_by_two,
     select,
+    tangent,
 )
 
 _MAGIC = 12582912.0  # 1.5 * 2^23: a sum with it has the whole part of the other in its low bits
@@ -48,12 +47,7 @@ def exp(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 def tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """Hyperbolic tangent."""
-    size = keep(absolute(x))
-    z = keep(x * x)
-    near = keep(fma(polynomial(z, _TANH) * z, x, x))
-    capped = select(size > like(x, 9.5), like(x, 9.5), size)
-    far = like(x, 1.0) - like(x, 2.0) / (exp(capped + capped) + like(x, 1.0))
-    return keep(select(size < like(x, 0.625), near, copy_sign(select(is_nan(x), x, far), x)))
+    return tangent(x, _TANH, exp)
 
 
 def sigmoid(x: "tirx.PrimExpr") -> "tirx.PrimExpr":

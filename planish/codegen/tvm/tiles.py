@@ -1,6 +1,7 @@
 """Pieces that batched products share: f32 reads and writes of any view, square transposes and register tiles."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
@@ -9,6 +10,8 @@ from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.tvm.vector_math import bits, cast, fma, keep, like, splat
 from planish.codegen.view import View
 from planish.compiler.types import DType, same_dim
+
+CHAIN = 128
 
 
 def index(value: "int | tirx.PrimExpr") -> "tirx.PrimExpr":
@@ -34,6 +37,18 @@ def remainder(value: "tirx.PrimExpr", divisor: "int | tirx.PrimExpr") -> "tirx.P
 def steps(value: "tirx.PrimExpr", places: "tirx.PrimExpr | int", stride: "tirx.PrimExpr | int") -> "tirx.PrimExpr":
     """value + places * stride, where a stride of 0 adds nothing."""
     return value if isinstance(stride, int) and stride == 0 else value + places * stride
+
+
+@contextmanager
+def chains(count: "tirx.PrimExpr") -> "Iterator[tuple[tirx.PrimExpr, tirx.PrimExpr, tirx.PrimExpr]]":
+    """A loop over runs of at most `CHAIN` of `count` terms: the run's number, its first term and its length.
+
+    The rounding error of a sum grows with the count of terms that are added one after another. Sums of runs that are
+    then added up have a smaller one.
+    """
+    with T.serial(bind(ceil_div(count, CHAIN))) as run:
+        first = bind(run * CHAIN)
+        yield run, first, bind(tirx.min(count - first, index(CHAIN)))
 
 
 def each_chunk(length: int, lanes: int, body: Callable[["tirx.PrimExpr", int], None]) -> None:

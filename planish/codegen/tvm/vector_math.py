@@ -6,7 +6,8 @@ Polynomials for log, tanh, sin and cos are those of Cephes' single precision lib
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
@@ -257,11 +258,18 @@ def mantissa_of(x: "tirx.PrimExpr") -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
 
 def tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """Hyperbolic tangent within 2.5 ulp."""
+    return tangent(x, _TANH, exp)
+
+
+def tangent(
+    x: "tirx.PrimExpr", near_zero: Sequence[float], power: "Callable[[tirx.PrimExpr], tirx.PrimExpr]"
+) -> "tirx.PrimExpr":
+    """Hyperbolic tangent of f32: x + x^3 p(x^2) with the given polynomial up to 5/8, beyond by the given e^x."""
     size = keep(absolute(x))
     z = keep(x * x)
-    near = keep(fma(polynomial(z, _TANH) * z, x, x))
+    near = keep(fma(polynomial(z, near_zero) * z, x, x))
     capped = select(size > like(x, 9.5), like(x, 9.5), size)
-    far = like(x, 1.0) - like(x, 2.0) / (exp(capped + capped) + like(x, 1.0))
+    far = like(x, 1.0) - like(x, 2.0) / (power(capped + capped) + like(x, 1.0))
     return keep(select(size < like(x, 0.625), near, copy_sign(select(is_nan(x), x, far), x)))
 
 
@@ -300,24 +308,25 @@ _ERF_FAR = (
 
 
 def gelu(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """x * (1 + erf(x / sqrt(2))) / 2 within 1.5e-7 of the larger of 1 and |x|.
+    """x * (1 + erf(x / sqrt(2))) / 2 within 1e-7 of the larger of 1/2 and |x|, and within 2e-7 |x|.
 
-    Equal to max(x, 0) - |x| * h with h = erfc(|x| / sqrt(2)) / 2, of whose binary logarithm the polynomial is a
-    minimax fit on 0..6, weighted by the error that it makes in the result (3e-8); beyond, h only has to vanish.
+    Equal to max(x, 0) - |x| * h with h = erfc(|x| / sqrt(2)) / 2, of whose binary logarithm |x| * p(|x|) - 1 is a
+    minimax fit on 0..6, weighted by the error that it makes in the result (1.6e-8); beyond, h only has to vanish.
     """
     x = keep(x)
     size = keep(absolute(x))
-    size = keep(select(size > like(x, 14.0), like(x, 14.0), size))
-    power = polynomial(size, _GELU)
-    shifted = keep(power + like(x, 12582912.0))
-    rest = keep(power - keep(shifted - like(x, 12582912.0)))
+    size = keep(select(size > like(x, 10.25), like(x, 10.25), size))
+    slope = polynomial(size, _GELU)
+    less_one = like(x, 12582911.0)  # 1.5 * 2^23 - 1, which takes the 1 off in the same instruction
+    shifted = keep(fma(slope, size, less_one))
+    rest = keep(fma(slope, size, -keep(shifted - less_one)))
     tail = keep(scaled_by_two(polynomial(rest, _EXPONENTIAL_BINARY), shifted))
     return keep(fma(-size, tail, keep(select(x < like(x, 0.0), like(x, 0.0), x))))
 
 
 _GELU = (
-    *(3.405283651441078e-5, -7.778109806612813e-4, 8.110160325639784e-3, -5.3459723816122906e-2),
-    *(-0.4587351582262202, -1.1512117073425605, -0.9999929699275099),
+    *(-1.70063333e-06, 2.54962492e-05, -1.18615178e-4, -3.04624108e-4),
+    *(7.28927221e-3, -5.26579382e-2, -4.59152812e-1, -1.15111189),
 )
 # a minimax fit of 2^r for |r| <= 1/2 by relative error: 7.6e-8
 _EXPONENTIAL_BINARY = (
@@ -335,35 +344,51 @@ def gelu_tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 def sin(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """Sine, within 2e-7 for |x| <= 1e5; not-a-number for infinities."""
-    return _sine(x, 0)
+    return sine(x, 0, _SINE)
 
 
 def cos(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """Cosine, within 2e-7 for |x| <= 1e5; not-a-number for infinities."""
-    return _sine(x, 1)
+    return sine(x, 1, _SINE)
 
 
-def _sine(x: "tirx.PrimExpr", quarter: int) -> "tirx.PrimExpr":
-    """sin(x + quarter * pi/2): reduced by pi/2 in three parts (Cody and Waite), then one of two polynomials."""
-    magic = like(x, 12582912.0)
+@dataclass(frozen=True, slots=True)
+class Sine:
+    """Constants of a dtype: what rounds to an integer when added, pi/2 in parts, and the polynomials by x^2.
+
+    sin(x) is x + x^3 p(x^2) and cos(x) is 1 - x^2 / 2 + x^4 q(x^2) for |x| <= pi/4.
+    """
+
+    magic: float
+    half_pi: tuple[float, ...]
+    sine: tuple[float, ...]
+    cosine: tuple[float, ...]
+
+
+def sine(x: "tirx.PrimExpr", quarter: int, constants: Sine) -> "tirx.PrimExpr":
+    """sin(x + quarter * pi/2): reduced by pi/2 in parts (Cody and Waite), then one of two polynomials."""
+    magic, dtype = like(x, constants.magic), element_of(x)
     shifted = keep(fma(x, like(x, 2.0 / math.pi), magic))
     count = keep(shifted - magic)
     r = keep(x)
-    for part in _HALF_PI:
+    for part in constants.half_pi:
         r = keep(fma(count, like(x, -part), r))
     z = keep(r * r)
-    sine = keep(fma(keep(polynomial(z, _SIN) * z), r, r))
-    cosine = keep(fma(keep(polynomial(z, _COS) * z), z, fma(z, like(x, -0.5), like(x, 1.0))))
-    quadrant = bits(shifted, "int32")
-    quadrant = keep(quadrant + like(quadrant, quarter))
-    odd = equal(tirx.bitwise_and(quadrant, like(quadrant, 1)), like(quadrant, 1))
-    sign = tirx.bitwise_and(quadrant, like(quadrant, 2)) << like(quadrant, 30)
-    return keep(bits(tirx.bitwise_xor(bits(select(odd, cosine, sine), "int32"), sign), "float32"))
+    even = keep(fma(keep(polynomial(z, constants.sine) * z), r, r))
+    odd = keep(fma(keep(polynomial(z, constants.cosine) * z), z, fma(z, like(x, -0.5), like(x, 1.0))))
+    raw = bits(shifted, dtype.replace("float", "int"))
+    quadrant = keep(raw + like(raw, quarter))
+    turned = equal(tirx.bitwise_and(quadrant, like(raw, 1)), like(raw, 1))
+    sign = tirx.bitwise_and(quadrant, like(raw, 2)) << like(raw, int(dtype.removeprefix("float")) - 2)
+    return keep(bits(tirx.bitwise_xor(bits(select(turned, odd, even), element_of(raw)), sign), dtype))
 
 
-_HALF_PI = (1.57079637050628662109375, -4.37113900018624283e-8, -1.71512451306e-15)
-_SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
-_COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+_SINE = Sine(
+    12582912.0,
+    (1.57079637050628662109375, -4.37113900018624283e-8, -1.71512451306e-15),
+    (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1),
+    (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2),
+)
 
 
 def is_float(x: "tirx.PrimExpr") -> bool:

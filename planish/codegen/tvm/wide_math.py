@@ -9,6 +9,7 @@ import math
 from tvm import tirx
 
 from planish.codegen.tvm.vector_math import (
+    Sine,
     absolute,
     bits,
     cast,
@@ -21,16 +22,20 @@ from planish.codegen.tvm.vector_math import (
     like,
     polynomial,
     select,
+    sine,
 )
 
 _MAGIC = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to an integer, which stays in the low bits
 # log(2) and pi/2 in parts whose products with small integers are exact (fdlibm, netlib.org/fdlibm)
 _LOG_TWO = (6.93147180369123816490e-01, 1.90821492927058770002e-10)
-_HALF_PI = (1.57079632673412561417e00, 6.07710050630396597660e-11, 2.0222662487959506e-21)
 _EXPONENTIAL = tuple(1.0 / math.factorial(n) for n in range(14, 0, -1))  # of (e^r - 1) / r for |r| <= log(2) / 2
 _LOGARITHM = tuple(2.0 / n for n in range(23, 1, -2))  # of log((1 + s) / (1 - s)) / s - 2 in powers of s^2
-_SIN = tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in range(9, 0, -1))
-_COS = tuple((-1.0) ** n / math.factorial(2 * n) for n in range(9, 1, -1))
+_SINE = Sine(
+    _MAGIC,
+    (1.57079632673412561417e00, 6.07710050630396597660e-11, 2.0222662487959506e-21),
+    tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in range(9, 0, -1)),
+    tuple((-1.0) ** n / math.factorial(2 * n) for n in range(9, 1, -1)),
+)
 _ERF = tuple(2.0 / math.sqrt(math.pi) * (-1.0) ** n / math.factorial(n) / (2 * n + 1) for n in range(20, -1, -1))
 
 
@@ -144,26 +149,9 @@ def gelu_tanh(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
 
 def sin(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """Sine, within 2e-16 for |x| <= 1e5; not-a-number for infinities."""
-    return _sine(x, 0)
+    return sine(x, 0, _SINE)
 
 
 def cos(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
     """Cosine, within 2e-16 for |x| <= 1e5; not-a-number for infinities."""
-    return _sine(x, 1)
-
-
-def _sine(x: "tirx.PrimExpr", quarter: int) -> "tirx.PrimExpr":
-    """sin(x + quarter * pi/2): reduced by pi/2 in three parts (Cody and Waite), then one of two series."""
-    shifted = keep(fma(x, like(x, 2.0 / math.pi), like(x, _MAGIC)))
-    count = keep(shifted - like(x, _MAGIC))
-    r = keep(x)
-    for part in _HALF_PI:
-        r = keep(fma(count, like(x, -part), r))
-    z = keep(r * r)
-    sine = keep(fma(keep(polynomial(z, _SIN) * z), r, r))
-    cosine = keep(fma(keep(polynomial(z, _COS) * z), z, fma(z, like(x, -0.5), like(x, 1.0))))
-    quadrant = bits(shifted, "int64")
-    quadrant = keep(quadrant + like(quadrant, quarter))
-    odd = equal(tirx.bitwise_and(quadrant, like(quadrant, 1)), like(quadrant, 1))
-    sign = tirx.bitwise_and(quadrant, like(quadrant, 2)) << like(quadrant, 62)
-    return keep(bits(tirx.bitwise_xor(bits(select(odd, cosine, sine), "int64"), sign), "float64"))
+    return sine(x, 1, _SINE)
