@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile_of(program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+def tile_of(program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
     """Tile coordinates; programs that run together share rows of x and columns of w in the L2 cache."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     band = program // (GROUP_M * across)
@@ -34,7 +34,7 @@ def gemm(
     PRECISION: tl.constexpr,
 ):
     """x [rows, depth] times w [columns, depth] transposed, accumulated in f32; WHOLE_K: BLOCK_K divides the depth."""
-    tile_m, tile_n = _tile_of(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M)
+    tile_m, tile_n = tile_of(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)

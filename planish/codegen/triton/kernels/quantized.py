@@ -1,0 +1,122 @@
+"""Products with weights that lie as packed codes, which become operands of the matrix units in registers."""
+
+import triton
+import triton.language as tl
+
+from planish.codegen.triton.kernels.gemm import tile_of
+
+
+@triton.jit
+def _spread(values, BLOCKS: tl.constexpr):
+    """Values [blocks, 8, 1 or 2, 2] by column, chunk and half as one a word [blocks, 256]."""
+    wide = tl.broadcast_to(values[:, :, None, :, :, None], (BLOCKS, 8, 4, 2, 2, 2))
+    return tl.reshape(wide, (BLOCKS, 256))
+
+
+@triton.jit
+def _levels(
+    words,
+    offset,
+    scale,
+    UNPACK: tl.constexpr,
+    CODES: tl.constexpr,
+    UNITS: tl.constexpr,
+    TILES: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Words [UNITS * TILES * SPLIT, 256] as numbers [SPLIT, 16 * TILES, depth]; see `packed_codes` for where they lie."""
+    parts = UNPACK(words, offset, scale)
+    if CODES == 4:
+        parts = tl.reshape(parts, (UNITS, TILES, SPLIT, 8, 4, 2, 2, 2, 2, 2))
+        parts = tl.permute(parts, (2, 1, 6, 3, 0, 5, 9, 8, 4, 7))
+    else:
+        parts = tl.reshape(parts, (UNITS, TILES, SPLIT, 8, 4, 2, 2, 2, 2))
+        parts = tl.permute(parts, (2, 1, 6, 3, 0, 5, 8, 4, 7))
+    shape: tl.constexpr = (16 * TILES, UNITS * 16 * CODES) if SPLIT == 1 else (SPLIT, 16 * TILES, UNITS * 16 * CODES)
+    return tl.reshape(parts, shape)
+
+
+@triton.jit
+def coded_gemm(
+    x,
+    codes,
+    scale,
+    zero,
+    output,
+    rows,
+    columns,
+    depth,
+    x_stride,
+    extras,
+    FINISH: tl.constexpr,
+    UNPACK: tl.constexpr,
+    CODES: tl.constexpr,
+    GROUP: tl.constexpr,
+    OFFSET: tl.constexpr,
+    SCALED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TILES: tl.constexpr,
+    UNITS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """x [rows, depth] times the numbers that codes [columns, depth] stand for, accumulated in f32.
+
+    The weight is the left operand, so that it stays in registers, and few rows waste little of the matrix units. Each
+    of SPLIT groups of warps takes its own UNITS of the depth; their sums meet at the end. A scale a whole row of the
+    weight (not SCALED) is applied to the sums.
+    """
+    UNIT: tl.constexpr = 16 * CODES
+    BLOCK_N: tl.constexpr = 16 * TILES
+    BLOCK_K: tl.constexpr = UNITS * UNIT
+    BLOCKS: tl.constexpr = UNITS * TILES * SPLIT
+    CHUNKS: tl.constexpr = 1 if GROUP >= UNIT else 2
+    PADDED: tl.constexpr = (columns + 15) // 16 * 16
+    units: tl.constexpr = (depth + UNIT - 1) // UNIT
+    WHOLE: tl.constexpr = depth % (SPLIT * BLOCK_K) == 0
+    row_tile, column_tile = tile_of(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M)
+    block = tl.arange(0, BLOCKS)
+    tile = tl.minimum(column_tile * TILES + block // SPLIT % TILES, PADDED // 16 - 1)
+    unit = block % SPLIT * UNITS + block // (SPLIT * TILES)
+    words = codes.to(tl.pointer_type(tl.int16), bitcast=True)
+    words_at = words + (tile.to(tl.int64) * units + unit)[:, None] * 256 + tl.arange(0, 256)[None, :]
+    inside = tl.arange(0, 8)[None, :, None, None] + 8 * tl.arange(0, 2)[None, None, None, :]
+    column = tile[:, None, None, None] * 16 + inside
+    chunk = unit[:, None, None, None] * UNIT + (UNIT // 2) * tl.arange(0, CHUNKS)[None, None, :, None]
+    if SPLIT == 1:
+        row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+        k = tl.arange(0, BLOCK_K)[:, None]
+        total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    else:
+        row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)[None, None, :]
+        k = tl.arange(0, SPLIT)[:, None, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :, None]
+        total = tl.zeros((SPLIT, BLOCK_N, BLOCK_M), tl.float32)
+    x_at = x + row.to(tl.int64) * x_stride + k
+    offset = tl.full((BLOCKS, 8, CHUNKS, 2), OFFSET, DTYPE)
+    factor = tl.full((BLOCKS, 8, CHUNKS, 2), 1.0, DTYPE)
+    for start in range(0, depth, SPLIT * BLOCK_K):
+        if WHOLE:
+            word = tl.load(words_at)
+            right = tl.load(x_at, mask=row < rows, other=0.0)
+        else:
+            word = tl.load(words_at, mask=unit[:, None] < units - start // UNIT, other=0)
+            right = tl.load(x_at, mask=(row < rows) & (k < depth - start), other=0.0)
+        group_at = tl.minimum((start + chunk) // GROUP, (depth - 1) // GROUP) * PADDED + column
+        if SCALED:
+            factor = tl.load(scale + group_at).to(DTYPE)
+        if zero is not None:
+            offset = (tl.load(zero + group_at).to(tl.float32) + OFFSET).to(DTYPE)
+        left = _levels(word, _spread(offset, BLOCKS), _spread(factor, BLOCKS), UNPACK, CODES, UNITS, TILES, SPLIT)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+        words_at += SPLIT * UNITS * 256
+        x_at += SPLIT * BLOCK_K
+    if SPLIT > 1:
+        total = tl.sum(total, 0)
+    last = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    if not SCALED:
+        total *= tl.load(scale + last, mask=last < columns, other=0.0).to(tl.float32)[:, None]
+    down = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    down, across = down.to(tl.int64)[:, None], last.to(tl.int64)[None, :]
+    FINISH(tl.trans(total), down, across, down < rows, across < columns, output, extras)

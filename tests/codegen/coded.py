@@ -1,0 +1,93 @@
+"""Linear layers over weights of 8 and 4 bits: forms of codes, tensors, and what they mean by a formula in torch."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.nn import functional
+
+from planish.compiler import ops
+from planish.compiler.ir import Value
+from planish.compiler.types import DType, Shape
+from planish.passes.weight_codes import NF4
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How codes stand for numbers."""
+
+    bits: int
+    signed: bool = False
+    zero: bool = False
+    nf4: bool = False
+
+    @property
+    def attrs(self) -> dict[str, object]:
+        return {"bits": self.bits, "codebook": NF4 if self.nf4 else ()}
+
+
+FORMS = {
+    "int8": Form(8, signed=True),
+    "uint8": Form(8),
+    "int4": Form(4),
+    "int4 signed": Form(4, signed=True),
+    "int4 with zeros": Form(4, zero=True),
+    "nf4": Form(4, nf4=True),
+}
+EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+
+
+def tensors(
+    rows: Shape, columns: int, depth: int, group: int, form: Form, dtype: torch.dtype = torch.float32
+) -> Tensors:
+    generator = torch.Generator().manual_seed(0)
+
+    def codes(*size: int) -> torch.Tensor:
+        span = 1 << form.bits
+        found = torch.randint(0, span, size, generator=generator) - (span // 2 if form.signed else 0)
+        return found.to(torch.int8 if form.signed else torch.uint8)
+
+    groups = -(-depth // group)
+    return {
+        "x": torch.randn(*rows, depth, generator=generator).to(dtype),
+        "q": codes(columns, depth),
+        "s": (torch.rand(columns, groups, generator=generator) / 2**form.bits + 0.01).half(),
+        "z": torch.randint(0, 16, (columns, groups), generator=generator).to(torch.uint8),
+        "b": torch.randn(columns, generator=generator).to(dtype),
+        "r": torch.randn(*rows, columns, generator=generator).to(dtype),
+    }
+
+
+def weight_of(t: Tensors, group: int, form: Form) -> torch.Tensor:
+    """The numbers that the codes stand for, by the definition of each format."""
+    columns, depth = t["q"].shape
+    at = torch.arange(depth) // group
+    middle = 0 if form.signed else 1 << (form.bits - 1)
+    offset = t["z"].double()[:, at] if form.zero else torch.full((columns, depth), float(middle)).double()
+    levels = torch.tensor(NF4)[t["q"].long()].double() if form.nf4 else t["q"].double() - offset
+    return levels * t["s"].double()[:, at]
+
+
+def linear(rows: Shape, t: Tensors, group: int, form: Form, dtype: DType = DType.f32) -> tuple[Value, Value]:
+    """The layer over x: (x, result)."""
+    columns, depth = t["q"].shape
+    scale = t["s"]
+    x = ops.input_(name="x", shape=(*rows, depth), dtype=dtype)
+    q = ops.weight(name="q", shape=(columns, depth), dtype=DType.i8 if form.signed else DType.u8)
+    s = ops.weight(name="s", shape=tuple(scale.shape), dtype=DType.f16 if scale.dtype is torch.float16 else DType.f32)
+    z = ops.weight(name="z", shape=tuple(scale.shape), dtype=DType.u8) if form.zero else None
+    b = ops.weight(name="b", shape=(columns,), dtype=dtype)
+    w = ops.dequantize(q, s, z, group=group, dtype=dtype, **form.attrs)
+    return x, ops.linear(x, w, b)
+
+
+def wanted(t: Tensors, group: int, form: Form) -> torch.Tensor:
+    return functional.linear(t["x"].double(), weight_of(t, group, form), t["b"].double())
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 2e-6) -> None:
+    """Errors relative to the largest result, since sums cancel."""
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance * largest)
