@@ -107,9 +107,11 @@ class PackedWeight:
 
     def packings(self) -> dict[Value, Packing]:
         """The layouts of codes, scales and zero points."""
-        by_group = Packing(f"groups of {TILE} columns", _by_group)
-        parts = [self.scale] if self.zero is None else [self.scale, self.zero]
-        return {self.node.operands[0]: self._packing(), **dict.fromkeys(parts, by_group)}
+        found = {self.node.operands[0]: self._packing(), self.scale: Packing("groups of columns", by_group)}
+        if self.zero is not None:
+            # what is loaded in 8 bits makes Triton choose another order of operands, which is not that of the codes
+            found[self.zero] = Packing("groups of columns in words", _in_words)
+        return found
 
     def _packing(self) -> Packing:
         codes, sign = self.codes, self._sign
@@ -134,9 +136,14 @@ def pack_codes(array: NDArray[numpy.generic], codes: int, sign: int) -> NDArray[
     return words.view(numpy.uint8).reshape(-1)
 
 
-def _by_group(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
+def by_group(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
     """Parameters [columns, groups] as [groups, columns], in whole tiles of columns."""
-    return numpy.ascontiguousarray(numpy.pad(array, ((0, -array.shape[0] % TILE), (0, 0))).T)
+    wide = numpy.pad(array, ((0, -array.shape[0] % TILE), (0, 0)))
+    return numpy.ascontiguousarray(wide.T)
+
+
+def _in_words(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
+    return by_group(array.astype(numpy.uint16)).view(numpy.uint8)
 
 
 def _int(value: object) -> int:

@@ -1,7 +1,7 @@
 """Linear layers on GPUs whose weight is stored as codes: linear(x, dequantize(@codes, @scale, @zero), b)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from planish.codegen.call import Call
@@ -140,9 +140,15 @@ def _launch(call: Call, weight: PackedWeight) -> Launch:
 
 def _regimes(rows: Dim, weight: PackedWeight) -> tuple[Regime, ...]:
     known = rows if isinstance(rows, int) else None
+    # the matrix units of AMD take 16 rows at least
+    least = 8 if weight.device.backend == "cuda" else 16
+
+    def fitting(tile: Tile) -> Tile:
+        return replace(tile, rows=max(least, tile.rows))
+
     kept = [(most, tiles) for most, tiles in _REGIMES if known is None or most is None or known <= most]
     return tuple(
-        Regime(most, tuple(_variant(tile, rows, weight) for tile in tiles))
+        Regime(most, tuple(_variant(tile, rows, weight) for tile in map(fitting, tiles)))
         for most, tiles in (kept if known is None else kept[:1])
     )
 

@@ -8,8 +8,8 @@ from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.map import Map
-from planish.codegen.triton.reduce import Reduce
 from planish.codegen.triton.quantized_linear import QuantizedLinear
+from planish.codegen.triton.reduce import Reduce
 from planish.codegen.triton.rows import Rows
 
 TEMPLATES: tuple[Template[Device, Kernel], ...] = (

@@ -24,7 +24,7 @@ def _levels(
     TILES: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Words [UNITS * TILES * SPLIT, 256] as numbers [SPLIT, 16 * TILES, depth]; see `packed_codes` for where they lie."""
+    """Words [UNITS * TILES * SPLIT, 256] as numbers [SPLIT, 16 * TILES, depth]; see PackedWeight."""
     parts = UNPACK(words, offset, scale)
     if CODES == 4:
         parts = tl.reshape(parts, (UNITS, TILES, SPLIT, 8, 4, 2, 2, 2, 2, 2))
@@ -68,53 +68,55 @@ def coded_gemm(
     of SPLIT groups of warps takes its own UNITS of the depth; their sums meet at the end. A scale a whole row of the
     weight (not SCALED) is applied to the sums.
     """
-    UNIT: tl.constexpr = 16 * CODES
-    BLOCK_N: tl.constexpr = 16 * TILES
-    BLOCK_K: tl.constexpr = UNITS * UNIT
-    BLOCKS: tl.constexpr = UNITS * TILES * SPLIT
-    CHUNKS: tl.constexpr = 1 if GROUP >= UNIT else 2
-    PADDED: tl.constexpr = (columns + 15) // 16 * 16
-    units: tl.constexpr = (depth + UNIT - 1) // UNIT
-    WHOLE: tl.constexpr = depth % (SPLIT * BLOCK_K) == 0
-    row_tile, column_tile = tile_of(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M)
-    block = tl.arange(0, BLOCKS)
-    tile = tl.minimum(column_tile * TILES + block // SPLIT % TILES, PADDED // 16 - 1)
+    unit_depth: tl.constexpr = 16 * CODES
+    wide: tl.constexpr = 16 * TILES
+    deep: tl.constexpr = UNITS * unit_depth
+    count: tl.constexpr = UNITS * TILES * SPLIT
+    chunks: tl.constexpr = 1 if unit_depth <= GROUP else 2
+    padded: tl.constexpr = (columns + 15) // 16 * 16
+    units: tl.constexpr = (depth + unit_depth - 1) // unit_depth
+    whole: tl.constexpr = depth % (SPLIT * deep) == 0
+    row_tile, column_tile = tile_of(tl.program_id(0), rows, columns, BLOCK_M, wide, GROUP_M)
+    block = tl.arange(0, count)
+    tile = tl.minimum(column_tile * TILES + block // SPLIT % TILES, padded // 16 - 1)
     unit = block % SPLIT * UNITS + block // (SPLIT * TILES)
     words = codes.to(tl.pointer_type(tl.int16), bitcast=True)
+    if zero is not None:
+        zeros = zero.to(tl.pointer_type(tl.int16), bitcast=True)
     words_at = words + (tile.to(tl.int64) * units + unit)[:, None] * 256 + tl.arange(0, 256)[None, :]
     inside = tl.arange(0, 8)[None, :, None, None] + 8 * tl.arange(0, 2)[None, None, None, :]
     column = tile[:, None, None, None] * 16 + inside
-    chunk = unit[:, None, None, None] * UNIT + (UNIT // 2) * tl.arange(0, CHUNKS)[None, None, :, None]
+    chunk = unit[:, None, None, None] * unit_depth + (unit_depth // 2) * tl.arange(0, chunks)[None, None, :, None]
     if SPLIT == 1:
         row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        k = tl.arange(0, BLOCK_K)[:, None]
-        total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        k = tl.arange(0, deep)[:, None]
+        total = tl.zeros((wide, BLOCK_M), tl.float32)
     else:
         row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)[None, None, :]
-        k = tl.arange(0, SPLIT)[:, None, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :, None]
-        total = tl.zeros((SPLIT, BLOCK_N, BLOCK_M), tl.float32)
+        k = tl.arange(0, SPLIT)[:, None, None] * deep + tl.arange(0, deep)[None, :, None]
+        total = tl.zeros((SPLIT, wide, BLOCK_M), tl.float32)
     x_at = x + row.to(tl.int64) * x_stride + k
-    offset = tl.full((BLOCKS, 8, CHUNKS, 2), OFFSET, DTYPE)
-    factor = tl.full((BLOCKS, 8, CHUNKS, 2), 1.0, DTYPE)
-    for start in range(0, depth, SPLIT * BLOCK_K):
-        if WHOLE:
+    offset = tl.full((count, 8, chunks, 2), OFFSET, DTYPE)
+    factor = tl.full((count, 8, chunks, 2), 1.0, DTYPE)
+    for start in range(0, depth, SPLIT * deep):
+        if whole:
             word = tl.load(words_at)
             right = tl.load(x_at, mask=row < rows, other=0.0)
         else:
-            word = tl.load(words_at, mask=unit[:, None] < units - start // UNIT, other=0)
+            word = tl.load(words_at, mask=unit[:, None] < units - start // unit_depth, other=0)
             right = tl.load(x_at, mask=(row < rows) & (k < depth - start), other=0.0)
-        group_at = tl.minimum((start + chunk) // GROUP, (depth - 1) // GROUP) * PADDED + column
+        group_at = tl.minimum((start + chunk) // GROUP, (depth - 1) // GROUP) * padded + column
         if SCALED:
             factor = tl.load(scale + group_at).to(DTYPE)
         if zero is not None:
-            offset = (tl.load(zero + group_at).to(tl.float32) + OFFSET).to(DTYPE)
-        left = _levels(word, _spread(offset, BLOCKS), _spread(factor, BLOCKS), UNPACK, CODES, UNITS, TILES, SPLIT)
+            offset = (tl.load(zeros + group_at).to(tl.float32) + OFFSET).to(DTYPE)
+        left = _levels(word, _spread(offset, count), _spread(factor, count), UNPACK, CODES, UNITS, TILES, SPLIT)
         total = tl.dot(left, right, total, input_precision=PRECISION)
         words_at += SPLIT * UNITS * 256
-        x_at += SPLIT * BLOCK_K
+        x_at += SPLIT * deep
     if SPLIT > 1:
         total = tl.sum(total, 0)
-    last = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    last = column_tile * wide + tl.arange(0, wide)
     if not SCALED:
         total *= tl.load(scale + last, mask=last < columns, other=0.0).to(tl.float32)[:, None]
     down = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
