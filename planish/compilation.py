@@ -94,7 +94,8 @@ def run(
     with clock.stage("recording a result"):
         recorded = _record(model, imported, program, generate, args, kwargs)
         _trim()
-    report = CompileReport(passed, kernel_rows(built.selections), dict(clock.seconds), program.notes)
+    rows = kernel_rows(built.selections)
+    report = CompileReport(passed, rows, dict(clock.seconds), program.notes, built.variants)
     with clock.stage("writing the artifact"):
         write(folder / "artifact", _contents(program, built, profile, recorded, report, pipeline))
     imported = replace(imported, program=imported.program.with_weights({}))

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from planish.codegen.select import Choice, Selection
+from planish.codegen.variants import VariantRow
 from planish.compiler.report import Report
 
 
@@ -23,13 +24,15 @@ class KernelRow:
 class CompileReport:
     """The report of `planish.compile`: prints as text, `to_json` gives the same facts.
 
-    `stages` are seconds; `notes` are facts about the import, such as ops that run as torch.
+    `stages` are seconds; `notes` are facts about the import, such as ops that run as torch. `variants` are the ways
+    to run each kernel of a GPU, those of one regime together, the chosen one first.
     """
 
     passes: Report
     kernels: tuple[KernelRow, ...]
     stages: Mapping[str, float]
     notes: Mapping[str, tuple[str, ...]]
+    variants: tuple[VariantRow, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -37,6 +40,7 @@ class CompileReport:
             "kernels": [asdict(row) for row in self.kernels],
             "stages_s": {name: round(seconds, 3) for name, seconds in self.stages.items()},
             "notes": {topic: list(lines) for topic, lines in self.notes.items()},
+            "variants": [asdict(row) for row in self.variants],
         }
 
     def __str__(self) -> str:
@@ -47,10 +51,18 @@ class CompileReport:
         lines.append(f"{len(self.kernels)} kernel calls: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
         for row in self.kernels:
             lines += [f"  {row.scope or row.function}: {row.template} not {t}: {why}" for t, why in row.refused]
+        lines += [_variant_line(row) for row in self.variants]
         for topic, notes in self.notes.items():
             lines += [f"{topic}: {note}" for note in notes]
         lines.append("seconds: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.stages.items()))
         return "\n".join(lines)
+
+
+def _variant_line(row: VariantRow) -> str:
+    if not row.chosen:
+        return f"    not {row}"
+    until = "any size" if row.most is None else f"sizes up to {row.most}"
+    return f"  {row.kernel}.{row.launch} for {until}, judged at {row.size}: {row}"
 
 
 def kernel_rows(selections: Mapping[str, Selection]) -> tuple[KernelRow, ...]:

@@ -14,6 +14,7 @@ from planish.codegen.function_plan import Interface, as_array, function_plan, to
 from planish.codegen.schedule import Kernels, Schedule, schedule
 from planish.codegen.select import Choice, Selection, TorchCall, select
 from planish.codegen.template import AnyTemplate
+from planish.codegen.variants import VariantRow
 from planish.compiler.ir import Graph, Program, Value
 from planish.compiler.weights import Weights
 from planish.errors import BackendMissing
@@ -34,8 +35,8 @@ _NATIVE = Path(__file__).parent / "native"
 @dataclass(frozen=True, slots=True, eq=False)
 class Built:
     """What `build` made: the plan, the weights by entry name, packed as they are written, the selection of each
-    function, the library or the device's kernels by their path in the artifact, readable sources by file name, and the
-    C declarations of a library's entries."""
+    function, the library or the device's kernels by their path in the artifact, readable sources by file name, the C
+    declarations of a library's entries, and what was known of the variants of a device's kernels."""
 
     plan: Plan
     weights: Mapping[str, Weight]
@@ -44,6 +45,7 @@ class Built:
     sources: Mapping[str, str]
     declarations: str
     binaries: Mapping[str, bytes] = field(default_factory=dict)
+    variants: tuple[VariantRow, ...] = ()
 
 
 def build(

@@ -42,12 +42,16 @@ class Cpu(_Sourced):
 
 
 class Gpu(_Sourced):
-    """A graphics processor. `registers` are 32-bit registers of one multiprocessor."""
+    """A graphics processor. `registers` counts the 32-bit registers of one multiprocessor; `warps_per_multiprocessor`
+    and `blocks_per_multiprocessor` bound what it runs at once."""
 
     arch: Annotated[str, Field(pattern=r"^(sm_\d+[a-z]?|gfx[0-9a-f]+)$")]
     warp_size: Literal[32, 64]
     multiprocessors: _Count
     shared_memory_bytes_per_block: _Count
+    shared_memory_bytes_per_multiprocessor: _Count
+    warps_per_multiprocessor: _Count
+    blocks_per_multiprocessor: _Count
     registers: _Count
     clock_ghz: _Real
 

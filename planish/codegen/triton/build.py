@@ -17,6 +17,7 @@ from planish.codegen.triton.device import Device
 from planish.codegen.triton.kernel import Kernel, Launch, Packing, Variant
 from planish.codegen.triton.request import passed
 from planish.codegen.triton.sources import Generated
+from planish.codegen.variants import VariantRow
 from planish.compiler.ir import Program, Value
 from planish.compiler.weights import Weights
 from planish.runtime.launches import DeviceCall, DeviceStep, KernelSpec, LaunchChoice, LaunchSpec
@@ -56,7 +57,7 @@ def build_for_device(
         for name, selection in selections.items()
     }
     plan = Plan(None, functions, torch_weights(program, schedules.values()), library.specs())
-    return Built(plan, weights, selections, None, library.sources(), "", library.files())
+    return Built(plan, weights, selections, None, library.sources(), "", library.files(), library.rows())
 
 
 def _templates() -> Sequence[Template[Device, Kernel]]:
@@ -134,6 +135,11 @@ class Library:
             for i, regimes in enumerate(launches):
                 for j, chosen in enumerate(regimes):
                     yield _binary_name(name, i, j), chosen.binary
+
+    def rows(self) -> tuple[VariantRow, ...]:
+        """What the model or a measurement said of each variant that was compiled."""
+        every = (chosen for launches in self.chosen.values() for regimes in launches for chosen in regimes)
+        return tuple(row for chosen in every for row in chosen.rows)
 
     def specs(self) -> Mapping[str, KernelSpec]:
         return {

@@ -1,37 +1,57 @@
-"""The variant of each regime: the static model ranks them, the best few are compiled, their resources decide."""
+"""The variant of each regime: the static model ranks them, the best few are compiled, their resources decide.
+
+Where times were measured on the device, they count instead of the model's.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from planish.codegen.call import Call
 from planish.codegen.triton.compile import Binary, Compiler, Request, compile_all
-from planish.codegen.triton.cost import predicted_seconds, refuse_resources
+from planish.codegen.triton.cost import predict, predicted_seconds, refuse_resources
 from planish.codegen.triton.device import Device
+from planish.codegen.triton.judge import judged_sizes, reached
 from planish.codegen.triton.kernel import Kernel, Launch, Regime, Variant
 from planish.codegen.triton.request import request_of
+from planish.codegen.variants import VariantRow
+from planish.compiler.types import evaluate_dim
 from planish.errors import TemplateError
 
-_COMPILED = 2  # of a regime's variants: the ranking without registers is right about the first two or nearly
+_COMPILED = 3  # of a regime's variants: the ranking without registers is right about the first few or nearly
+_HOPELESS = 2.0  # times the best prediction, beyond which registers will not change the order
+
+# seconds that a kernel took for these named sizes, where the device was there to tell
+Measured: TypeAlias = Callable[[Request, Mapping[str, int]], float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The variant that serves sizes up to `most`, compiled, and the time that the model predicts for it."""
+    """The variant that serves sizes up to `most`, compiled, with its time and that of the others, the best first."""
 
     most: int | None
     variant: Variant
     binary: Binary
     seconds: float
+    rows: tuple[VariantRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class Candidate:
+    """A variant that is worth compiling, and the sizes at which it is judged; `size` is the launch's then."""
+
     kernel: str
     launch: int
     regime: Regime
     variant: Variant
     request: Request
     sizes: Mapping[str, int]
+    size: int
+
+    @property
+    def key(self) -> str:
+        """A text that is equal for equal compilations."""
+        return repr(self.request)
 
 
 def choose(
@@ -40,61 +60,75 @@ def choose(
     hints: Mapping[str, int],
     progress: Callable[[str], None],
     compiler: Compiler = compile_all,
+    measured: Measured = lambda request, sizes: None,
 ) -> dict[str, tuple[tuple[Chosen, ...], ...]]:
     """For each kernel by name, for each of its launches, the chosen variant of each regime.
 
     Raises TemplateError where no variant of a regime fits the device.
     """
-    candidates = [
-        candidate
-        for name, (call, kernel) in calls.items()
-        for i, launch in enumerate(kernel.launches)
-        for regime in launch.regimes
-        for candidate in _candidates(name, i, call, launch, regime, device, hints)
-    ]
-    requests = list(dict.fromkeys(_key(c.request) for c in candidates))
-    by_key = {_key(c.request): c.request for c in candidates}
+    found = {name: candidates(name, call, kernel, device, hints) for name, (call, kernel) in calls.items()}
+    requests = {c.key: c.request for launches in found.values() for regimes in launches for r in regimes for c in r}
     progress(f"compiling {len(requests)} kernels")
-    binaries = dict(zip(requests, compile_all([by_key[k] for k in requests], device), strict=True))
+    binaries = dict(zip(requests, compiler(list(requests.values()), device), strict=True))
     return {
-        name: tuple(
-            tuple(
-                _best(
-                    [c for c in candidates if (c.kernel, c.launch) == (name, i) and c.regime is regime],
-                    binaries,
-                    device,
-                )
-                for regime in launch.regimes
-            )
-            for i, launch in enumerate(kernel.launches)
-        )
-        for name, (_, kernel) in calls.items()
+        name: tuple(tuple(_best(regime, binaries, device, measured) for regime in regimes) for regimes in launches)
+        for name, launches in found.items()
     }
 
 
-def _key(request: Request) -> str:
-    return repr(request)
+def candidates(
+    name: str, call: Call, kernel: Kernel, device: Device, hints: Mapping[str, int], most: int = _COMPILED
+) -> tuple[tuple[tuple[Candidate, ...], ...], ...]:
+    """For each launch of a kernel and each of its regimes, at most so many variants, the best by the model first."""
+    return tuple(
+        tuple(_ranked(name, i, call, launch, at, device, hints, most) for at in reached(launch))
+        for i, launch in enumerate(kernel.launches)
+    )
 
 
-def _candidates(
-    name: str, launch_index: int, call: Call, launch: Launch, regime: Regime, device: Device, hints: Mapping[str, int]
-) -> list[_Candidate]:
-    sizes = _sizes_in(regime, launch, hints)
-    ranked = sorted(regime.variants, key=lambda v: predicted_seconds(v, device, sizes, None))
-    return [_Candidate(name, launch_index, regime, v, request_of(call, launch, v), sizes) for v in ranked[:_COMPILED]]
+def _ranked(
+    name: str, index: int, call: Call, launch: Launch, at: int, device: Device, hints: Mapping[str, int], most: int
+) -> tuple[Candidate, ...]:
+    regime, sizes = launch.regimes[at], judged_sizes(launch, at, hints)
+    size = evaluate_dim(launch.size, sizes)
+    seconds = [predicted_seconds(v, device, sizes, None) for v in regime.variants]
+    order = sorted(range(len(seconds)), key=lambda i: seconds[i])
+    kept = [i for i in order[:most] if seconds[i] <= _HOPELESS * seconds[order[0]]]
+    variants = [regime.variants[i] for i in kept]
+    return tuple(Candidate(name, index, regime, v, request_of(call, launch, v), sizes, size) for v in variants)
 
 
-def _sizes_in(regime: Regime, launch: Launch, hints: Mapping[str, int]) -> Mapping[str, int]:
-    """Values of the named sizes for which the regime is chosen; the hints, where they are."""
-    return hints
-
-
-def _best(candidates: list[_Candidate], binaries: Mapping[str, Binary], device: Device) -> Chosen:
-    fitting = [c for c in candidates if refuse_resources(binaries[_key(c.request)], device) is None]
+def _best(found: tuple[Candidate, ...], binaries: Mapping[str, Binary], device: Device, measured: Measured) -> Chosen:
+    rows = [(_row(c, binaries[c.key], device, measured), c) for c in found]
+    fitting = [(row, c) for row, c in rows if row.refused is None]
     if not fitting:
-        first = candidates[0]
-        why = refuse_resources(binaries[_key(first.request)], device)
-        raise TemplateError(f"{first.kernel} does not fit {device.profile.name}: {why}")
-    timed = [(predicted_seconds(c.variant, device, c.sizes, binaries[_key(c.request)]), c) for c in fitting]
-    seconds, best = min(timed, key=lambda pair: pair[0])
-    return Chosen(best.regime.most, best.variant, binaries[_key(best.request)], seconds)
+        raise TemplateError(f"{found[0].kernel} does not fit {device.profile.name}: {rows[0][0].refused}")
+    known = [pair for pair in fitting if pair[0].basis == "measured"] or fitting
+    taken, best = min(known, key=lambda pair: pair[0].seconds)
+    others = sorted((row for row, c in rows if c is not best), key=lambda row: row.seconds)
+    return Chosen(
+        best.regime.most, best.variant, binaries[best.key], taken.seconds, (replace(taken, chosen=True), *others)
+    )
+
+
+def _row(candidate: Candidate, binary: Binary, device: Device, measured: Measured) -> VariantRow:
+    prediction = predict(candidate.variant, device, candidate.sizes, binary)
+    seconds = measured(candidate.request, candidate.sizes)
+    return VariantRow(
+        kernel=candidate.kernel,
+        launch=candidate.launch,
+        most=candidate.regime.most,
+        size=candidate.size,
+        variant=variant_text(candidate.variant),
+        seconds=prediction.seconds if seconds is None else seconds,
+        basis="predicted" if seconds is None else "measured",
+        bound=prediction.bound,
+        chosen=False,
+        refused=refuse_resources(binary, device),
+    )
+
+
+def variant_text(variant: Variant) -> str:
+    """The constants of a variant that are numbers, its warps and its stages, as one line."""
+    numbers = [f"{k}={v}" for k, v in variant.constants.items() if isinstance(v, int) and not isinstance(v, bool)]
+    return " ".join([*numbers, f"warps={variant.num_warps}", f"stages={variant.num_stages}"])

@@ -8,7 +8,9 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,11 +60,11 @@ def compile_all(requests: Sequence[Request], device: Device) -> tuple[Binary, ..
     """The binaries of the requests, in order; raises BuildError with the kernel that Triton cannot compile."""
     check_backend(device)
     target = (device.backend, device.arch, device.warp_size)
-    workers = min(len(requests), os.cpu_count() or 1)
-    # an interpreting Triton cannot compile, so that tests need other processes as well
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_no_interpreter) as pool:
-        return tuple(pool.map(_compile, requests, [target] * len(requests)))
+    try:
+        return tuple(_workers().map(_compile, requests, [target] * len(requests)))
+    except BrokenProcessPool as error:
+        _workers.cache_clear()
+        raise BuildError("a process that compiled kernels was killed; is there memory enough? Compile again") from error
 
 
 def check_backend(device: Device) -> None:
@@ -79,8 +81,17 @@ def check_backend(device: Device) -> None:
         )
 
 
-def _no_interpreter() -> None:
+@cache
+def _workers() -> ProcessPoolExecutor:
+    """Processes that compile; they start as they are needed, and stay for the next program."""
+    # an interpreting Triton cannot compile, so that tests need other processes as well
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(os.cpu_count() or 1, mp_context=context, initializer=_prepare_worker)
+
+
+def _prepare_worker() -> None:
     os.environ["TRITON_INTERPRET"] = "0"
+    os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")  # lines of kernels are of no use in an artifact
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 

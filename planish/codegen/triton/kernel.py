@@ -59,7 +59,7 @@ class Work:
     """What one block of a variant does: `flops` on operands of `dtype`, and bytes moved from and to main memory.
 
     `read_bytes` counts what the block loads; `unique_read_bytes` is its share of what must come from main memory when
-    every cache hits.
+    every cache hits. `instructions` counts what lies beside the arithmetic, one for each value: unpacking, say.
     """
 
     flops: float
@@ -67,6 +67,7 @@ class Work:
     read_bytes: float
     unique_read_bytes: float
     write_bytes: float
+    instructions: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from planish.codegen.triton.kernel import Kernel, Launch, Number, Output, Regime
 from planish.codegen.triton.kernels.map import map_flat, map_tiles
 from planish.codegen.triton.tiles import blocks, power_of_two
 from planish.compiler.ir import Node, Op
-from planish.compiler.types import Dim, elements, same_shape
+from planish.compiler.types import Dim, DType, elements, same_shape
 
 _ELEMENTS = (512, 1024, 2048, 4096)  # of a block; with 4 warps that is 4 to 32 a thread
 
@@ -95,5 +95,5 @@ def _tile(call: Call, rows: Dim, columns: Dim, block: int) -> Variant:
 
 def _work(call: Call, block: int) -> Callable[[Mapping[str, int]], Work]:
     read = block * sum(view.dtype.itemsize for view in call.inputs.values())
-    work = Work(len(call.nodes) * block, call.view.dtype, read, read, block * call.view.dtype.itemsize)
+    work = Work(len(call.nodes) * block, DType.f32, read, read, block * call.view.dtype.itemsize)
     return lambda _: work
