@@ -32,6 +32,7 @@ class Tile:
 _SHORT = (Tile(16, 64, 128, 4, 4), Tile(16, 128, 64, 4, 4), Tile(16, 32, 256, 2, 3))
 _MIDDLE = (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 4), Tile(32, 64, 128, 4, 3))
 _TALL = (Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3), Tile(128, 64, 64, 4, 4))
+TILES: tuple[tuple[int | None, tuple[Tile, ...]], ...] = ((16, _SHORT), (256, _MIDDLE), (None, _TALL))  # by rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Gemm:
             {"FINISH": finish, "GROUP_M": 8, "PRECISION": "ieee"},
             tuple(
                 Regime(most, tuple(_variant(t, (rows, columns, depth), x.dtype) for t in tiles))
-                for most, tiles in ((16, _SHORT), (256, _MIDDLE), (None, _TALL))
+                for most, tiles in TILES
             ),
             size=rows,
         )

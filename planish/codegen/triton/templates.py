@@ -8,6 +8,7 @@ from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.map import Map
+from planish.codegen.triton.matmul import Matmul
 from planish.codegen.triton.quantized_linear import QuantizedLinear
 from planish.codegen.triton.reduce import Reduce
 from planish.codegen.triton.rows import Rows
@@ -15,6 +16,7 @@ from planish.codegen.triton.rows import Rows
 TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     Gemm(),
     QuantizedLinear(),
+    Matmul(),
     CachedAttention(),
     Attention(),
     CacheUpdate(),
