@@ -17,7 +17,7 @@ import planish
 from planish.codegen.build import Built, build
 from planish.codegen.function_plan import Interface
 from planish.compilation_generation import interfaces, language, with_sizes, with_split
-from planish.compile_report import CompileReport, kernel_rows
+from planish.compile_report import CompileReport, kernel_rows, torch_notes
 from planish.compiler.importers import Imported, import_onnx, import_torch
 from planish.compiler.ir import Graph, Program, Workload
 from planish.compiler.pass_ import Context, Pass
@@ -94,8 +94,10 @@ def run(
     with clock.stage("recording a result"):
         recorded = _record(model, imported, program, generate, args, kwargs)
         _trim()
+    unserved = torch_notes(built.selections, profile.name)
+    notes = {**program.notes, **({"torch": unserved} if unserved else {})}
     rows = kernel_rows(built.selections)
-    report = CompileReport(passed, rows, dict(clock.seconds), program.notes, built.variants)
+    report = CompileReport(passed, rows, dict(clock.seconds), notes, built.variants)
     with clock.stage("writing the artifact"):
         write(folder / "artifact", _contents(program, built, profile, recorded, report, pipeline))
     imported = replace(imported, program=imported.program.with_weights({}))

@@ -24,8 +24,8 @@ class KernelRow:
 class CompileReport:
     """The report of `planish.compile`: prints as text, `to_json` gives the same facts.
 
-    `stages` are seconds; `notes` are facts about the import, such as ops that run as torch. `variants` are the ways
-    to run each kernel of a GPU, those of one regime together, the chosen one first.
+    `stages` are seconds; `notes` are facts by topic, such as ops that run as torch. `variants` are the ways to run each
+    kernel of a GPU, those of one regime together, the chosen one first.
     """
 
     passes: Report
@@ -63,6 +63,23 @@ def _variant_line(row: VariantRow) -> str:
         return f"    not {row}"
     until = "any size" if row.most is None else f"sizes up to {row.most}"
     return f"  {row.kernel}.{row.launch} for {until}, judged at {row.size}: {row}"
+
+
+def torch_notes(selections: Mapping[str, Selection], target: str) -> tuple[str, ...]:
+    """A line for each kind of op without a template on the target: where it stands and each template's reason."""
+    scopes: dict[tuple[str, str], dict[str, None]] = {}
+    for selection in selections.values():
+        for each in selection.unserved:
+            scopes.setdefault((each.node.op.name, each.reasons), {})[each.node.scope] = None
+    return tuple(
+        f"{name} in {_places(tuple(where))} has no template on {target}: {reasons}; it will run as torch"
+        for (name, reasons), where in scopes.items()
+    )
+
+
+def _places(scopes: tuple[str, ...]) -> str:
+    more = f" and {len(scopes) - 1} more" if len(scopes) > 1 else ""
+    return f"'{scopes[0]}'{more}"
 
 
 def kernel_rows(selections: Mapping[str, Selection]) -> tuple[KernelRow, ...]:

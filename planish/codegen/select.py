@@ -1,7 +1,8 @@
 """Selection: a template for every region, with copies or splits where no template takes it as it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from planish.codegen.call import Call
 from planish.codegen.layout import Place, resolve
@@ -10,6 +11,7 @@ from planish.codegen.template import AnyTemplate
 from planish.codegen.view import View
 from planish.compiler.ir import Graph, Node, Value, same_type
 from planish.compiler.ops import opaque, reshape
+from planish.compiler.rewrite import substitute
 from planish.compiler.types import elements, same_dim
 from planish.errors import TemplateError
 
@@ -48,24 +50,69 @@ Work = Choice | TorchCall
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Unserved:
+    """A node that no template takes on this machine, and why."""
+
+    node: Node
+    misses: tuple[Miss, ...]
+
+    @property
+    def reasons(self) -> str:
+        return "; ".join(f"{m.template}: {m.reason}" for m in self.misses) or "no template serves this op"
+
+
+Fallback: TypeAlias = Callable[[Node], tuple[Value, ...]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """The work of a graph in running order. `outputs` gives the value whose whole buffer is each result."""
+    """The work of a graph in running order. `outputs` gives the value whose whole buffer is each result.
+
+    `unserved` are the nodes of the graph as it was given that run in another form, because no template takes them.
+    """
 
     graph: Graph
     work: tuple[Work, ...]
     outputs: tuple[Value, ...]
+    unserved: tuple[Unserved, ...] = ()
 
 
-def select(graph: Graph, templates: Sequence[AnyTemplate], machine: object) -> Selection:
+def select(
+    graph: Graph, templates: Sequence[AnyTemplate], machine: object, fallback: Fallback | None = None
+) -> Selection:
     """Choose a kernel for everything that the graph computes.
 
-    Raises TemplateError naming the op, its scope and every template's reason when nothing takes a node.
+    `fallback` gives opaque values that stand for those of a node which no template takes. Without it a TemplateError
+    names the op, its scope and every template's reason.
     """
-    selector = _Selector(resolve(graph), templates, machine)
-    for region in fuse(graph, selector.places, templates):
-        selector.add(region)
-    outputs = selector.outputs(graph)
-    return Selection(graph, tuple(selector.work), outputs)
+    unserved: tuple[Unserved, ...] = ()
+    while True:
+        selector = _Selector(resolve(graph), templates, machine)
+        for region in fuse(graph, selector.places, templates):
+            selector.add(region)
+        outputs = selector.outputs(graph)
+        missing = {each.node: each for each in selector.unserved}
+        if not missing:
+            return Selection(graph, tuple(selector.work), outputs, unserved)
+        if fallback is None or missing.keys().isdisjoint(graph.nodes()):
+            raise _no_kernel(selector.unserved[0])
+        unserved += tuple(each for each in selector.unserved if each.node in graph.nodes())
+        graph = _replaced(graph, missing.keys(), fallback)
+
+
+def _no_kernel(unserved: Unserved) -> TemplateError:
+    node = unserved.node
+    return TemplateError(f"{node.op.name} in '{node.scope}' {node.types[0]} has no kernel here: {unserved.reasons}")
+
+
+def _replaced(graph: Graph, nodes: Collection[Node], fallback: Fallback) -> Graph:
+    """The graph with other values for those of `nodes`."""
+    order = iter(graph.nodes())  # substitute visits the nodes in this order, rebuilt
+
+    def visit(node: Node) -> tuple[Value, ...] | None:
+        return fallback(node) if next(order) in nodes else None
+
+    return substitute(graph, visit)
 
 
 class _Selector:
@@ -74,6 +121,7 @@ class _Selector:
         self.templates, self.machine = templates, machine
         self.work: list[Work] = []
         self.copies: dict[Value, Place] = {}
+        self.unserved: list[Unserved] = []
 
     def add(self, region: Region) -> None:
         """Append what computes the region: as it is, with its strided inputs copied first, or node by node."""
@@ -90,9 +138,7 @@ class _Selector:
         elif len(region.nodes) > 1:
             self._split(region)
         else:
-            reasons = "; ".join(f"{m.template}: {m.reason}" for m in choice) or "no template serves this op"
-            node = region.anchor
-            raise TemplateError(f"{node.op.name} in '{node.scope}' {node.types[0]} has no kernel here: {reasons}")
+            self.unserved.append(Unserved(region.anchor, choice))
 
     def _choose(self, region: Region, inputs: Mapping[Value, Place]) -> Choice | tuple[Miss, ...]:
         views = {v: place.view for v, place in inputs.items()}

@@ -83,7 +83,8 @@ class Frame:
         if result is None or tuple(result.shape) != shape or given.split("[")[0] != TORCH[spec.dtype]:
             raise ArtifactError(f"{step.target} in '{step.scope}' gave {given}, the plan says {spec} = {list(shape)}")
         if value.kind == "value":
-            self._values[value] = Operand(result.data_ptr(), shape, result)
+            kept = result.contiguous()
+            self._values[value] = Operand(kept.data_ptr(), shape, kept)
         else:
             operands.as_torch(self.get(value), spec.dtype, torch).copy_(result)
 

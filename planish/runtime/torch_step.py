@@ -19,16 +19,18 @@ def import_torch(step: TorchStep) -> Any:
 
 
 def run_torch_step(
-    step: TorchStep, value: Callable[[Json], Any], sizes: Mapping[str, int], torch: Any
+    step: TorchStep, value: Callable[[Json], Any], sizes: Mapping[str, int], torch: Any, device: Any = "cpu"
 ) -> tuple[Any, ...]:
-    """The results of the op as contiguous tensors (None where the op gives none), one for each output of the step.
+    """The results of the op as tensors of any strides (None where the op gives none), one for each output of the step.
 
-    `value` gives the tensor of a value id. Raises ArtifactError for an op that torch lacks or that mutates
+    `value` gives the tensor of a value id; ops that make tensors make them on `device`. Raises ArtifactError for an op that torch lacks or that mutates
     its arguments, and when the op fails.
     """
     overload = _overload(step, torch)
     arguments = [evaluate(argument, value, sizes, torch) for argument in step.arguments]
     keywords = {name: evaluate(argument, value, sizes, torch) for name, argument in step.keywords.items()}
+    if any(argument.name == "device" for argument in overload._schema.arguments):
+        keywords.setdefault("device", torch.device(device))
     try:
         with torch.no_grad():
             result = overload(*arguments, **keywords)
@@ -37,7 +39,7 @@ def run_torch_step(
     results = tuple(result) if isinstance(result, tuple | list) else (result,)
     if len(results) != len(step.outputs):
         raise ArtifactError(f"{step.target} gave {len(results)} results, the plan names {len(step.outputs)}")
-    return tuple(item.contiguous() if isinstance(item, torch.Tensor) else None for item in results)
+    return tuple(item if isinstance(item, torch.Tensor) else None for item in results)
 
 
 def _overload(step: TorchStep, torch: Any) -> Any:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from planish.codegen.build import Built
 from planish.codegen.emit import step_inputs, step_outputs
+from planish.codegen.fallback import as_torch
 from planish.codegen.function_plan import Interface, as_array, function_plan, torch_weights, value_id
 from planish.codegen.schedule import Kernels, Schedule, schedule, slot_size
-from planish.codegen.select import Choice, TorchCall, select
+from planish.codegen.select import Choice, Fallback, TorchCall, select
 from planish.codegen.template import Template
 from planish.codegen.triton.arguments import addresses, dimension
 from planish.codegen.triton.choose import Chosen, choose
@@ -18,7 +19,7 @@ from planish.codegen.triton.kernel import Kernel, Launch, Packing, Variant
 from planish.codegen.triton.request import passed
 from planish.codegen.triton.sources import Generated
 from planish.codegen.variants import VariantRow
-from planish.compiler.ir import Program, Value
+from planish.compiler.ir import Graph, Program, Value
 from planish.compiler.weights import Weights
 from planish.runtime.launches import DeviceCall, DeviceStep, KernelSpec, LaunchChoice, LaunchSpec
 from planish.runtime.plan import Plan
@@ -41,7 +42,7 @@ def build_for_device(
     check_backend(device)
     templates = _templates()
     progress("choosing kernels")
-    selections = {name: select(graph, templates, device) for name, graph in program.functions.items()}
+    selections = {name: select(graph, templates, device, _fallback(graph)) for name, graph in program.functions.items()}
     schedules = {name: schedule(selection) for name, selection in selections.items()}
     library = Library(device) if library is None else library
     for choice in _choices(schedules.values()):
@@ -58,6 +59,12 @@ def build_for_device(
     }
     plan = Plan(None, functions, torch_weights(program, schedules.values()), library.specs())
     return Built(plan, weights, selections, None, library.sources(), "", library.files(), library.rows())
+
+
+def _fallback(graph: Graph) -> Fallback:
+    """How nodes of the graph that no template takes run all the same."""
+    sizes = {size.name: size for size in graph.sizes}
+    return lambda node: as_torch(node, sizes)
 
 
 def _templates() -> Sequence[Template[Device, Kernel]]:

@@ -70,7 +70,7 @@ class Walk:
             return self._wrapped(args)
         if not isinstance(node.target, torch._ops.OpOverload):
             return self._python(node, args)
-        result = self._overload(node, node.target, args, kwargs)
+        result = self.overload(node, node.target, args, kwargs)
         if node.target._schema.is_mutable and isinstance(node.args[0], fx.Node):
             known[node.args[0]] = result
         return result
@@ -103,9 +103,10 @@ class Walk:
             return {key: self._arguments(item, known) for key, item in tree.items()}
         return tree
 
-    def _overload(
+    def overload(
         self, node: fx.Node, called: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
+        """The op as our nodes: by the table, by torch's decomposition, or opaque."""
         target = functional(called)
         types = self._types(node.meta.get("val"))
         result = self.by_table(target, args, kwargs)

@@ -1,7 +1,8 @@
 """One call on a device: its values, its arena, and the steps that run over them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from planish.errors import ArtifactError
@@ -90,7 +91,7 @@ class Frame:
                 start = offset.evaluate(sizes)
                 if place == "value":
                     assert isinstance(key, ValueId)
-                    return self.get(key)
+                    return self._contiguous(key)
                 if place == "slot":
                     assert isinstance(key, int)
                     return self._elements(self._arena, self._sized.slots[index][key] + start, dtype)
@@ -111,13 +112,23 @@ class Frame:
         return tuple(dimension.evaluate(self._sized.sizes) for dimension in spec.shape)
 
     def _run_torch(self, step: TorchStep) -> None:
-        results = run_torch_step(step, self._named, self._sized.sizes, self._torch)
+        # only a view needs the strides that the program was traced with; convolutions take channels in any place
+        tensor = self._contiguous if step.target.startswith("aten.view.") else self.get
+        found = partial(self._named, tensor)
+        results = run_torch_step(step, found, self._sized.sizes, self._torch, self._launcher.device)
         for value, result in zip(step.outputs, results, strict=True):
             if value is not None:
                 self._put(step, value, result)
 
-    def _named(self, identity: Json) -> Any:
-        return self.get(ValueId.from_json(Field(identity, "plan.json")))
+    def _named(self, tensor: Callable[[ValueId], Any], identity: Json) -> Any:
+        return tensor(ValueId.from_json(Field(identity, "plan.json")))
+
+    def _contiguous(self, value: ValueId) -> Any:
+        """The tensor of a value that torch may have left in other strides, row-major from now on."""
+        tensor = self.get(value)
+        if not tensor.is_contiguous():
+            tensor = self._values[value] = tensor.contiguous()
+        return tensor
 
     def _put(self, step: TorchStep, value: ValueId, result: Any) -> None:
         spec = self._spec(value)
@@ -125,7 +136,7 @@ class Frame:
         given = None if result is None else (tuple(result.shape), result.dtype)
         if given != wanted:
             raise ArtifactError(f"{step.target} in '{step.scope}' gave {given}, the plan says {spec}")
-        if value in self._donated:
+        if value.kind == "output":  # the result may be a view of an input
             self.get(value).copy_(result)
         else:
             self._values[value] = result
