@@ -23,8 +23,8 @@ def run_torch_step(
 ) -> tuple[Any, ...]:
     """The results of the op as tensors of any strides (None where the op gives none), one for each output of the step.
 
-    `value` gives the tensor of a value id; ops that make tensors make them on `device`. Raises ArtifactError for an op that torch lacks or that mutates
-    its arguments, and when the op fails.
+    `value` gives the tensor of a value id; ops that make tensors make them on `device`. Raises ArtifactError for an op
+    that torch lacks or that mutates its arguments, and when the op fails.
     """
     overload = _overload(step, torch)
     arguments = [evaluate(argument, value, sizes, torch) for argument in step.arguments]

@@ -85,7 +85,8 @@ def _constants(call: Call, shapes: tuple[Shape, Shape, Shape]) -> Mapping[str, C
     if anchor.op is not ops.argmax:
         truth = anchor.op in (ops.any_, ops.all_)
         kind = "truth" if truth else "mean" if anchor.op is ops.mean else "plain"
-        found |= {"COMBINE": _COMBINE[anchor.op], "KIND": kind}
+        combine = _COMBINE[anchor.op]
+        found |= {"COMBINE": combine, "HOW": combine.name, "KIND": kind}
     return found
 
 

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from planish.codegen.triton.kernels.math import maximum, minimum
+
 
 @triton.jit
 def plus(x, y):
@@ -26,6 +28,7 @@ def reduce_middle(
     READ: tl.constexpr,
     FINISH: tl.constexpr,
     COMBINE: tl.constexpr,
+    HOW: tl.constexpr,
     IDENTITY: tl.constexpr,
     DTYPE: tl.constexpr,
     KIND: tl.constexpr,
@@ -42,7 +45,15 @@ def reduce_middle(
         if KIND == "truth":
             x = x != 0
         total = COMBINE(total, tl.where((along < middle) & mask, x.to(DTYPE), IDENTITY))
-    result = tl.reduce(total, 1, COMBINE, keep_dims=True)
+    # Triton takes the function of a reduction by its name in the module alone
+    if HOW == "plus":
+        result = tl.reduce(total, 1, plus, keep_dims=True)
+    elif HOW == "times":
+        result = tl.reduce(total, 1, times, keep_dims=True)
+    elif HOW == "maximum":
+        result = tl.reduce(total, 1, maximum, keep_dims=True)
+    else:
+        result = tl.reduce(total, 1, minimum, keep_dims=True)
     if KIND == "mean":
         result = result / middle
     elif KIND == "truth":
