@@ -52,8 +52,8 @@ class Attention:
             return f"{q.dtype} operands; it takes f32, f16 and bf16"
         for name, value in zip("qkv", (q, k, v), strict=True):
             view = call.inputs.get(value)
-            if view is None or not same_dim(view.strides[3], 1) or not same_dim(view.offset, 0):
-                return f"rows of {name} are computed, strided or start inside their buffer"
+            if view is None or not same_dim(view.strides[3], 1):
+                return f"rows of {name} are computed or strided"
         return refuse_around(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
@@ -122,6 +122,7 @@ def _arguments(call: Call) -> Mapping[str, Argument | tuple[Argument, ...]]:
     for name, value in zip("qkv", (q, k, v), strict=True):
         for word, stride in zip(("batch", "head", "row"), call.inputs[value].strides, strict=False):
             found[f"{name}_{word}"] = Number(stride, wide=True)
+        found[f"{name}_from"] = Number(call.inputs[value].offset, wide=True)
     return {**found, "extras": Fragments(call).extras}
 
 

@@ -82,6 +82,11 @@ def test_dynamic_lengths() -> None:
     )
 
 
+def test_heads_that_lie_inside_one_merged_projection() -> None:
+    merged = normal(2, 21, 3 * 4 * 16).reshape(2, 21, 3, 4, 16).permute(2, 0, 3, 1, 4)
+    check(Attention(), lambda q, k, v: ops.attention(q, k, v, scale=0.25), *merged, rtol=1e-5, atol=1e-5)
+
+
 def test_refuses_wide_heads() -> None:
     q = ops.input_(name="q", shape=(1, 1, 4, 320), dtype=DType.f16)
     call = call_of(Graph("main", (q,), (ops.attention(q, q, q, scale=1.0),), ()), ops.attention)

@@ -50,12 +50,15 @@ def flash(
     q_batch,
     q_head,
     q_row,
+    q_from,
     k_batch,
     k_head,
     k_row,
+    k_from,
     v_batch,
     v_head,
     v_row,
+    v_from,
     extras,
     MASK: tl.constexpr,
     ADDED: tl.constexpr,
@@ -72,6 +75,7 @@ def flash(
     PRECISION: tl.constexpr,
 ):
     """q [B, heads, queries, DEPTH], k [B, heads / group, keys, DEPTH], v [.., WIDTH]; rows of DEPTH are contiguous.
+    They start at element `q_from` of q, and alike for k and v.
 
     MASK reads the mask, which is ADDED to the scores or keeps what is true.
     """
@@ -81,10 +85,10 @@ def flash(
     query = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     depth, width = tl.arange(0, BLOCK_DEPTH), tl.arange(0, BLOCK_WIDTH)
     row = query.to(tl.int64)[:, None]
-    q_at = q + batch * q_batch + head * q_head + row * q_row + depth[None, :]
+    q_at = q + q_from + batch * q_batch + head * q_head + row * q_row + depth[None, :]
     asked = tl.load(q_at, mask=(row < queries) & (depth[None, :] < DEPTH), other=0.0)
-    k_at = k + batch * k_batch + (head // group) * k_head
-    v_at = v + batch * v_batch + (head // group) * v_head
+    k_at = k + k_from + batch * k_batch + (head // group) * k_head
+    v_at = v + v_from + batch * v_batch + (head // group) * v_head
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mixed = tl.zeros((BLOCK_M, BLOCK_WIDTH), tl.float32)
