@@ -138,9 +138,7 @@ def test_an_op_without_a_kernel_is_named_with_its_scope_and_the_reasons() -> Non
       %0 = attention(%x, %x, %x) {scale=1.0}: f32[2, 3, 4, 8]  # layers.0
       return %0
     }"""
-    with pytest.raises(
-        TemplateError, match=r"attention in 'layers\.0' .* has no kernel here: no template serves"
-    ):
+    with pytest.raises(TemplateError, match=r"attention in 'layers\.0' .* has no kernel here: no template serves"):
         select(parse(text), (Rows(),), AVX2)  # type: ignore[arg-type]
 
 

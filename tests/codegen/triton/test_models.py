@@ -29,6 +29,5 @@ def test_an_architecture_compiles_for_a_gpu_that_is_not_here(tmp_path: Path, nam
     told = "conv in '" in str(report) and "has no template on h200" in str(report)
     assert told == bool(AS_TORCH[name])
     compiled.save(tmp_path / "model.planish")
-    info = planish.inspect(tmp_path / "model.planish") if hasattr(planish, "inspect") else None
     with pytest.raises(ArtifactError, match="h200"):
         planish.load(tmp_path / "model.planish")
