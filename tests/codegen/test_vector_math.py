@@ -153,21 +153,21 @@ def test_sigmoid_is_within_its_ulps_above_its_floor() -> None:
 def test_activations_are_close_to_float64(name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     x = _spread(1e-8, 60.0)
     error = numpy.abs(_run(name, x) - _float64(function, x))
-    assert (error / numpy.maximum(1, numpy.abs(x))).max() <= (1e-7 if name == "gelu" else 1.5e-7)
+    assert (error / numpy.maximum(1, numpy.abs(x))).max() <= 1.5e-7
 
 
 def test_errors_of_gelu_do_not_add_up() -> None:
     """Where most activations are, a mean error near the largest one would be the same in every element of a sum."""
     x = numpy.random.default_rng(3).normal(-0.3, 0.3, 100000).astype(numpy.float32)
     error = _run("gelu", x) - _float64(torch.nn.functional.gelu, x)
-    assert abs(error.mean()) <= 1e-8
-    assert numpy.sqrt((error**2).mean()) <= 3e-8
+    assert abs(error.mean()) <= 2e-8
+    assert numpy.sqrt((error**2).mean()) <= 5e-8
 
 
 def test_activations_of_infinities() -> None:
     ends = numpy.array([math.inf, -math.inf, math.nan], numpy.float32)
     assert _run("gelu", ends)[0] == math.inf
-    assert abs(_run("gelu", ends)[1]) < 1e-15
+    assert abs(_run("gelu", ends)[1]) < 1e-30
     assert numpy.isnan(_run("gelu", ends)[2])
 
 
