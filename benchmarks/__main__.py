@@ -112,7 +112,7 @@ def language(
     ] = None,
     group: Annotated[int, typer.Option(help="Peers alive at once; by default what the memory holds.", min=0)] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="By default 4 and 8 bits, batch 1, three peers.")] = False,
-    headline: Annotated[bool, typer.Option("--headline", help="By default the cases that have an aim.")] = False,
+    headline: Annotated[bool, typer.Option("--headline", help="By default the cases with an aim, six peers.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the file holds already.")] = False,
 ) -> None:
     """Time prefill and decode of language models under every peer, in turns, and print the table.

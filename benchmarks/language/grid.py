@@ -6,7 +6,16 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, TypeVar
 
-from benchmarks.language.peers import LLAMA_CPP, OPENVINO_GENAI, PEERS, PLANISH, LanguagePeer
+from benchmarks.language.peers import (
+    CTRANSLATE2,
+    LLAMA_CPP,
+    ONNX_GENAI,
+    OPENVINO_GENAI,
+    PEERS,
+    PLANISH,
+    PLANISH_INT8_ACTIVATIONS,
+    LanguagePeer,
+)
 from benchmarks.language.results import Effort
 from benchmarks.language.source import LLAMA_1B, SMOLLM2, SOURCES, Source
 from planish.errors import InputError, nearest
@@ -73,7 +82,8 @@ HEADLINE = Preset(
         Grid(models=(LLAMA_1B,), formats=("bf16",), batches=(1,), cases=("prefill-512",)),
         Grid(formats=("int4",), batches=(8,), cases=("decode-16",)),
     ),
-    effort=Effort(rounds=2, limit_seconds=20.0),
+    (PLANISH, PLANISH_INT8_ACTIVATIONS, LLAMA_CPP, OPENVINO_GENAI, ONNX_GENAI, CTRANSLATE2),
+    Effort(rounds=2, limit_seconds=15.0),
 )
 QUICK = Preset(
     (

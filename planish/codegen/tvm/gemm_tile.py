@@ -114,7 +114,8 @@ class TileLoop:
             start = bind(i * size)
             for total, lanes in _lanes(sums):
                 T.buffer_store(total, T.broadcast(tirx.const(0.0, tile.sums), lanes), [ramp(0, lanes)])
-            with T.serial(bind(tirx.min(depth - start, tirx.const(size, "int64")))) as j:
+            steps = T.int64(size) if depth % size == 0 else bind(tirx.min(depth - start, T.int64(size)))
+            with T.serial(steps) as j:
                 step = bind(start + j)
                 T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", fetch(step), *_READ_SOON))
                 self._step(sums, [bind(panel(v, step)) for v in range(tile.vectors)], lambda i: load(i, step))
@@ -160,6 +161,9 @@ def _lanes(sums: "list[list[tirx.Buffer]]") -> "list[tuple[tirx.Buffer, int]]":
 def _chains(depth: int, tile: Tile) -> int:
     """In how many parts to sum: rounding errors grow with the count of terms that are added one after another.
 
-    Products of bf16 have larger errors of their own, and sums in f64 none that matter.
+    Products of bf16 have larger errors of their own, and sums in f64 none that matter. Parts are equal if they can be.
     """
-    return 1 if tile.pairs or tile.dtype is DType.f64 else -(-depth // _CHAIN)
+    if tile.pairs or tile.dtype is DType.f64:
+        return 1
+    fewest = -(-depth // _CHAIN)
+    return next((count for count in range(fewest, fewest * 3 // 2 + 1) if depth % count == 0), fewest)

@@ -308,25 +308,24 @@ _ERF_FAR = (
 
 
 def gelu(x: "tirx.PrimExpr") -> "tirx.PrimExpr":
-    """x * (1 + erf(x / sqrt(2))) / 2 within 1e-7 of the larger of 1/2 and |x|, and within 2e-7 |x|.
+    """x * (1 + erf(x / sqrt(2))) / 2 within 1.5e-7 of the larger of 1 and |x|.
 
-    Equal to max(x, 0) - |x| * h with h = erfc(|x| / sqrt(2)) / 2, of whose binary logarithm |x| * p(|x|) - 1 is a
-    minimax fit on 0..6, weighted by the error that it makes in the result (1.6e-8); beyond, h only has to vanish.
+    Equal to max(x, 0) - |x| * h with h = erfc(|x| / sqrt(2)) / 2, of whose binary logarithm the polynomial is a
+    minimax fit on 0..6, weighted by the error that it makes in the result (5.1e-8); beyond, h only has to vanish.
     """
     x = keep(x)
     size = keep(absolute(x))
-    size = keep(select(size > like(x, 10.25), like(x, 10.25), size))
-    slope = polynomial(size, _GELU)
-    less_one = like(x, 12582911.0)  # 1.5 * 2^23 - 1, which takes the 1 off in the same instruction
-    shifted = keep(fma(slope, size, less_one))
-    rest = keep(fma(slope, size, -keep(shifted - less_one)))
+    size = keep(select(size > like(x, 14.0), like(x, 14.0), size))
+    power = polynomial(size, _GELU)
+    shifted = keep(power + like(x, 12582912.0))
+    rest = keep(power - keep(shifted - like(x, 12582912.0)))
     tail = keep(scaled_by_two(polynomial(rest, _EXPONENTIAL_BINARY), shifted))
     return keep(fma(-size, tail, keep(select(x < like(x, 0.0), like(x, 0.0), x))))
 
 
 _GELU = (
-    *(-1.70063333e-06, 2.54962492e-05, -1.18615178e-4, -3.04624108e-4),
-    *(7.28927221e-3, -5.26579382e-2, -4.59152812e-1, -1.15111189),
+    *(3.30927408e-5, -7.69219065e-4, 8.08071449e-3, -5.34121011e-2),
+    *(-4.58770976e-1, -1.1512017, -9.99993061e-1),
 )
 # a minimax fit of 2^r for |r| <= 1/2 by relative error: 7.6e-8
 _EXPONENTIAL_BINARY = (
