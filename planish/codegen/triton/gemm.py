@@ -1,7 +1,7 @@
 """Linear layers on GPUs: tiles on the tensor cores, with everything elementwise after them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from planish.codegen.call import Call
@@ -20,19 +20,26 @@ _FLOATS = (DType.f32, DType.f16, DType.bf16)
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows, columns and depth of a tile, and how many warps and stages compute it."""
+    """Rows, columns and depth of a tile, and how many warps and stages compute it; `split` parts of the depth are
+    summed apart, or 0 where warps share the tile."""
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    split: int = 0
 
 
 _SHORT = (Tile(16, 64, 128, 4, 4), Tile(16, 128, 64, 4, 4), Tile(16, 32, 256, 2, 3))
 _MIDDLE = (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 4), Tile(32, 64, 128, 4, 3))
 _TALL = (Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3), Tile(128, 64, 64, 4, 4))
 TILES: tuple[tuple[int | None, tuple[Tile, ...]], ...] = ((16, _SHORT), (256, _MIDDLE), (None, _TALL))  # by rows
+# the weight is the left operand, of which instructions take 16 columns, and the rows of x the right one
+_FEW = (
+    (8, (Tile(8, 16, 128, 4, 4, 4), Tile(8, 32, 64, 4, 4, 4), Tile(8, 16, 64, 8, 4, 8))),
+    (16, (Tile(16, 16, 128, 4, 4, 4), Tile(16, 32, 64, 4, 4, 4), Tile(16, 64, 64, 4, 4, 4))),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ class Gemm:
             {"FINISH": finish, "GROUP_M": 8, "PRECISION": "ieee"},
             tuple(
                 Regime(most, tuple(_variant(t, (rows, columns, depth), x.dtype) for t in tiles))
-                for most, tiles in TILES
+                for most, tiles in _tiles(x.dtype, device)
             ),
             size=rows,
         )
@@ -93,6 +100,17 @@ class Gemm:
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
         return False
+
+
+def _tiles(dtype: DType, device: Device) -> tuple[tuple[int | None, tuple[Tile, ...]], ...]:
+    """The tiles by counts of rows; f32 is multiplied without the matrix units, which the split is for."""
+    if dtype is DType.f32:
+        return TILES
+    if device.backend == "cuda":
+        return (*_FEW, *TILES[1:])
+    # AMD's instructions take 16 rows at least, and its 64 KiB of shared memory hold fewer stages
+    most, few = _FEW[-1]
+    return ((most, tuple(replace(tile, stages=2) for tile in few)), *TILES[1:])
 
 
 def _variant(tile: Tile, shape: tuple[Dim, Dim, Dim], dtype: DType) -> Variant:
@@ -107,6 +125,6 @@ def _variant(tile: Tile, shape: tuple[Dim, Dim, Dim], dtype: DType) -> Variant:
         unique = (tile.m / across + tile.n / down) * k * dtype.itemsize
         return Work(2 * tile.m * tile.n * k, dtype, read, unique, tile.m * tile.n * dtype.itemsize)
 
-    constants = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "WHOLE_K": whole}
+    constants = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "WHOLE_K": whole, "SPLIT": tile.split}
     grid = (elements((blocks(rows, tile.m), blocks(columns, tile.n))), 1, 1)
     return Variant(constants, grid, work, num_warps=tile.warps, num_stages=tile.stages)

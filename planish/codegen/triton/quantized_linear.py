@@ -162,9 +162,9 @@ def _variant(tile: Tile, rows: Dim, weight: PackedWeight) -> Variant:
         across, down = -(-weight.columns // wide), evaluate_dim(blocks(rows, tile.rows), sizes)
         of_x, of_w = tile.rows * weight.depth * weight.dtype.itemsize, wide * weight.depth * weight.byte_count
         flops = 2.0 * tile.rows * wide * weight.depth
-        return Work(
-            flops, weight.dtype, of_x + of_w, of_x / across + of_w / down, tile.rows * wide * weight.dtype.itemsize
-        )
+        unpacked = wide * weight.depth * weight.unpacking.instructions
+        written = tile.rows * wide * weight.dtype.itemsize
+        return Work(flops, weight.dtype, of_x + of_w, of_x / across + of_w / down, written, unpacked)
 
     constants = {"BLOCK_M": tile.rows, "TILES": tile.tiles, "UNITS": units, "SPLIT": tile.split}
     grid = (elements((blocks(rows, tile.rows), blocks(weight.columns, wide))), 1, 1)

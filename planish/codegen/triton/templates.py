@@ -6,6 +6,7 @@ from planish.codegen.triton.cache_update import CacheUpdate
 from planish.codegen.triton.cached_attention import CachedAttention
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
+from planish.codegen.triton.int8_linear import Int8Linear
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.map import Map
 from planish.codegen.triton.matmul import Matmul
@@ -16,6 +17,7 @@ from planish.codegen.triton.rows import Rows
 TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     Gemm(),
     QuantizedLinear(),
+    Int8Linear(),
     Matmul(),
     CachedAttention(),
     Attention(),

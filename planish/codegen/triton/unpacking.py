@@ -38,6 +38,12 @@ class Unpacking:
         small = self.codes == 4 or self.dtype is DType.f16
         return _MAGIC[self.dtype] if self.assembly and small and not self.codebook else 0
 
+    @property
+    def instructions(self) -> float:
+        """Of one code; conversions of plain unpacking count as four, since they run at a quarter of the rate."""
+        lines = self.text().count(";") if self.assembly else 2 * 7 * self.codes
+        return lines / (2 * self.codes)
+
     def function(self) -> Generated:
         """`unpack(words, offset, scale)`: words [B, 256] as numbers [B, 256, 2] or, four a word, [B, 256, 2, 2]."""
         parts = tuple(f"part{i}" for i in range(self.codes))

@@ -16,6 +16,12 @@ def test_products_of_any_shape(m: int, n: int, k: int) -> None:
     check(Gemm(), lambda x, w: ops.linear(x, w), normal(m, k), normal(n, k), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 40, 200), (11, 70, 513)])
+def test_few_rows_in_half_precision(m: int, n: int, k: int) -> None:
+    x, w = normal(m, k).half(), normal(n, k).half()
+    check(Gemm(), lambda x, w: ops.linear(x, w), x, w, rtol=2e-3, atol=4e-2)
+
+
 def test_bias_and_elementwise_nodes_join_the_product() -> None:
     x, w, b, r = normal(2, 9, 48), normal(70, 48), normal(70), normal(2, 1, 70, seed=1)
     check(

@@ -109,6 +109,10 @@ def test_assembly_computes_the_numbers(codes: int, codebook: tuple[float, ...], 
             assert torch.equal(result[:, half], expected)
 
 
+def test_unpacking_four_bits_takes_less_than_two_instructions_a_code() -> None:
+    assert 1.5 < Unpacking(4, DType.f16, (), scaled=True, assembly=True).instructions <= 2.0
+
+
 def test_refuses_what_it_cannot_pack() -> None:
     t = tensors((3,), 24, 96, 48, FORMS["int4"])
     x, y = linear((3,), t, 48, FORMS["int4"])

@@ -15,6 +15,76 @@ def tile_of(program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 
 
 @triton.jit
+def _few_rows(
+    x,
+    w,
+    first_row,
+    first_column,
+    rows,
+    columns,
+    depth,
+    x_stride,
+    w_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A tile of few rows: the weight is the left operand, which needs fewer of them; SPLIT groups of warps take their
+    own blocks of the depth, whose sums meet at the end."""
+    row = (first_row + tl.arange(0, BLOCK_M))[None, None, :]
+    column = tl.minimum(first_column + tl.arange(0, BLOCK_N), columns - 1)[None, :, None]
+    part, k = tl.arange(0, SPLIT)[:, None, None] * BLOCK_K, tl.arange(0, BLOCK_K)
+    across, down = part + k[None, None, :], part + k[None, :, None]
+    w_at = w + column.to(tl.int64) * w_stride + across
+    x_at = x + row.to(tl.int64) * x_stride + down
+    total = tl.zeros((SPLIT, BLOCK_N, BLOCK_M), tl.float32)
+    for start in range(0, depth, SPLIT * BLOCK_K):
+        left = tl.load(w_at, mask=across < depth - start, other=0.0)
+        right = tl.load(x_at, mask=(row < rows) & (down < depth - start), other=0.0)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+        w_at += SPLIT * BLOCK_K
+        x_at += SPLIT * BLOCK_K
+    return tl.trans(tl.sum(total, 0))
+
+
+@triton.jit
+def _many_rows(
+    x,
+    w,
+    first_row,
+    first_column,
+    rows,
+    columns,
+    depth,
+    x_stride,
+    w_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WHOLE_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    x_at = x + (row % rows).to(tl.int64)[:, None] * x_stride + k[None, :]
+    w_at = w + (column % columns).to(tl.int64)[None, :] * w_stride + k[:, None]
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, depth, BLOCK_K):
+        if WHOLE_K:
+            left, right = tl.load(x_at), tl.load(w_at)
+        else:
+            inside = k < depth - start
+            left = tl.load(x_at, mask=inside[None, :], other=0.0)
+            right = tl.load(w_at, mask=inside[:, None], other=0.0)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+        x_at += BLOCK_K
+        w_at += BLOCK_K
+    return total
+
+
+@triton.jit
 def gemm(
     x,
     w,
@@ -31,25 +101,25 @@ def gemm(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     WHOLE_K: tl.constexpr,
+    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """x [rows, depth] times w [columns, depth] transposed, accumulated in f32; WHOLE_K: BLOCK_K divides the depth."""
+    """x [rows, depth] times w [columns, depth] transposed, accumulated in f32.
+
+    WHOLE_K: BLOCK_K divides the depth. SPLIT: parts of the depth that are summed apart, for few rows; else 0.
+    """
     tile_m, tile_n = tile_of(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    x_at = x + (row % rows).to(tl.int64)[:, None] * x_stride + k[None, :]
-    w_at = w + (column % columns).to(tl.int64)[None, :] * w_stride + k[:, None]
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, depth, BLOCK_K):
-        if WHOLE_K:
-            left, right = tl.load(x_at), tl.load(w_at)
-        else:
-            inside = k < depth - start
-            left = tl.load(x_at, mask=inside[None, :], other=0.0)
-            right = tl.load(w_at, mask=inside[:, None], other=0.0)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-        x_at += BLOCK_K
-        w_at += BLOCK_K
-    row, column = row.to(tl.int64)[:, None], column.to(tl.int64)[None, :]
+    first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
+    if SPLIT > 0:
+        total = _few_rows(
+            x, w, first_row, first_column, rows, columns, depth, x_stride, w_stride,
+            BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, PRECISION,
+        )  # fmt: skip
+    else:
+        total = _many_rows(
+            x, w, first_row, first_column, rows, columns, depth, x_stride, w_stride,
+            BLOCK_M, BLOCK_N, BLOCK_K, WHOLE_K, PRECISION,
+        )  # fmt: skip
+    row = (first_row + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
+    column = (first_column + tl.arange(0, BLOCK_N)).to(tl.int64)[None, :]
     FINISH(total, row, column, row < rows, column < columns, output, extras)

@@ -1,0 +1,96 @@
+"""Products compile for every GPU: within its shared memory and registers, on its matrix units, without spills."""
+
+import pytest
+
+from planish.codegen.call import Call
+from planish.codegen.template import Template
+from planish.codegen.triton.compile import Request, compile_all
+from planish.codegen.triton.cost import refuse_resources
+from planish.codegen.triton.device import Device
+from planish.codegen.triton.gemm import Gemm
+from planish.codegen.triton.int8_linear import Int8Linear
+from planish.codegen.triton.kernel import Kernel
+from planish.codegen.triton.matmul import Matmul
+from planish.codegen.triton.quantized_linear import QuantizedLinear
+from planish.codegen.triton.request import request_of
+from planish.compiler import ops
+from planish.compiler.ir import Graph, Value
+from planish.compiler.types import DType, symbol
+from planish.passes.weight_codes import NF4
+from tests.codegen.harness import call_of
+from tests.codegen.triton.harness import device
+
+_SIZE = 1024
+_M = symbol("m")
+_X = ops.input_(name="x", shape=(_M, _SIZE), dtype=DType.f16)
+
+
+def _weight(name: str, dtype: DType, *shape: int) -> Value:
+    return ops.weight(name=name, shape=shape, dtype=dtype)
+
+
+def _of_codes(bits: int, group: int, codebook: tuple[float, ...] = (), zero: bool = False) -> Call:
+    scale = (_SIZE, _SIZE // group)
+    parts = (_weight("q", DType.u8, _SIZE, _SIZE), _weight("s", DType.f16, *scale), _weight("z", DType.u8, *scale))
+    given = parts if zero else parts[:2]
+    w = ops.dequantize(*given, group=group, bits=bits, codebook=codebook, dtype=DType.f16)
+    return call_of(Graph("main", (_X,), (ops.linear(_X, w),)), ops.linear)
+
+
+def _of_integers() -> Call:
+    x = ops.input_(name="x", shape=(_M, _SIZE), dtype=DType.i8)
+    scale = ops.input_(name="xs", shape=(_M, 1), dtype=DType.f32)
+    w = ops.dequantize(_weight("q", DType.i8, _SIZE, _SIZE), _weight("s", DType.f16, _SIZE, 1), group=_SIZE)
+    y = ops.linear(ops.dequantize(x, scale, group=_SIZE), w)
+    return call_of(Graph("main", (x, scale), (y,)), ops.linear)
+
+
+def _of_activations() -> Call:
+    x, y = (ops.input_(name=n, shape=(8, _SIZE, _SIZE), dtype=DType.f16) for n in "xy")
+    return call_of(Graph("main", (x, y), (ops.matmul(x, y),)), ops.matmul)
+
+
+_CALLS: dict[str, tuple[Template[Device, Kernel], Call]] = {
+    "f16": (
+        Gemm(),
+        call_of(Graph("main", (_X,), (ops.linear(_X, _weight("w", DType.f16, _SIZE, _SIZE)),)), ops.linear),
+    ),
+    "int4": (QuantizedLinear(), _of_codes(4, 128)),
+    "int4 with zeros": (QuantizedLinear(), _of_codes(4, 64, zero=True)),
+    "nf4": (QuantizedLinear(), _of_codes(4, 64, NF4)),
+    "int8": (QuantizedLinear(), _of_codes(8, _SIZE)),
+    "int8 rows": (Int8Linear(), _of_integers()),
+    "activations": (Matmul(), _of_activations()),
+}
+
+
+def _requests(name: str, gpu: Device) -> list[Request]:
+    """The first variant for the fewest rows and for the most."""
+    template, call = _CALLS[name]
+    assert template.refuse(call, gpu) is None
+    (launch,) = template.build(call, gpu).launches
+    return [request_of(call, launch, launch.regimes[i].variants[0]) for i in (0, -1)]
+
+
+@pytest.mark.parametrize("profile", ["a100", "rtx-4090", "l40s", "h200", "mi300x"])
+def test_products_fit_the_gpu_and_run_on_its_matrix_units(profile: str) -> None:
+    gpu = device(profile)
+    requests = {name: _requests(name, gpu) for name in _CALLS}
+    binaries = compile_all([r for pair in requests.values() for r in pair], gpu)
+    units = ("mma.sync", "wgmma.mma_async") if gpu.backend == "cuda" else ("mfma",)
+    for name, binary in zip([n for n in _CALLS for _ in range(2)], binaries, strict=True):
+        assert refuse_resources(binary, gpu) is None, name
+        assert binary.spilled_bytes == 0, name
+        assert any(unit in binary.assembly for unit in units), name
+
+
+def test_codes_go_to_the_matrix_units_of_a_hopper_gpu_in_registers() -> None:
+    """Before the sums are stored, only scales are written to shared memory, one of 16 bits by each thread."""
+    gpu = device("h200")
+    few, many = compile_all(_requests("int4", gpu), gpu)
+    assert "wgmma.mma_async" in many.assembly
+    for binary, last in ((few, "mma.sync"), (many, "wgmma.mma_async")):
+        before = binary.assembly[: binary.assembly.rindex(last)]
+        assert "cp.async.cg.shared.global" in before
+        assert before.count("st.shared") == before.count("st.shared.b16") <= 1
+        assert "stmatrix" not in before
