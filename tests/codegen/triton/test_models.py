@@ -43,9 +43,8 @@ def test_an_architecture_compiles_for_a_gpu_that_is_not_here(tmp_path: Path, nam
 
 def test_an_artifact_tells_the_resources_of_its_kernels(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    compiled = planish.compile(
-        nn.Sequential(nn.Linear(16, 24), nn.ReLU()).half(), "a100", inputs=torch.ones(4, 16).half()
-    )
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU()).half().eval()
+    compiled = planish.compile(model, "a100", inputs=torch.ones(4, 16).half())
     compiled.save(tmp_path / "model.planish")
     info = inspect(tmp_path / "model.planish")
     assert "target a100 (cuda:80)" in str(info)
