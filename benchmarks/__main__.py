@@ -190,6 +190,33 @@ def start(
 
 
 @app.command()
+def gpu(
+    name: Annotated[
+        str, typer.Option(help="The result file is benchmarks/results/NAME.json; by default gpu-DEVICE.")
+    ] = "",
+    only: Annotated[str, typer.Option(help="Names of cases, separated by commas; all by default.")] = "",
+    seconds: Annotated[float, typer.Option(help="Seconds of timing for each size of a case.", min=0)] = 0.15,
+    minutes: Annotated[float, typer.Option(help="After so many no case is begun; the same command goes on.")] = 8.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the file holds already.")] = False,
+) -> None:
+    """Check and time kernels and layers on the GPU at hand beside torch, and print the table.
+
+    Results are kept case by case: a run that was killed, or out of its minutes, goes on with the same command.
+    """
+    from benchmarks.gpu.results import gpu_markdown
+    from benchmarks.gpu.run import ALL, GpuRun, begin, left, measure_named, run_gpu
+
+    run = GpuRun(_chosen(only, ALL), seconds, minutes)
+    begun = begin()
+    path = FOLDER / f"{name or 'gpu-' + begun.device.lower().replace(' ', '-')}.json"
+    with _progress() as say:
+        suite = run_gpu(run, begun, path, say, measure=measure_named, fresh=fresh)
+    typer.echo(gpu_markdown(suite))
+    if missing := left(run, suite):
+        typer.echo(f"{len(missing)} cases are left, {missing[0]} the first; the same command goes on", err=True)
+
+
+@app.command()
 def table(file: Results) -> None:
     """Print results as Markdown."""
     typer.echo(markdown(load(file)))
