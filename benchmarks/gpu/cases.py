@@ -124,7 +124,7 @@ def _rowwise(label: str, module: Callable[[], nn.Module], width: int, tensors: i
 _SQUARE = ((4096, 4096), (8192, 8192), (14336, 14336))
 _LAYERS = ((5632, 2048), (2048, 5632), (6144, 4096), (28672, 4096), (4096, 14336), (10240, 8192), (8192, 28672))
 _ROWS = (1, 4, 16, 64, 256, 1024, 4096)
-_INT4, _INT8 = ("quantize-weights{bits=4}",), ("quantize-weights{bits=8,activations=int8}",)
+_INT4, _INT8 = ("quantize-weights{bits=4}",), ('quantize-weights{bits=8, activations="int8"}',)
 _INT4_BITS = 4 + 16 / 128
 
 CASES: tuple[GpuCase, ...] = (
@@ -134,8 +134,8 @@ CASES: tuple[GpuCase, ...] = (
     _attention_case("decode-32x128", 32, 128, (512, 4096, 32768), decode=True),
     _rowwise("rms-norm", lambda: nn.RMSNorm(4096, eps=1e-5, dtype=_HALF).eval(), 4096),
     _rowwise("layer-norm", lambda: nn.LayerNorm(4096, dtype=_HALF).eval(), 4096),
-    _rowwise("softmax", _Softmax, 32000),
-    _rowwise("silu-times", _Gated, 14336, tensors=2),
+    _rowwise("softmax", lambda: _Softmax().eval(), 32000),
+    _rowwise("silu-times", lambda: _Gated().eval(), 14336, tensors=2),
     _linear_case("w8a8", 4096, 4096, 8, (1, 16, 256, 4096), passes=_INT8, rate="i8", tolerance=3e-2),
     *(_linear_case("int4", n, k, _INT4_BITS, (1, 16, 1024), passes=_INT4) for n, k in _LAYERS),
 )
