@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
@@ -203,7 +204,7 @@ def gpu(
 
     Results are kept case by case: a run that was killed, or out of its minutes, goes on with the same command.
     """
-    from benchmarks.gpu.results import gpu_markdown
+    from benchmarks.gpu.results import gpu_markdown, plot_gpu
     from benchmarks.gpu.run import ALL, GpuRun, begin, left, measure_named, run_gpu
 
     run = GpuRun(_chosen(only, ALL), seconds, minutes)
@@ -212,6 +213,8 @@ def gpu(
     with _progress() as say:
         suite = run_gpu(run, begun, path, say, measure=measure_named, fresh=fresh)
     typer.echo(gpu_markdown(suite))
+    if find_spec("matplotlib") is not None:
+        plot_gpu(suite, path.with_suffix(".png"))
     if missing := left(run, suite):
         typer.echo(f"{len(missing)} cases are left, {missing[0]} the first; the same command goes on", err=True)
 

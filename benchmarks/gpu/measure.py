@@ -18,7 +18,7 @@ from planish.hardware_profiles import limit
 from planish.passes import EXACT
 from planish.targets import profile_of
 
-_EXAMPLE = 64  # rows or length that is captured, where a case has no size near it
+_EXAMPLE = 64  # rows or length that is captured: any would do, a small one is quickly recorded
 
 
 def measure(case: GpuCase, sizes: tuple[int, ...], *, seconds: float) -> Iterator[GpuResult]:
@@ -40,8 +40,7 @@ def _compiled(case: GpuCase, module: nn.Module) -> Any:
     names = list(inspect.signature(module.forward).parameters)
     dynamic = {name: dict(axes) for name, axes in zip(names, case.axes, strict=False) if axes}
     passes = None if case.passes is None else [*EXACT, *case.passes]
-    example = case.inputs(min(case.sizes, key=lambda size: abs(size - _EXAMPLE)))
-    return planish.compile(module, "gpu", inputs=example, dynamic=dynamic, passes=passes)
+    return planish.compile(module, "gpu", inputs=case.inputs(_EXAMPLE), dynamic=dynamic, passes=passes)
 
 
 def _measured(
@@ -58,7 +57,8 @@ def _measured(
     error = ((found - wanted).abs().max() / wanted.abs().max()).item()
     main = compiled.executable.main
     calls = {"planish": main.bind(main.leaves(inputs, {}))}
-    calls |= {name: recorded(lambda peer=peer: peer(*inputs)) for name, peer in peers.items()}  # type: ignore[misc]
+    for name, peer in peers.items():
+        calls |= _recorded(name, peer, inputs)
     times = on_events(calls, seconds=seconds)
     least = limit(profile_of("gpu"), case.flops(size), case.moved_bytes(size), case.rate).ms
     return GpuResult(
@@ -72,6 +72,14 @@ def _measured(
         tolerance=case.tolerance,
         prepare_seconds=round(prepared, 3),
     )
+
+
+def _recorded(name: str, peer: Callable[..., Any], inputs: tuple[Tensor, ...]) -> dict[str, Callable[[], object]]:
+    """The peer's call as a graph; nothing where it cannot run or be recorded, which is no fault of planish."""
+    try:
+        return {name: recorded(lambda: peer(*inputs))}
+    except RuntimeError:
+        return {}
 
 
 def _output(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
