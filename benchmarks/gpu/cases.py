@@ -38,7 +38,7 @@ def exact_weights(rows: int, columns: int, *, bits: int, group: int, seed: int =
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(-most, most + 1, (rows, columns), generator=generator, dtype=torch.int32)
     codes[:, :: group or columns] = most  # so that the scale is found again
-    return codes.to(_HALF) / (most * 64)
+    return codes.to(_HALF) * 2.0 ** -(bits + 5)  # a scale that f16 holds as it is
 
 
 def linear(rows: int, columns: int, *, bits: int = 16, group: int = 0) -> nn.Module:
