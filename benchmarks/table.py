@@ -20,7 +20,7 @@ def markdown(suite: Suite) -> str:
     machine = suite.machine
     parts = [
         f"{suite.name}: {machine.processor}, {machine.threads} threads, {suite.created}",
-        _rows(
+        rows_text(
             (
                 "model",
                 "batch",
@@ -34,11 +34,11 @@ def markdown(suite: Suite) -> str:
             ),
             [_row(case, result) for case in suite.cases for result in case.results if result.median_ms],
         ),
-        _rows(("peer", "geometric mean of speed / eager", "cases"), _means(suite)),
+        rows_text(("peer", "geometric mean of speed / eager", "cases"), _means(suite)),
     ]
     if suite.scores:
         rows = [(s.model, s.peer, s.metric, f"{s.value:.4g}", str(s.samples)) for s in suite.scores]
-        parts.append(_rows(("model", "peer", "metric", "value", "samples"), rows))
+        parts.append(rows_text(("model", "peer", "metric", "value", "samples"), rows))
     failures = [
         f"- {case.model}, batch {case.batch}: {r.failure}" for case in suite.cases for r in case.results if r.failure
     ]
@@ -78,7 +78,8 @@ def _means(suite: Suite) -> list[tuple[str, ...]]:
     return rows
 
 
-def _rows(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def rows_text(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -112,4 +113,4 @@ def kernel_markdown(suite: "KernelSuite") -> str:
         )
         for result in suite.results
     ]
-    return "\n\n".join([_rows(header, rows), *(f"- {failure}" for failure in suite.failures)]) + "\n"
+    return "\n\n".join([rows_text(header, rows), *(f"- {failure}" for failure in suite.failures)]) + "\n"

@@ -45,7 +45,8 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     """Compile a model for one target; the result computes the same numbers, faster.
 
     model: an `nn.Module` in eval mode, or the path of an `.onnx` file.
-    target: `"cpu"` for the machine at hand, a profile's name (`planish profiles`), a TOML's path, or a `Profile`.
+    target: `"cpu"` or `"gpu"` for what is at hand, a profile's name (`planish profiles list`), a TOML's path, or a
+        `Profile`. What is compiled for other hardware can be saved here, and runs there.
     inputs: example inputs, torch tensors: one tensor, a tuple of positional arguments, or a dict of keyword arguments.
         An ONNX file needs none; given ones, torch or numpy, set the usual sizes and are what is recorded.
     dynamic: axes whose size may differ from call to call, `{input: {axis: name}}`; a name alone takes any size from 1,
@@ -63,8 +64,9 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     progress: called with the name of each stage as it starts.
 
     Raises InputError (wrong example inputs), ImportGraphError (a model that cannot be captured), ProfileError (an
-    unknown target), PassError (an unknown pass or option), TemplateError (an op without a kernel), BackendMissing (an
-    extra that is not installed, with the pip command), ArtifactError (no room on the disk).
+    unknown target), PassError (an unknown pass or option), TemplateError (an op without a kernel; on GPUs most such
+    ops run as torch), BackendMissing (an extra that is not installed, with the pip command), ArtifactError (no room on
+    the disk).
     """
     from planish.compilation import run
 

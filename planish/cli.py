@@ -64,7 +64,10 @@ def compile_command(
         str, typer.Argument(help="package.module:function that returns (model, inputs[, dynamic]), or a .onnx file.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write: a folder, or a .zip.")],
-    target: Annotated[str, typer.Option(help="'cpu', a profile's name, or the path of a profile's TOML.")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option(help="'cpu' or 'gpu' for what is at hand, a profile's name such as h200, or a profile's TOML."),
+    ] = "cpu",
     passes: Annotated[
         list[str] | None, typer.Option("--pass", help="A pass as text; repeat in order. All exact passes by default.")
     ] = None,

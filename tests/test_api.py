@@ -160,8 +160,8 @@ def test_unknown_targets_passes_and_sizes_suggest_the_nearest(model: nn.Module) 
 
 
 def test_a_target_without_a_code_generator_says_so(model: nn.Module) -> None:
-    with pytest.raises(ProfileError, match="'alveo-u280' has the fpga backend, which cannot be compiled for yet"):
-        planish.compile(model, "alveo-u280", inputs=(IDS, SCALE))
+    with pytest.raises(ProfileError, match="'ecp5-85k' has the fpga backend, which cannot be compiled for yet"):
+        planish.compile(model, "ecp5-85k", inputs=(IDS, SCALE))
 
 
 def test_what_is_no_model_is_refused() -> None:

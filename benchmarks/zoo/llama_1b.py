@@ -27,7 +27,7 @@ def load(layers: int = 22) -> nn.Module:
         use_cache=False,
         dtype="bfloat16",
     )
-    model: nn.Module = _without_initialisation(LlamaForCausalLM, config)
+    model: nn.Module = without_initialisation(LlamaForCausalLM, config)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -37,7 +37,8 @@ def load(layers: int = 22) -> nn.Module:
     return model.eval()
 
 
-def _without_initialisation(kind: type, config: object) -> nn.Module:
+def without_initialisation(kind: type, config: object) -> nn.Module:
+    """A model of transformers whose weights are left as the memory was, to be filled."""
     from transformers.initialization import no_init_weights
 
     before = torch.get_default_dtype()

@@ -55,8 +55,11 @@ class Schedule:
     crossing: tuple[Value, ...]
 
 
-def schedule(selection: Selection) -> Schedule:
-    """Split the work into steps at torch calls and give every buffer a place."""
+def schedule(selection: Selection, *, by_image: bool = True) -> Schedule:
+    """Split the work into steps at torch calls and give every buffer a place.
+
+    `by_image` lets runs of convolutions go through a batch a few images at a time, for the caches of a CPU.
+    """
     runs = _runs(selection.work)
     storage = dict(_fixed(selection))
     crossing = tuple(v for v in _crossing(runs) if v not in storage)
@@ -66,7 +69,9 @@ def schedule(selection: Selection) -> Schedule:
         if isinstance(run[0], TorchCall):
             steps.append(run[0])
         else:
-            steps.append(_kernels([w for w in run if isinstance(w, Choice)], storage, selection))
+            calls = [w for w in run if isinstance(w, Choice)]
+            loops = batch_loops(calls, selection.graph.hints()) if by_image else ()
+            steps.append(_kernels(calls, storage, selection, loops))
     return Schedule(tuple(steps), storage, crossing)
 
 
@@ -118,11 +123,12 @@ def _crossing(runs: Sequence[Sequence[Work]]) -> tuple[Value, ...]:
     return tuple(v for v in home if v in outside or v in by_torch)
 
 
-def _kernels(calls: Sequence[Choice], storage: dict[Value, Storage], selection: Selection) -> Kernels:
+def _kernels(
+    calls: Sequence[Choice], storage: dict[Value, Storage], selection: Selection, loops: tuple[Loop, ...]
+) -> Kernels:
     slots: list[Slot] = []
     free: list[int] = []
     hints = selection.graph.hints()
-    loops = batch_loops(calls, hints)
     lives = _lives(calls, loops)
     ours = [v for v in lives if v not in storage]
     for i in range(len(calls)):

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from planish.errors import ArtifactError
@@ -12,6 +12,21 @@ from planish.runtime.generation.settings import Settings
 from planish.runtime.manifest import FORMAT, Manifest, Target
 from planish.runtime.plan import FunctionPlan, Plan, TorchStep
 from planish.runtime.storage import read_manifest, read_member
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInfo:
+    """A compiled kernel of a GPU: threads of a block in warps, dynamic shared memory of one, registers of a thread and
+    the bytes that it keeps in memory for want of registers."""
+
+    num_warps: int
+    shared_bytes: int
+    registers: int
+    spilled_bytes: int
+
+    def __str__(self) -> str:
+        spilled = f", {self.spilled_bytes} bytes spilled" if self.spilled_bytes else ""
+        return f"{self.num_warps} warps, {self.registers} registers, {self.shared_bytes} bytes shared{spilled}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +55,7 @@ class ArtifactInfo:
     weights_bytes: int
     report_text: str
     generation: Settings | None = None
+    device_kernels: Mapping[str, KernelInfo] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -52,7 +68,7 @@ class ArtifactInfo:
     def __str__(self) -> str:
         lines = [
             f"{self.path}: planish {self.planish}, format {self.format}",
-            f"target {self.target.profile} ({self.target.triple}), {len(self.files)} files, "
+            f"target {self.target.profile} ({self.target.triple or self.target.device}), {len(self.files)} files, "
             f"{self.total_bytes / 1e6:.1f} MB, weights {self.weights_bytes / 1e6:.1f} MB",
         ]
         for name, function in self.functions.items():
@@ -69,6 +85,7 @@ class ArtifactInfo:
                 f"generates: context {made.context}, batch {made.batch}, prefill by {made.chunk}, cache {made.cache}, "
                 f"vocabulary {made.vocabulary}, end tokens {ends}"
             )
+        lines += [f"kernel {name}: {kernel}" for name, kernel in self.device_kernels.items()]
         lines += [f"pass {line}" for line in self.recipe]
         return "\n".join(lines)
 
@@ -96,6 +113,10 @@ def inspect(path: str | Path) -> ArtifactInfo:
         weights_bytes=sizes.get(WEIGHTS, 0),
         report_text=_read(place, manifest, REPORT_TEXT).decode(errors="replace"),
         generation=manifest.generation,
+        device_kernels={
+            name: KernelInfo(k.num_warps, k.shared_bytes, k.registers, k.spilled_bytes)
+            for name, k in plan.kernels.items()
+        },
     )
 
 

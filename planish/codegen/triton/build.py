@@ -12,7 +12,7 @@ from planish.codegen.schedule import Kernels, Schedule, schedule, slot_size
 from planish.codegen.select import Choice, Fallback, TorchCall, select
 from planish.codegen.template import Template
 from planish.codegen.triton.arguments import addresses, dimension
-from planish.codegen.triton.choose import Chosen, choose
+from planish.codegen.triton.choose import Chosen, Measured, choose, unmeasured
 from planish.codegen.triton.compile import Binary, Compiler, check_backend, compile_all
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.kernel import Kernel, Launch, Packing, Variant
@@ -43,7 +43,7 @@ def build_for_device(
     templates = _templates()
     progress("choosing kernels")
     selections = {name: select(graph, templates, device, _fallback(graph)) for name, graph in program.functions.items()}
-    schedules = {name: schedule(selection) for name, selection in selections.items()}
+    schedules = {name: schedule(selection, by_image=False) for name, selection in selections.items()}
     library = Library(device) if library is None else library
     for choice in _choices(schedules.values()):
         library.add(choice)
@@ -82,10 +82,14 @@ def _choices(schedules: Iterable[Schedule]) -> Iterable[Choice]:
 
 @dataclass(slots=True)
 class Library:
-    """The kernels of a program, each built and compiled once for all calls that it serves."""
+    """The kernels of a program, each built and compiled once for all calls that it serves.
+
+    Where `measured` has a kernel's time, it counts instead of the predicted one.
+    """
 
     device: Device
     compiler: Compiler = compile_all
+    measured: Measured = unmeasured
     names: dict[str, str] = field(default_factory=dict)
     built: dict[str, Kernel] = field(default_factory=dict)
     first: dict[str, Choice] = field(default_factory=dict)
@@ -105,7 +109,7 @@ class Library:
     def compile(self, hints: Mapping[str, int], progress: Callable[[str], None]) -> None:
         """Compile the candidates of every launch and choose one for each regime."""
         calls = {name: (self.first[name].call, kernel) for name, kernel in self.built.items()}
-        self.chosen = choose(calls, self.device, hints, progress, self.compiler)
+        self.chosen = choose(calls, self.device, hints, progress, self.compiler, self.measured)
 
     def kernel(self, choice: Choice) -> Kernel:
         return self.built[self.uses[id(choice)]]

@@ -25,6 +25,11 @@ _HOPELESS = 2.0  # times the best prediction, beyond which registers will not ch
 Measured: TypeAlias = Callable[[Request, Mapping[str, int]], float | None]
 
 
+def unmeasured(request: Request, sizes: Mapping[str, int]) -> float | None:
+    """Nothing was measured."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """The variant that serves sizes up to `most`, compiled, with its time and that of the others, the best first."""
@@ -60,7 +65,7 @@ def choose(
     hints: Mapping[str, int],
     progress: Callable[[str], None],
     compiler: Compiler = compile_all,
-    measured: Measured = lambda request, sizes: None,
+    measured: Measured = unmeasured,
 ) -> dict[str, tuple[tuple[Chosen, ...], ...]]:
     """For each kernel by name, for each of its launches, the chosen variant of each regime.
 

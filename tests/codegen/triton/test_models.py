@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import planish
 from planish.compile_report import CompileReport
 from planish.errors import ArtifactError
+from planish.runtime.inspection import inspect
 from tests.compiler.models import TRANSFORMERS
 
 AS_TORCH = {
@@ -17,12 +21,16 @@ AS_TORCH = {
 }
 
 
+def _half(x: object) -> object:
+    return x.half() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
 @pytest.mark.slow  # compiles a hundred kernels with Triton
 @pytest.mark.parametrize("name", AS_TORCH)
 def test_an_architecture_compiles_for_a_gpu_that_is_not_here(tmp_path: Path, name: str) -> None:
     case = TRANSFORMERS[name]()
-    kwargs = {k: x.half() if x.is_floating_point() else x for k, x in case.kwargs.items()}
-    compiled = planish.compile(case.model.half(), "h200", inputs=kwargs, dynamic=case.dynamic)
+    inputs = pytree.tree_map(_half, case.args or dict(case.kwargs))
+    compiled = planish.compile(case.model.half(), "h200", inputs=inputs, dynamic=case.dynamic)
     report = compiled.report
     assert isinstance(report, CompileReport)
     assert {row.ops[0].split(".")[1] for row in report.kernels if row.template == "torch"} == AS_TORCH[name]
@@ -31,3 +39,17 @@ def test_an_architecture_compiles_for_a_gpu_that_is_not_here(tmp_path: Path, nam
     compiled.save(tmp_path / "model.planish")
     with pytest.raises(ArtifactError, match="h200"):
         planish.load(tmp_path / "model.planish")
+
+
+def test_an_artifact_tells_the_resources_of_its_kernels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU()).half().eval()
+    compiled = planish.compile(model, "a100", inputs=torch.ones(4, 16).half())
+    compiled.save(tmp_path / "model.planish")
+    info = inspect(tmp_path / "model.planish")
+    assert "target a100 (cuda:80)" in str(info)
+    assert info.device_kernels
+    for kernel in info.device_kernels.values():
+        assert kernel.num_warps in (1, 2, 4, 8)
+        assert 16 <= kernel.registers <= 255
+        assert f"{kernel.registers} registers, {kernel.shared_bytes} bytes shared" in str(info)

@@ -15,7 +15,7 @@ from planish.codegen.triton.kernel import Launch, Number, Variant
 from planish.codegen.triton.sources import resolved
 from planish.compilation import _interfaces
 from planish.compiler.importers import import_torch
-from planish.compiler.pass_ import Context
+from planish.compiler.pass_ import Context, Pass
 from planish.compiler.pipeline import Pipeline
 from planish.hardware_profiles import load_profile
 from planish.passes import EXACT
@@ -74,12 +74,18 @@ class InterpretedLauncher:
 
 
 def executable(
-    net: nn.Module, inputs: tuple[Any, ...], folder: Path, *, dynamic: Any = None, profile: str = "h200"
+    net: nn.Module,
+    inputs: tuple[Any, ...],
+    folder: Path,
+    *,
+    dynamic: Any = None,
+    profile: str = "h200",
+    lossy: Sequence[Pass] = (),
 ) -> DeviceExecutable:
-    """The net built for the profile, to be run by the real executor in the interpreter."""
+    """The net built for the profile, to be run by the real executor in the interpreter; `lossy` passes come last."""
     imported = import_torch(net.eval(), inputs, {}, dynamic=dynamic)
     target = load_profile(profile)
-    program, _ = Pipeline(tuple(EXACT)).run(imported.program, Context(target, dict(imported.program.main.hints())))
+    program, _ = Pipeline((*EXACT, *lossy)).run(imported.program, Context(target, dict(imported.program.main.hints())))
     library = Library(device_of(target), compiler=_uncompiled)
     built = build_for_device(program, _interfaces(imported, program, None), library.device, library=library)
     write_weights(folder / "weights.safetensors", built.weights)

@@ -1,0 +1,83 @@
+"""The GPU benchmark: case after case in a process of its own; a run that was killed goes on with the same command."""
+
+import importlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.gpu.cases import CASES, GpuCase
+from benchmarks.gpu.child import Child, ChildError, Measure
+from benchmarks.gpu.clock import copy_gbs
+from benchmarks.gpu.llama import MODELS
+from benchmarks.gpu.results import GpuResult, GpuSuite, resumed, save
+from benchmarks.run import Say, code_digest
+from planish.errors import InputError
+
+ALL: tuple[GpuCase, ...] = (*CASES, *MODELS)
+_CASE_SECONDS = 180.0  # for one case: its compilation, all sizes, all peers
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRun:
+    """What to measure: `seconds` a size, and no case is begun after `minutes`."""
+
+    cases: tuple[GpuCase, ...] = ALL
+    seconds: float = 0.15
+    minutes: float = 8.0
+
+
+def begin() -> GpuSuite:
+    """An empty suite of the GPU at hand; raises InputError where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError("this machine has no GPU that torch can use; run the benchmark where one is")
+    triton = importlib.import_module("triton")
+    runtime = torch.version.hip or torch.version.cuda
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "runtime": str(runtime)}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return GpuSuite(torch.cuda.get_device_name(), created, {**versions, "planish": code_digest()}, copy_gbs())
+
+
+def run_gpu(run: GpuRun, begun: GpuSuite, path: Path, say: Say, *, measure: Measure, fresh: bool = False) -> GpuSuite:
+    """Measures what the file at `path` does not hold yet, all of it where `fresh`; the file is kept up to date.
+
+    Raises InputError where the file is of another GPU or other versions.
+    """
+    suite = begun if fresh else resumed(path, begun)
+    start, child = time.monotonic(), Child(measure)
+    try:
+        for case in run.cases:
+            missing = tuple(size for size in case.sizes if not suite.measured(case.name, size))
+            if not missing:
+                continue
+            if time.monotonic() - start > 60 * run.minutes:
+                break
+            say(case.name)
+            suite = suite.with_results(_of_case(child, case, missing, run.seconds))
+            save(suite, path)
+    finally:
+        child.end()
+    return suite
+
+
+def left(run: GpuRun, suite: GpuSuite) -> list[str]:
+    """The cases of the run of which the suite lacks a size."""
+    return [c.name for c in run.cases if not all(suite.measured(c.name, size) for size in c.sizes)]
+
+
+def measure_named(name: str, sizes: tuple[int, ...], seconds: float) -> Sequence[GpuResult]:
+    """Measure the case of that name on the GPU at hand."""
+    from benchmarks.gpu.measure import measure
+
+    case = next(case for case in ALL if case.name == name)
+    return list(measure(case, sizes, seconds=seconds))
+
+
+def _of_case(child: Child, case: GpuCase, sizes: tuple[int, ...], seconds: float) -> Sequence[GpuResult]:
+    try:
+        return child.run(case.name, sizes, seconds=seconds, timeout=_CASE_SECONDS)
+    except ChildError as error:
+        return [GpuResult(case.name, case.group, size, failure=str(error)) for size in sizes]
