@@ -198,7 +198,10 @@ def test_help_and_version_are_there(planish: Planish) -> None:
 
 MISTAKES = {
     "a target": ("compile cli_nets:make -o o --target zen55", "ProfileError: .*'zen55'.*did you mean 'zen5'"),
-    "a target without code": ("compile cli_nets:make -o o --target alveo-u280", "ProfileError: 'alveo-u280' has the fpga"),
+    "a target without code": (
+        "compile cli_nets:make -o o --target alveo-u280",
+        "ProfileError: 'alveo-u280' has the fpga",
+    ),
     "a pass": ("compile cli_nets:make -o o --pass fold-constant", "PassError: .*did you mean 'fold-constants'"),
     "an option": ("compile cli_nets:make -o o --pass fold-constants{limt=3}", "PassError: .*did you mean 'limit'"),
     "a workload": ("compile cli_nets:make -o o --workload C=3", "InputError: workload: .*no size 'C'"),

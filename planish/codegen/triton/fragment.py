@@ -296,6 +296,17 @@ def _dequantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     return w.keep(f"{level} * {w.at(scale, grouped)}")
 
 
+def _quantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
+    """round(x / scale), within the range of the codes; 0 where the scale is 0."""
+    x, scale = node.operands
+    group, limit = _int(node, "group"), (1 << (_int(node, "bits") - 1)) - 1
+    part = w.axis(places[-1]) if group == 1 else f"({w.axis(places[-1])} // {group})"
+    size = w.at(scale, (*places[:-1], "0" if same_dim(scale.shape[-1], 1) else part))
+    inverse = w.keep(f"tl.where({size} == 0, 0.0, 1.0 / {size})")
+    rounded = w.keep(f"tm.round_even({w.at(x, places)} * {inverse})")
+    return w.keep(f"tl.minimum(tl.maximum({rounded}, -{limit}.0), {limit}.0).to(tl.int8)")
+
+
 def _full(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     value, dtype = node.attrs["value"], node.types[0].dtype
     if isinstance(value, sympy.Expr):
@@ -340,6 +351,7 @@ _MOVES: dict[Op, Callable[[_Writer, Node, tuple[Place, ...]], str]] = {
     ops.index_select: _index_select,
     ops.rope: _rope,
     ops.dequantize: _dequantize,
+    ops.quantize: _quantize,
     ops.full: _full,
     ops.arange: _arange,
     ops.dim_value: _full,

@@ -10,6 +10,7 @@ from planish.codegen.triton.int8_linear import Int8Linear
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.map import Map
 from planish.codegen.triton.matmul import Matmul
+from planish.codegen.triton.quantization import Quantization
 from planish.codegen.triton.quantized_linear import QuantizedLinear
 from planish.codegen.triton.reduce import Reduce
 from planish.codegen.triton.rows import Rows
@@ -24,5 +25,6 @@ TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     CacheUpdate(),
     Rows(),
     Reduce(),
+    Quantization(),
     Map(),
 )
