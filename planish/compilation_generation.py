@@ -170,7 +170,8 @@ def evaluated(program: Program, prompt: Tensor) -> Tensor:
     graph = program.functions["prefill"]
     count = torch.tensor([prompt.shape[1]])
     caches = [_empty(value) for value in graph.inputs[3:]]
-    logits = evaluate(graph, [prompt, torch.zeros_like(count), count, *caches], program.weights)[0]
+    alone = Graph(graph.name, graph.inputs, graph.outputs[:1], graph.sizes)
+    logits = evaluate(alone, [prompt, torch.zeros_like(count), count, *caches], program.weights)[0]
     return logits[0].float().contiguous()
 
 

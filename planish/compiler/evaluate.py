@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from planish.compiler.ir import Attr, Graph, Node, Value
+from planish.compiler.ops.quantize import dequantize
 from planish.compiler.ops.structure import FROM_TORCH, input_, weight
 from planish.compiler.types import dim_text, evaluate_dim
 from planish.errors import InputError
@@ -15,19 +16,33 @@ from planish.runtime.dims import Dimension, SizeRange, SizeSolver
 
 @torch.no_grad()
 def evaluate(graph: Graph, inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The outputs of the graph for `inputs`, in calling order, computed by each op's reference in torch."""
+    """The outputs of the graph for `inputs`, in calling order, computed by each op's reference in torch.
+
+    Codes of weights become numbers anew for each node that reads them: a table at both ends is not kept in between.
+    """
     sizes = bind_sizes(graph, inputs)
     values: dict[Value, Tensor] = dict(zip(graph.inputs, inputs, strict=True))
     last_use = {v: i for i, n in enumerate(graph.nodes()) for v in n.operands}
     for i, node in enumerate(graph.nodes()):
-        if node.op is weight:
-            values[Value(node)] = weights[str(node.attrs["name"])]
-        elif node.op is not input_:
-            values.update(zip(node.values, run_node(node, values, sizes), strict=True))
+        if node.op is input_ or _is_constant(node):
+            continue
+        read = {v: _constant(v.node, weights) for v in node.operands if _is_constant(v.node)}
+        values.update(zip(node.values, run_node(node, {**values, **read}, sizes), strict=True))
         for v in node.operands:
             if last_use[v] == i and v not in graph.outputs:
                 values.pop(v, None)
-    return tuple(values[v] for v in graph.outputs)
+    return tuple(_constant(v.node, weights) if _is_constant(v.node) else values[v] for v in graph.outputs)
+
+
+def _is_constant(node: Node) -> bool:
+    """Whether the node is a weight, or the numbers that codes among the weights stand for."""
+    return node.op is weight or (node.op is dequantize and all(v.node.op is weight for v in node.operands))
+
+
+def _constant(node: Node, weights: Mapping[str, Tensor]) -> Tensor:
+    if node.op is weight:
+        return weights[str(node.attrs["name"])]
+    return run_node(node, {v: _constant(v.node, weights) for v in node.operands}, {})[0]
 
 
 def run_node(node: Node, values: Mapping[Value, Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:

@@ -18,6 +18,7 @@ from planish.runtime.manifest import MAXIMUM_BYTES, NAME, FileEntry, Manifest, u
 from planish.runtime.temporary import owned_folder
 
 _CHUNK: Final = 1 << 20
+_HASHED: Final = 32 << 20
 _EXCHANGE: Final = 2
 _HERE: Final = -100
 
@@ -100,11 +101,16 @@ def hash_file(path: Path) -> str:
     """The sha256 of a file, in hex."""
     try:
         with path.open("rb", buffering=0) as file:
-            if not path.stat().st_size:
-                return hashlib.sha256().hexdigest()
-            # One call for the whole file: each call waits for the interpreter's lock, which others hold for long.
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return hashlib.sha256(data).hexdigest()
+            digest, size = hashlib.sha256(), path.stat().st_size
+            if not size:
+                return digest.hexdigest()
+            # Few calls for a large file: each waits for the interpreter's lock, which others hold for long.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+                for start in range(0, size, _HASHED):
+                    with view[start : start + _HASHED] as piece:
+                        digest.update(piece)
+                    data.madvise(mmap.MADV_DONTNEED)  # so that no more than a piece counts as this process's memory
+            return digest.hexdigest()
     except OSError as error:
         raise ArtifactError(f"cannot read '{path}': {error}") from error
 

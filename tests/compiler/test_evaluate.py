@@ -138,3 +138,18 @@ def test_a_transformer_block_is_that_of_torch(batch: int, length: int) -> None:
     verify(Program({"main": graph}, weights))
     (result,) = evaluate(graph, (ids, keep[:, None, None]), weights)
     torch.testing.assert_close(result, layer(weights["embed"][ids], src_key_padding_mask=~keep), rtol=1e-5, atol=1e-5)
+
+
+def test_codes_that_several_nodes_read_are_the_same_numbers_for_each() -> None:
+    graph = parse("""graph main(%i: i64[3], %x: f32[2, 32]) {
+  %0 = dequantize(@q: i8[5, 32], @s: f32[5, 1]) {group=32, bits=8, codebook=[], dtype=f32}: f32[5, 32]
+  %1 = embedding(%0, %i): f32[3, 32]
+  %2 = linear(%x, %0): f32[2, 5]
+  return %1, %2, %0
+}""")
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randint(-127, 128, (5, 32), generator=generator, dtype=torch.int8)
+    s, x, i = torch.rand(5, 1, generator=generator), torch.randn(2, 32, generator=generator), torch.tensor([4, 0, 4])
+    table = q.float() * s
+    found = evaluate(graph, (i, x), {"q": q, "s": s})
+    torch.testing.assert_close(found, (table[i], x @ table.T, table))

@@ -1,5 +1,6 @@
 """Hostile zips, full disks and kills at any instant."""
 
+import hashlib
 import stat
 import struct
 import subprocess
@@ -15,10 +16,19 @@ from planish.errors import ArtifactError
 from planish.runtime.artifact import write
 from planish.runtime.inspection import inspect
 from planish.runtime.loading import load
+from planish.runtime.storage import hash_file
 from tests.runtime.small import affine_contents, expected
 
 X = np.ones((2, 4), np.float32)
 Members = dict[str, bytes]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 8192, 10000])
+def test_a_file_is_hashed_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    data = np.random.default_rng(0).bytes(size)
+    (tmp_path / "file").write_bytes(data)
+    monkeypatch.setattr("planish.runtime.storage._HASHED", 4096)
+    assert hash_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
 def repack(archive: Path, change: Callable[[zipfile.ZipFile], None], *, drop: str = "") -> Path:
