@@ -86,7 +86,7 @@ def executable(
     imported = import_torch(net.eval(), inputs, {}, dynamic=dynamic)
     target = load_profile(profile)
     program, _ = Pipeline((*EXACT, *lossy)).run(imported.program, Context(target, dict(imported.program.main.hints())))
-    library = Library(device_of(target), compiler=_uncompiled)
+    library = Library(device_of(target), compiler=uncompiled)
     built = build_for_device(program, _interfaces(imported, program, None), library.device, library=library)
     write_weights(folder / "weights.safetensors", built.weights)
     file = TensorFile(folder / "weights.safetensors", aligned=True)
@@ -101,6 +101,6 @@ def _plain(value: Passed) -> Any:
     return value.view(torch.uint8) if isinstance(value, torch.Tensor) and value.dtype is torch.bool else value
 
 
-def _uncompiled(requests: Sequence[Request], device: Device) -> tuple[Binary, ...]:
+def uncompiled(requests: Sequence[Request], device: Device) -> tuple[Binary, ...]:
     """Binaries without code: the interpreter runs the functions themselves."""
     return tuple(Binary(r.name, b"", "", r.num_warps, 0, 32, 0, 0.0) for r in requests)
