@@ -136,13 +136,13 @@ def run(
     For example: planish run encoder.planish --inputs sentence.npz -o states.npz
     """
     from planish.cli_inputs import example_inputs, read_inputs, result_names, sizes_of, write_results
-    from planish.runtime.generation.generator import LanguageExecutable
+    from planish.runtime.generation.generator import GeneratesText
     from planish.runtime.loading import load
 
     if inputs and size:
         raise InputError("--size is for random inputs; inputs from a file have their own sizes")
     executable = load(artifact)
-    if isinstance(executable, LanguageExecutable):
+    if isinstance(executable, GeneratesText):
         raise InputError(f"'{artifact}' is a language model; run it with: planish generate {artifact} \"some text\"")
     function = executable.main
     given = read_inputs(inputs, function.plan) if inputs else example_inputs(function.plan, sizes_of(size))

@@ -15,7 +15,7 @@ from planish.errors import InputError
 
 if TYPE_CHECKING:
     from planish.runtime.artifact import Loaded
-    from planish.runtime.generation.generator import LanguageExecutable
+    from planish.runtime.generation.generator import GeneratesText
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -35,11 +35,11 @@ def bench(
 
     For example: planish bench encoder.planish --size batch=8 --profile
     """
-    from planish.runtime.generation.generator import LanguageExecutable
+    from planish.runtime.generation.generator import GeneratesText
     from planish.runtime.loading import load
 
     executable = load(artifact, threads=threads)
-    if isinstance(executable, LanguageExecutable):
+    if isinstance(executable, GeneratesText):
         if size:
             raise InputError("--size is for other models; a language model takes --prompt, --tokens and --batch")
         row, profile = _language(artifact, executable, (prompt, tokens, batch), seconds, by_scope=by_scope)
@@ -82,7 +82,7 @@ def _calls(executable: "Loaded", size: list[str] | None, seconds: float, *, by_s
 
 def _language(
     artifact: Path,
-    model: "LanguageExecutable",
+    model: "GeneratesText",
     wanted: tuple[int | None, int | None, int | None],
     seconds: float,
     *,
@@ -117,9 +117,7 @@ def _share(artifact: Path, held: int, batch: int, step: float, threads: int) -> 
     return {"token_megabytes": moved / 1e6, "stream_gbs": stream, "share_of_stream": moved / step / (1e9 * stream)}
 
 
-def _lengths(
-    model: "LanguageExecutable", prompt: int | None, tokens: int | None, batch: int | None
-) -> tuple[int, int, int]:
+def _lengths(model: "GeneratesText", prompt: int | None, tokens: int | None, batch: int | None) -> tuple[int, int, int]:
     """Tokens of a prompt and of an answer, and rows; what is not given fits the context."""
     settings = model.generator.settings
     answer = tokens or min(32, max(2, settings.context // 2))
@@ -132,7 +130,7 @@ def _lengths(
 
 
 def _generations(
-    model: "LanguageExecutable", prompt: int, tokens: int, batch: int, seconds: float
+    model: "GeneratesText", prompt: int, tokens: int, batch: int, seconds: float
 ) -> tuple[list[float], list[float]]:
     """Seconds to the first token and between tokens of generations for about `seconds`, after one that does not count.
 

@@ -34,13 +34,13 @@ def generate(
 
     For example: planish generate smollm2.planish "Once upon a time" --max-new-tokens 64 --top-p 0.9 --seed 1
     """
-    from planish.runtime.generation.generator import LanguageExecutable, Options
+    from planish.runtime.generation.generator import GeneratesText, Options
     from planish.runtime.loading import load
 
     if chat and ids:
         raise InputError("--chat takes text, --ids token ids; give one of them")
     model = load(artifact, verify=verify, threads=threads)
-    if not isinstance(model, LanguageExecutable):
+    if not isinstance(model, GeneratesText):
         raise InputError(f"'{artifact}' is no language model; compile one with --generate")
     text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
     options: Options = {

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from planish.api import CompiledModel
 from planish.errors import InputError
-from planish.runtime.generation.generator import Generator, LanguageExecutable, Options
+from planish.runtime.generation.generator import GeneratesText, Generator, Options
 from planish.runtime.generation.settings import Settings
 from planish.runtime.generation.stream import BatchStream, Stream
 from planish.runtime.generation.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class LanguageModel(CompiledModel):
     def generator(self) -> Generator:
         """The runtime's object that generates."""
         executable = self.executable
-        assert isinstance(executable, LanguageExecutable)
+        assert isinstance(executable, GeneratesText)
         return executable.generator
 
     @property
@@ -81,7 +81,7 @@ class LanguageModel(CompiledModel):
         `rows=` is the batch. Raises InputError on sizes that were not compiled.
         """
         executable = self.executable
-        assert isinstance(executable, LanguageExecutable)
+        assert isinstance(executable, GeneratesText)
         return executable.profile_step(*args, repeat=repeat, **kwargs)
 
     def roofline(self, **sizes: int) -> "Roofline":

@@ -174,14 +174,14 @@ def _manifest(folder: Path, contents: Contents) -> Manifest:
 
 def _assemble(folder: Path, manifest: Manifest, weights: TensorFile, threads: int | None) -> Loaded:
     plan = Plan.from_json(parse_json((folder / _listed(manifest, PLAN)).read_bytes(), PLAN))
+    settings = manifest.generation
+    tokenizer = None if settings is None else _tokenizer(folder, manifest, settings)
     if manifest.target.device:
         code = {name: (folder / _listed(manifest, k.file)).read_bytes() for name, k in plan.kernels.items()}
-        return on_device(manifest.target.device, plan, code, weights)
-    settings = manifest.generation
+        return on_device(manifest.target.device, plan, code, weights, settings, tokenizer)
     library = NativeLibrary(folder / _listed(manifest, plan.library)) if plan.library is not None else None
     if settings is None:
         return Executable(plan, library, weights, threads=threads)
-    tokenizer = _tokenizer(folder, manifest, settings)
     return LanguageExecutable(plan, library, weights, settings, tokenizer=tokenizer, threads=threads)
 
 

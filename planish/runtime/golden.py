@@ -11,7 +11,7 @@ from planish.errors import ArtifactError
 from planish.runtime.device.executor import DeviceExecutable
 from planish.runtime.dtypes import ITEMSIZE, NUMPY, DTypeName
 from planish.runtime.executor import Executable
-from planish.runtime.generation.generator import Generator, LanguageExecutable
+from planish.runtime.generation.generator import GeneratesText, Generator
 from planish.runtime.manifest import Tolerance
 from planish.runtime.operands import widen
 from planish.runtime.plan import FunctionPlan, Plan
@@ -65,7 +65,7 @@ def check_golden(executable: Executable | DeviceExecutable, path: Path, toleranc
     """Run every function that has a record; raises ArtifactError with the place that is off the most."""
     stored = TensorFile(path)
     for name, tolerance in tolerances.items():
-        if name == LANGUAGE and isinstance(executable, LanguageExecutable):
+        if name == LANGUAGE and isinstance(executable, GeneratesText):
             _check_language(executable.generator, stored, tolerance)
             continue
         if name not in executable.functions:

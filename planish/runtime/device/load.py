@@ -8,7 +8,10 @@ from planish.errors import ArtifactError
 from planish.runtime.device.driver import INTERFACES, Driver
 from planish.runtime.device.executor import DeviceExecutable
 from planish.runtime.device.frame import Weights
+from planish.runtime.device.generation import DeviceLanguageExecutable
 from planish.runtime.device.launcher import DriverLauncher
+from planish.runtime.generation.settings import Settings
+from planish.runtime.generation.tokenizer import Tokenizer
 from planish.runtime.plan import Plan
 from planish.runtime.tensors import TensorFile
 
@@ -32,8 +35,15 @@ def device_absent(wanted: str) -> str | None:
     return None
 
 
-def on_device(target: str, plan: Plan, code: Mapping[str, bytes], weights: TensorFile) -> DeviceExecutable:
-    """The plan ready to run on the current device of torch.
+def on_device(
+    target: str,
+    plan: Plan,
+    code: Mapping[str, bytes],
+    weights: TensorFile,
+    settings: Settings | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> DeviceExecutable:
+    """The plan ready to run on the current device of torch; with `settings` it is that of a language model.
 
     Raises ArtifactError where its memory cannot hold the weights, with both numbers, or the driver refuses a kernel.
     """
@@ -45,7 +55,9 @@ def on_device(target: str, plan: Plan, code: Mapping[str, bytes], weights: Tenso
     launcher = DriverLauncher(Driver(INTERFACES[backend]), device, plan.kernels, code, 64 if backend == "hip" else 32)
     memory = _copied(weights, device)
     named = {name: _tensor(weights, name, spec.dtype, spec.fixed_shape, device) for name, spec in plan.weights.items()}
-    return DeviceExecutable(plan, launcher, Weights(memory, named))
+    if settings is None:
+        return DeviceExecutable(plan, launcher, Weights(memory, named))
+    return DeviceLanguageExecutable(plan, launcher, Weights(memory, named), settings, tokenizer)
 
 
 def check_room(device: Any, needed: int, what: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
@@ -21,6 +21,7 @@ from planish.runtime.plan import Plan
 from planish.runtime.profile import CallProfile
 from planish.runtime.tensors import TensorFile
 
+NO_MAIN = "a language model was compiled to generate and has no other call; use generate or chat"
 Stop = str | int | Sequence[str | int]
 
 
@@ -41,9 +42,15 @@ class Generator:
     """Generates by two functions. Calls from several threads run side by side, each with caches of its own."""
 
     def __init__(
-        self, prefill: Function, decode: Function, settings: Settings, tokenizer: Tokenizer | None = None
+        self,
+        prefill: Function,
+        decode: Function,
+        settings: Settings,
+        tokenizer: Tokenizer | None = None,
+        session: Callable[[Function, Function, Settings], Session] = Session,
     ) -> None:
         self.settings, self.tokenizer = settings, tokenizer
+        self._new_session = session
         self._functions = prefill, decode
         self._lock = threading.Lock()
         self._idle: Session | None = None
@@ -62,11 +69,18 @@ class Generator:
         assert isinstance(stream, Stream)
         return stream
 
+    def function(self, name: str) -> Function:
+        """`prefill` or `decode`; raises InputError on another name."""
+        named = dict(zip(("prefill", "decode"), self._functions, strict=True))
+        if name not in named:
+            raise InputError(f"the artifact has no function '{name}'{nearest(name, named)}")
+        return named[name]
+
     def session(self) -> Session:
         """Fresh or used caches, to be handed to `give_back`."""
         with self._lock:
             session, self._idle = self._idle, None
-        return session or Session(*self._functions, self.settings)
+        return session or self._new_session(*self._functions, self.settings)
 
     def give_back(self, session: Session) -> None:
         """Keep the caches for the next generation, those of one at most and none that hold undefined numbers."""
@@ -167,26 +181,13 @@ class Generator:
         return self.tokenizer
 
 
-class LanguageExecutable(Executable):
-    """A loaded artifact of a language model. `generator` makes text; the functions are `prefill` and `decode`."""
+class GeneratesText:
+    """What a loaded language model does on any machine. `generator` makes text; the functions are `prefill` and
+    `decode`."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        library: NativeLibrary | None,
-        weights: TensorFile,
-        settings: Settings,
-        *,
-        tokenizer: Tokenizer | None = None,
-        threads: int | None = None,
-    ) -> None:
-        super().__init__(plan, library, weights, threads=threads)
-        self.generator = Generator(self.function("prefill"), self.function("decode"), settings, tokenizer)
-
-    @property
-    def main(self) -> CompiledFunction:
-        """Raises InputError: a language model has none."""
-        raise InputError("a language model was compiled to generate and has no other call; use generate or chat")
+    generator: Generator
+    plan: Plan
+    threads: int
 
     def generate(self, prompt: Any, **options: Unpack[Options]) -> Stream | BatchStream:
         """See `planish.LanguageModel.generate`."""
@@ -208,7 +209,29 @@ class LanguageExecutable(Executable):
                 f"chunks of {made.chunk} and a batch of {made.batch}"
             )
         leaves = self.generator.session().leaves(rows, width, past)
-        return self.function(function).profile_leaves(leaves, repeat=repeat)
+        return self.generator.function(function).profile_leaves(leaves, repeat=repeat)
+
+
+class LanguageExecutable(GeneratesText, Executable):
+    """A loaded artifact of a language model for a CPU."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        library: NativeLibrary | None,
+        weights: TensorFile,
+        settings: Settings,
+        *,
+        tokenizer: Tokenizer | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(plan, library, weights, threads=threads)
+        self.generator = Generator(self.function("prefill"), self.function("decode"), settings, tokenizer)
+
+    @property
+    def main(self) -> CompiledFunction:
+        """Raises InputError: a language model has none."""
+        raise InputError(NO_MAIN)
 
 
 @dataclass(frozen=True, slots=True)

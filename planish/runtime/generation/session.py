@@ -7,8 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from planish.errors import InputError
+from planish.runtime.dtypes import DTypeName
 from planish.runtime.generation.settings import Settings
 from planish.runtime.plan import FunctionPlan
+from planish.runtime.profile import CallProfile
 
 Array = np.ndarray[Any, Any]
 
@@ -21,7 +23,9 @@ class Function(Protocol):
 
     def run(self, leaves: Sequence[Any], /) -> list[Any]: ...
 
-    def bind(self, leaves: Sequence[Array], /) -> Callable[[], list[Any]]: ...
+    def bind(self, leaves: Sequence[Any], /) -> Callable[[], list[Any]]: ...
+
+    def profile_leaves(self, leaves: Sequence[Any], /, *, repeat: int) -> CallProfile: ...
 
 
 class Session:
@@ -35,7 +39,7 @@ class Session:
         sizes = {"rows": settings.batch}
         specs = [(spec.name, spec.type) for spec in prefill.plan.inputs[3:]]
         self._stored = {
-            name: np.zeros(tuple(d.evaluate(sizes) for d in type_.shape), _NUMPY[type_.dtype]) for name, type_ in specs
+            name: self._cache(tuple(d.evaluate(sizes) for d in type_.shape), type_.dtype) for name, type_ in specs
         }
         self._step: Callable[[], list[Any]] | None = None
         self._rows = 0
@@ -79,7 +83,7 @@ class Session:
         logits: Array = results[0]
         return logits
 
-    def leaves(self, rows: int, tokens: int, past: int) -> list[Array]:
+    def leaves(self, rows: int, tokens: int, past: int) -> list[Any]:
         """Inputs of either function: tokens of id 0 behind `past` others, and the caches as they are."""
         ids = np.zeros((rows, tokens), np.int64)
         each = np.ones(rows, np.int64)
@@ -88,8 +92,9 @@ class Session:
     def first_undefined(self) -> str:
         """Where the caches first hold a number that is not finite, in words."""
         held = int(self._past.max())
-        for name, array in self._stored.items():
-            if array.dtype.kind == "f" and not np.isfinite(array[: self._rows, :, :held]).all():
+        for name, cache in self._stored.items():
+            array = self._host(cache[: self._rows, :, :held])
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 layer = re.sub(r"\D*(\d+).*", r"\1", name)
                 what = "keys" if ".k" in name else "values"
                 return f"they begin in the {what} of layer {layer} (of {self._layers()}, from 0)"
@@ -98,7 +103,20 @@ class Session:
     @property
     def cache_bytes(self) -> int:
         """Bytes of all caches when they are full."""
-        return sum(array.nbytes for array in self._stored.values())
+        return sum(int(array.nbytes) for array in self._stored.values())
+
+    def _cache(self, shape: tuple[int, ...], dtype: DTypeName) -> Any:
+        """An empty cache."""
+        return np.zeros(shape, _NUMPY[dtype])
+
+    def _host(self, array: Any) -> Array:
+        """A result or a part of a cache as an array."""
+        host: Array = array
+        return host
+
+    def _bound(self, inputs: Sequence[Array]) -> Callable[[], list[Any]]:
+        """A step of `decode` on `inputs`, whose contents change, and the caches; its logits are an array."""
+        return self._decode.bind([*inputs, *self._caches])
 
     def _layers(self) -> int:
         return len({name.split(".")[1] for name in self._stored})
@@ -110,7 +128,7 @@ class Session:
         self._ids = np.zeros((rows, 1), np.int64)
         self._past, self._count = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         self._id_places, self._past_places, self._count_places = self._ids[:, 0].data, self._past.data, self._count.data
-        self._step = self._decode.bind([self._ids, self._past, self._count, *self._caches])
+        self._step = self._bound([self._ids, self._past, self._count])
 
     def _read(self, tokens: Sequence[Sequence[int]], count: Array) -> Array:
         ids = np.zeros((len(tokens), int(count.max())), np.int64)
@@ -119,8 +137,7 @@ class Session:
         results = self._prefill.run([ids, self._past, count, *self._caches])
         self._keep(results[1:])
         self._past += count
-        logits: Array = results[0]
-        return logits
+        return self._host(results[0])
 
     def _keep(self, results: Sequence[Array]) -> None:
         for cache, result in zip(self._caches, results, strict=True):

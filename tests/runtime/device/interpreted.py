@@ -14,13 +14,16 @@ from planish.codegen.triton.device import Device, device_of
 from planish.codegen.triton.kernel import Launch, Number, Variant
 from planish.codegen.triton.sources import resolved
 from planish.compilation import _interfaces
+from planish.compilation_generation import interfaces, language, with_sizes, with_split
 from planish.compiler.importers import import_torch
 from planish.compiler.pass_ import Context, Pass
 from planish.compiler.pipeline import Pipeline
+from planish.generation import Generation
 from planish.hardware_profiles import load_profile
 from planish.passes import EXACT
 from planish.runtime.device.executor import DeviceExecutable
 from planish.runtime.device.frame import Weights
+from planish.runtime.device.generation import DeviceLanguageExecutable
 from planish.runtime.device.launcher import Passed, Whole
 from planish.runtime.tensors import TensorFile, write_weights
 
@@ -93,6 +96,23 @@ def executable(
     memory = torch.from_numpy(file.data.copy())
     named = {n: torch.from_numpy(file.array(n, s.dtype, s.fixed_shape).copy()) for n, s in built.plan.weights.items()}
     return DeviceExecutable(built.plan, InterpretedLauncher(library.variants()), Weights(memory, named))
+
+
+def language_executable(
+    net: nn.Module, ids: torch.Tensor, folder: Path, generation: Generation, *, profile: str = "h200"
+) -> DeviceLanguageExecutable:
+    """A language model built for the profile, to generate by the real runtime in the interpreter."""
+    kwargs, dynamic = with_sizes(net, (ids,), {}, None, generation)
+    imported = import_torch(net.eval(), (ids,), kwargs, dynamic=dynamic)
+    target, passes = load_profile(profile), with_split(EXACT, generation)
+    program, _ = Pipeline(passes).run(imported.program, Context(target, dict(imported.program.main.hints())))
+    library = Library(device_of(target), compiler=uncompiled)
+    built = build_for_device(program, interfaces(program), library.device, library=library)
+    write_weights(folder / "weights.safetensors", built.weights)
+    memory = torch.from_numpy(TensorFile(folder / "weights.safetensors", aligned=True).data.copy())
+    settings = language(net, imported, program, generation, (ids,), kwargs).settings
+    launcher = InterpretedLauncher(library.variants())
+    return DeviceLanguageExecutable(built.plan, launcher, Weights(memory, {}), settings, None)
 
 
 def _plain(value: Passed) -> Any:
