@@ -102,6 +102,8 @@ class _Narrower:
         """Why a product, or the look-up of a table, stays as it is; None where it becomes narrow."""
         if any(fnmatch(node.scope, pattern) for pattern in self.skip):
             return "skipped by its scope"
+        if self.profile is not None and self.profile.backend != "tvm":
+            return f"products on {self.profile.name} compute in the dtype of the model; convert it: model.bfloat16()"
         if self.profile is not None and _DOT not in self.profile.cpu.features:
             return f"{self.profile.name} has no dot product of bf16 ({_DOT}) that planish uses; it computes in f32"
         if node.op is matmul:
