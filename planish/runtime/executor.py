@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from planish.errors import ArtifactError, InputError, nearest
+from planish.errors import ArtifactError, InputError
 from planish.runtime import operands
 from planish.runtime.bound import BoundCall, NativeCall
 from planish.runtime.frame import Frame, Memory, Sized
+from planish.runtime.functions import Functions
 from planish.runtime.library import NativeEntry, NativeLibrary
 from planish.runtime.plan import FunctionPlan, NativeStep, Plan, Step, TensorSpec, TorchStep
 from planish.runtime.profile import CallProfile, ProfileRow
@@ -161,7 +162,7 @@ class CompiledFunction:
             yield from labels or [_step_label(step)]
 
 
-class Executable:
+class Executable(Functions[CompiledFunction]):
     """A loaded artifact. Calling it calls its `main` function, or its only one.
 
     `threads` is how many each call uses; the library's default is the number of cores that the process has.
@@ -179,27 +180,6 @@ class Executable:
             name: CompiledFunction(name, function, _entries(function, library), memory, self.threads)
             for name, function in plan.functions.items()
         }
-
-    @property
-    def main(self) -> CompiledFunction:
-        """The function that calling the executable calls."""
-        if len(self.functions) == 1:
-            return next(iter(self.functions.values()))
-        return self.function("main")
-
-    def function(self, name: str) -> CompiledFunction:
-        """An entry function by name; raises InputError on an unknown one."""
-        if name not in self.functions:
-            raise InputError(f"the artifact has no function '{name}'{nearest(name, self.functions)}")
-        return self.functions[name]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See `CompiledFunction.__call__`."""
-        return self.main(*args, **kwargs)
-
-    def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
-        """See `CompiledFunction.profile`."""
-        return self.main.profile(*args, repeat=repeat, **kwargs)
 
     def __repr__(self) -> str:
         return f"Executable({'; '.join(map(repr, self.functions.values()))}; {self.threads} threads)"

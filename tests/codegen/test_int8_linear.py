@@ -13,20 +13,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.codegen.call import Call
-from planish.codegen.select import Choice, select
 from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.int8_linear import Int8Linear
 from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
 from planish.codegen.tvm.kernel import Kernel
-from planish.codegen.tvm.templates import TEMPLATES
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Graph, Value
-from planish.compiler.text import parse
 from planish.compiler.types import Dim, DType, Shape, symbol
 from tests.codegen.harness import call_of, host_isa, run_call
 
-_DTYPES = {
+DTYPES = {
     torch.int8: DType.i8,
     torch.uint8: DType.u8,
     torch.float16: DType.f16,
@@ -81,9 +78,9 @@ class Case:
     def linear(self, t: dict[str, Tensor], rows: Shape) -> tuple[tuple[Value, ...], Value]:
         """The graph's inputs and the result of the layer."""
         shapes: dict[str, Shape] = {"xq": (*rows, self.depth), "xs": (*rows, t["xs"].shape[-1])}
-        xq, xs = (ops.input_(name=n, shape=s, dtype=_DTYPES[t[n].dtype]) for n, s in shapes.items())
+        xq, xs = (ops.input_(name=n, shape=s, dtype=DTYPES[t[n].dtype]) for n, s in shapes.items())
         names = ("q", "ws", "zero") if self.zero else ("q", "ws")
-        leaves = [ops.weight(name=n, shape=tuple(t[n].shape), dtype=_DTYPES[t[n].dtype]) for n in (*names, "b")]
+        leaves = [ops.weight(name=n, shape=tuple(t[n].shape), dtype=DTYPES[t[n].dtype]) for n in (*names, "b")]
         w = ops.dequantize(*leaves[:-1], group=self.w_group, bits=self.bits)
         return (xq, xs), ops.linear(ops.dequantize(xq, xs, group=self.x_group), w, leaves[-1])
 
@@ -104,17 +101,17 @@ def close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
-_PLAIN = Case(70, 200, 32, 32)
+PLAIN = Case(70, 200, 32, 32)
 FORMATS = {
-    "int4": _PLAIN,
-    "int4 with zeros": replace(_PLAIN, zero=True),
-    "int4 of signed codes": replace(_PLAIN, codes=torch.int8),
-    "int3": replace(_PLAIN, bits=3),
-    "int8": replace(_PLAIN, bits=8, codes=torch.int8),
-    "int8 of unsigned codes": replace(_PLAIN, bits=8),
-    "int8 with zeros": replace(_PLAIN, bits=8, zero=True),
-    "int8 of signed codes with zeros": replace(_PLAIN, bits=8, codes=torch.int8, zero=True),
-    "int6": replace(_PLAIN, bits=6, codes=torch.int8),
+    "int4": PLAIN,
+    "int4 with zeros": replace(PLAIN, zero=True),
+    "int4 of signed codes": replace(PLAIN, codes=torch.int8),
+    "int3": replace(PLAIN, bits=3),
+    "int8": replace(PLAIN, bits=8, codes=torch.int8),
+    "int8 of unsigned codes": replace(PLAIN, bits=8),
+    "int8 with zeros": replace(PLAIN, bits=8, zero=True),
+    "int8 of signed codes with zeros": replace(PLAIN, bits=8, codes=torch.int8, zero=True),
+    "int6": replace(PLAIN, bits=6, codes=torch.int8),
 }
 GROUPS = {
     "equal": (32, 32),
@@ -180,102 +177,6 @@ def test_the_largest_codes_do_not_overflow() -> None:
     close(run_call(Int8Linear(), case.call(t, (2,)), t), case.wanted(t))
 
 
-def _rounded_call(case: Case, t: dict[str, Tensor], rows: tuple[int, ...], normed: bool) -> Call:
-    """The layer over `x`, which the graph rounds, after a norm where it is `normed`."""
-    x = ops.input_(name="x", shape=(*rows, case.depth), dtype=DType.f32)
-    names = ("q", "ws", "b")
-    q, ws, b = (ops.weight(name=n, shape=tuple(t[n].shape), dtype=_DTYPES[t[n].dtype]) for n in names)
-    number = ops.rms_norm(x, ops.weight(name="gain", shape=(case.depth,), dtype=DType.f32)) if normed else x
-    scale = ops.quantization_scale(number, group=case.x_group)
-    codes = ops.quantize(number, scale, group=case.x_group)
-    left = ops.dequantize(codes, scale, group=case.x_group)
-    y = ops.linear(left, ops.dequantize(q, ws, group=case.w_group, bits=case.bits), b)
-    return call_of(Graph("main", (x,), (y,)), ops.linear)
-
-
-def _rounded(x: Tensor, group: int) -> dict[str, Tensor]:
-    """Codes and scales of x, one scale a group."""
-    groups = [part.abs().amax(-1, keepdim=True) / 127 for part in x.split(group, -1)]
-    codes = [
-        (part * torch.where(scale == 0, 0, 1 / scale)).round().clamp(-127, 127)
-        for part, scale in zip(x.split(group, -1), groups, strict=True)
-    ]
-    return {"xq": torch.cat(codes, -1).to(torch.int8), "xs": torch.cat(groups, -1)}
-
-
-@pytest.mark.parametrize("form", ["int4", "int8"])
-@pytest.mark.parametrize("group", [32, 200], ids=["groups", "rows"])
-@pytest.mark.parametrize("rows", [(1,), (1, 1)])
-def test_a_single_row_is_rounded_in_the_kernel(form: str, group: int, rows: tuple[int, ...]) -> None:
-    case = replace(FORMATS[form], x_group=group)
-    t = case.tensors(*rows)
-    t["x"] = torch.randn((*rows, case.depth), generator=torch.Generator().manual_seed(1))
-    t["x"][..., 32:64] = 0
-    got = run_call(Int8Linear(), _rounded_call(case, t, rows, normed=False), t)
-    close(got, case.wanted({**t, **_rounded(t["x"], group)}))
-
-
-@pytest.mark.parametrize("isa", [AVX2, AVX512], ids=["avx2", "avx512"])
-def test_a_row_is_rounded_with_narrower_vectors(isa: Isa) -> None:
-    t = _PLAIN.tensors(1)
-    t["x"] = torch.randn((1, _PLAIN.depth), generator=torch.Generator().manual_seed(1))
-    got = run_call(Int8Linear(), _rounded_call(_PLAIN, t, (1,), normed=False), t, isa=isa)
-    close(got, _PLAIN.wanted({**t, **_rounded(t["x"], 32)}))
-
-
-def test_a_single_row_is_normed_in_the_kernel() -> None:
-    t = _PLAIN.tensors(1)
-    generator = torch.Generator().manual_seed(1)
-    t["x"], t["gain"] = torch.randn((1, 200), generator=generator), torch.rand(200, generator=generator)
-    got = run_call(Int8Linear(), _rounded_call(_PLAIN, t, (1,), normed=True), t)
-    wanted = _PLAIN.wanted({**t, **_rounded(functional.rms_norm(t["x"], (200,), t["gain"], 1e-6), 32)})
-    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=2e-2 * float(wanted.abs().max()))
-
-
-def test_several_rows_are_rounded_by_kernels_of_their_own() -> None:
-    call = _rounded_call(_PLAIN, _PLAIN.tensors(3), (3,), normed=False)
-    assert Int8Linear().refuse(call, host_isa()) == "the codes of x are computed in the kernel, and not by it alone"
-
-
-_ROUNDED = """graph main(%x: f32[ROWS, 64]) {
-  %0 = rms_norm(%x): f32[ROWS, 64]
-  %1 = quantization_scale(%0) {group=32}: f32[ROWS, 2]
-  %2 = quantize(%0, %1) {group=32}: i8[ROWS, 64]
-  %3 = dequantize(%2, %1) {group=32}: f32[ROWS, 64]
-  %4 = dequantize(@w.codes: i8[64, 64], @w.scale: f32[64, 2]) {group=32}: f32[64, 64]
-  %5 = linear(%3, %4): f32[ROWS, 64]
-"""
-
-
-def _kernels(rows: int, rest: str) -> list[str]:
-    """The ops of each kernel that the layer above, with `rest` after it, is computed by."""
-    graph = parse(_ROUNDED.replace("ROWS", str(rows)) + rest.replace("ROWS", str(rows)))
-    found = select(graph, TEMPLATES, host_isa())
-    return ["+".join(n.op.name for n in work.call.nodes) for work in found.work if isinstance(work, Choice)]
-
-
-def test_what_rounds_a_row_joins_the_product_that_reads_it_alone() -> None:
-    joined = "rms_norm+quantization_scale+quantize+dequantize+dequantize+linear"
-    assert _kernels(1, "  return %5\n}") == [joined]
-    assert _kernels(8, "  return %5\n}") == [
-        "rms_norm",
-        "quantization_scale",
-        "quantize",
-        "dequantize+dequantize+linear",
-    ]
-
-
-def test_a_row_that_two_products_read_is_rounded_once() -> None:
-    rest = "  %6 = gelu(%3): f32[ROWS, 64]\n  %7 = linear(%6, @v: f32[64, 64]): f32[ROWS, 64]\n  return %5, %7\n}"
-    assert _kernels(1, rest)[:3] == ["rms_norm", "quantization_scale", "quantize"]
-
-
-def test_a_row_of_odd_width_is_rounded_elsewhere() -> None:
-    case = replace(_PLAIN, depth=202)
-    call = _rounded_call(case, case.tensors(1), (1,), normed=False)
-    assert not any(Int8Linear().fuses_before(call.anchor, node) for node in call.nodes if node.op is ops.quantize)
-
-
 def test_activation_and_residual_are_computed_on_the_tiles() -> None:
     case = Case(35, 64, 32, 32)
     t = case.tensors(2, 9)
@@ -302,7 +203,7 @@ def test_the_result_in_bf16_is_rounded_once(form: str) -> None:
     case = replace(FORMATS[form], depth=64, w_group=64)
     t = case.tensors(4)
     (xq, xs), _ = case.linear(t, (4,))
-    q, ws = (ops.weight(name=n, shape=tuple(t[n].shape), dtype=_DTYPES[t[n].dtype]) for n in ("q", "ws"))
+    q, ws = (ops.weight(name=n, shape=tuple(t[n].shape), dtype=DTYPES[t[n].dtype]) for n in ("q", "ws"))
     x = ops.dequantize(xq, xs, group=32, dtype=DType.bf16)
     y = ops.linear(x, ops.dequantize(q, ws, group=64, bits=case.bits, dtype=DType.bf16))
     got = run_call(Int8Linear(), call_of(Graph("main", (xq, xs), (y,)), ops.linear), t)

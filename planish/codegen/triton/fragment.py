@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import sympy
 
+from planish.codegen.attributes import integer_of, integers_of
 from planish.codegen.call import Call
 from planish.codegen.triton.elementwise import TABLE, compute, compute_dtype, from_memory, number, to_memory
 from planish.codegen.triton.kernel import Argument, Input, Number
@@ -179,7 +180,7 @@ def _reshape(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 
 
 def _transpose(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    order = _ints(node, "order")
+    order = integers_of(node, "order")
     return w.at(node.operands[0], tuple(places[order.index(i)] for i in range(len(order))))
 
 
@@ -189,7 +190,7 @@ def _expand(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 
 
 def _slice(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    axis, step, start = _int(node, "axis"), _int(node, "step"), node.attrs["start"]
+    axis, step, start = integer_of(node, "axis"), integer_of(node, "step"), node.attrs["start"]
     assert isinstance(start, int | sympy.Expr)
     index = w.axis(places[axis])
     index = index if step == 1 else f"({index} * {step})"
@@ -198,14 +199,14 @@ def _slice(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 
 
 def _flip(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    for axis in _ints(node, "axes"):
+    for axis in integers_of(node, "axes"):
         last = w.dim(node.types[0].shape[axis])
         places = _put(places, axis, f"({last} - 1 - {w.axis(places[axis])})")
     return w.at(node.operands[0], places)
 
 
 def _roll(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    for axis, shift in zip(_ints(node, "axes"), _ints(node, "shifts"), strict=True):
+    for axis, shift in zip(integers_of(node, "axes"), integers_of(node, "shifts"), strict=True):
         size = w.dim(node.types[0].shape[axis])
         back = f"(({size} - {shift}) % {size})" if shift <= 0 else f"({size} - {shift} % {size})"
         places = _put(places, axis, f"(({w.axis(places[axis])} + {back}) % {size})")
@@ -213,7 +214,7 @@ def _roll(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 
 
 def _pad(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    x, before, after = node.operands[0], _ints(node, "before"), _ints(node, "after")
+    x, before, after = node.operands[0], integers_of(node, "before"), integers_of(node, "after")
     inside: list[str] = []
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
         if low or high:
@@ -224,7 +225,7 @@ def _pad(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 
 
 def _concat(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    axis = _int(node, "axis")
+    axis = integer_of(node, "axis")
     start: Dim = 0
     result = ""
     for x in node.operands:
@@ -250,13 +251,13 @@ def _embedding(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 
 def _gather(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     x, picks = node.operands
-    axis = _int(node, "axis")
+    axis = integer_of(node, "axis")
     return w.at(x, _put(places, axis, _picked(w, picks, places, x.shape[axis])))
 
 
 def _index_select(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     x, picks = node.operands
-    axis, rank = _int(node, "axis"), len(picks.shape)
+    axis, rank = integer_of(node, "axis"), len(picks.shape)
     place = _picked(w, picks, places[axis : axis + rank], x.shape[axis])
     return w.at(x, (*places[:axis], place, *places[axis + rank :]))
 
@@ -281,10 +282,10 @@ def _rope(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 def _dequantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     """(code - zero) * scale; a codebook is a chain of choices, which 16 levels allow."""
     codes, scale, *zero = node.operands
-    group = _int(node, "group")
+    group = integer_of(node, "group")
     part = w.axis(places[-1]) if group == 1 else f"({w.axis(places[-1])} // {group})"
     grouped = (*places[:-1], "0" if same_dim(scale.shape[-1], 1) else part)
-    code, book, bits = w.at(codes, places), node.attrs["codebook"], _int(node, "bits")
+    code, book, bits = w.at(codes, places), node.attrs["codebook"], integer_of(node, "bits")
     if book:
         assert isinstance(book, tuple)
         level = w.keep(f"tl.full((), {book[0]!r}, tl.float32)")
@@ -299,7 +300,7 @@ def _dequantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 def _quantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     """round(x / scale), within the range of the codes; 0 where the scale is 0."""
     x, scale = node.operands
-    group, limit = _int(node, "group"), (1 << (_int(node, "bits") - 1)) - 1
+    group, limit = integer_of(node, "group"), (1 << (integer_of(node, "bits") - 1)) - 1
     part = w.axis(places[-1]) if group == 1 else f"({w.axis(places[-1])} // {group})"
     size = w.at(scale, (*places[:-1], "0" if same_dim(scale.shape[-1], 1) else part))
     inverse = w.keep(f"tl.where({size} == 0, 0.0, 1.0 / {size})")
@@ -315,7 +316,7 @@ def _full(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 
 
 def _arange(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    start, step = node.attrs["start"], _int(node, "step")
+    start, step = node.attrs["start"], integer_of(node, "step")
     assert isinstance(start, int | sympy.Expr)
     text = f"({w.dim(start)} + {w.axis(places[0])} * {step})"
     return w.keep(f"(tl.zeros((), tl.int64) + {text}).to(tl.{compute_dtype(node.types[0].dtype)})")
@@ -323,18 +324,6 @@ def _arange(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 
 def _put(places: tuple[Place, ...], axis: int, place: Place) -> tuple[Place, ...]:
     return (*places[:axis], place, *places[axis + 1 :])
-
-
-def _int(node: Node, name: str) -> int:
-    value = node.attrs[name]
-    assert isinstance(value, int)
-    return value
-
-
-def _ints(node: Node, name: str) -> tuple[int, ...]:
-    values = node.attrs[name]
-    assert isinstance(values, tuple)
-    return tuple(v for v in values if isinstance(v, int))
 
 
 _MOVES: dict[Op, Callable[[_Writer, Node, tuple[Place, ...]], str]] = {

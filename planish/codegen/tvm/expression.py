@@ -8,6 +8,7 @@ import sympy
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
+from planish.codegen.attributes import integer_of, integers_of
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.bf16 import rounded, rounds_at_once
 from planish.codegen.tvm.elementwise import TABLE, compute, compute_dtype, from_memory, to_memory
@@ -158,7 +159,7 @@ def _expand(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.Pr
 
 
 def _slice(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
-    axis, step = _int(node, "axis"), _int(node, "step")
+    axis, step = integer_of(node, "axis"), integer_of(node, "step")
     start = node.attrs["start"]
     assert isinstance(start, int | sympy.Expr)
     place = shifted(scaled(index[axis], self.k.dim(step)), self.k.dim(start), lanes)
@@ -166,14 +167,14 @@ def _slice(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.Pri
 
 
 def _flip(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
-    for axis in _ints(node, "axes"):
+    for axis in integers_of(node, "axes"):
         last = self.k.dim(node.types[0].shape[axis]) - 1
         index = _put(index, axis, shifted(scaled(index[axis], self.k.dim(-1)), last, lanes))
     return self.along(node.operands[0], index, lanes)
 
 
 def _roll(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
-    for axis, shift in zip(_ints(node, "axes"), _ints(node, "shifts"), strict=True):
+    for axis, shift in zip(integers_of(node, "axes"), integers_of(node, "shifts"), strict=True):
         size = self.k.dim(node.types[0].shape[axis])
         back = shifted(index[axis], bind(size - tirx.floormod(tirx.const(shift, "int64"), size)), lanes)
         index = _put(index, axis, _wrapped(back, size, lanes))
@@ -191,7 +192,7 @@ def _wrapped(place: Place, size: "tirx.PrimExpr", lanes: int) -> Place:
 
 
 def _pad(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
-    x, before, after = node.operands[0], _ints(node, "before"), _ints(node, "after")
+    x, before, after = node.operands[0], integers_of(node, "before"), integers_of(node, "after")
     inside: list[tirx.PrimExpr] = []
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
         if low or high:
@@ -213,7 +214,7 @@ def _choose(condition: "tirx.PrimExpr", yes: "tirx.PrimExpr", no: "tirx.PrimExpr
 
 
 def _concat(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
-    axis = _int(node, "axis")
+    axis = integer_of(node, "axis")
     start: Dim = 0
     result = None
     for x in node.operands:
@@ -233,13 +234,13 @@ def _embedding(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx
 
 def _gather(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
     x, picks = node.operands
-    axis = _int(node, "axis")
+    axis = integer_of(node, "axis")
     return self.along(x, _put(index, axis, _picked(self, picks, index, x.shape[axis], lanes)), lanes)
 
 
 def _index_select(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
     x, picks = node.operands
-    axis, rank = _int(node, "axis"), len(picks.shape)
+    axis, rank = integer_of(node, "axis"), len(picks.shape)
     place = _picked(self, picks, index[axis : axis + rank], x.shape[axis], lanes)
     return self.along(x, (*index[:axis], place, *index[axis + rank :]), lanes)
 
@@ -261,7 +262,7 @@ def _scalar(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.Pr
 def _arange(self: Expression, node: Node, index: _Index, lanes: int) -> "tirx.PrimExpr":
     start = node.attrs["start"]
     assert isinstance(start, int | sympy.Expr)
-    place = shifted(scaled(index[0], self.k.dim(_int(node, "step"))), self.k.dim(start), lanes)
+    place = shifted(scaled(index[0], self.k.dim(integer_of(node, "step"))), self.k.dim(start), lanes)
     return vm.cast(vector_of(place, lanes), compute_dtype(node.types[0].dtype))
 
 
@@ -276,18 +277,6 @@ def literal(k: KernelBuilder, node: Node, lanes: int) -> "tirx.PrimExpr":
 
 def _put(index: _Index, axis: int, place: Place) -> _Index:
     return (*index[:axis], place, *index[axis + 1 :])
-
-
-def _int(node: Node, name: str) -> int:
-    value = node.attrs[name]
-    assert isinstance(value, int)
-    return value
-
-
-def _ints(node: Node, name: str) -> tuple[int, ...]:
-    values = node.attrs[name]
-    assert isinstance(values, tuple)
-    return values
 
 
 _MOVES: dict[Op, "Callable[[Expression, Node, _Index, int], tirx.PrimExpr]"] = {

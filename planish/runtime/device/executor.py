@@ -6,11 +6,12 @@ from itertools import accumulate
 from statistics import median
 from typing import Any, Final
 
-from planish.errors import InputError, nearest
+from planish.errors import InputError
 from planish.runtime.device.frame import Frame, Sized, Weights
 from planish.runtime.device.graphs import Recorded, Recordings
 from planish.runtime.device.launcher import Launcher
 from planish.runtime.device.operands import give, take
+from planish.runtime.functions import Functions
 from planish.runtime.launches import DeviceStep
 from planish.runtime.plan import FunctionPlan, Plan, Step
 from planish.runtime.profile import CallProfile, ProfileRow
@@ -131,7 +132,7 @@ class DeviceFunction:
         return wall, seconds
 
 
-class DeviceExecutable:
+class DeviceExecutable(Functions[DeviceFunction]):
     """A loaded artifact on a device. Calling it calls its `main` function, or its only one."""
 
     def __init__(self, plan: Plan, launcher: Launcher, weights: Weights) -> None:
@@ -140,25 +141,6 @@ class DeviceExecutable:
         self.functions: Mapping[str, DeviceFunction] = {
             name: DeviceFunction(name, function, launcher, weights) for name, function in plan.functions.items()
         }
-
-    @property
-    def main(self) -> DeviceFunction:
-        """The function that calling the executable calls."""
-        return next(iter(self.functions.values())) if len(self.functions) == 1 else self.function("main")
-
-    def function(self, name: str) -> DeviceFunction:
-        """An entry function by name; raises InputError on an unknown one."""
-        if name not in self.functions:
-            raise InputError(f"the artifact has no function '{name}'{nearest(name, self.functions)}")
-        return self.functions[name]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See `DeviceFunction.__call__`."""
-        return self.main(*args, **kwargs)
-
-    def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
-        """See `DeviceFunction.profile`."""
-        return self.main.profile(*args, repeat=repeat, **kwargs)
 
     def __repr__(self) -> str:
         return f"DeviceExecutable({'; '.join(map(repr, self.functions.values()))})"
