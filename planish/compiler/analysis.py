@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import networkx
 
@@ -15,6 +16,7 @@ from planish.compiler.ops import (
     dequantize,
     embedding,
     gather,
+    grouped_linear,
     index_select,
     linear,
     matmul,
@@ -37,6 +39,8 @@ def flops(node: Node, sizes: Sizes) -> int:
     if node.op is attention:
         return _attention_flops(node, sizes)
     result = _count(node.types[0], sizes)
+    if node.op is grouped_linear:
+        return 2 * result * _contracted(node, sizes)
     if node.op in (linear, matmul, conv):
         return 2 * result * _contracted(node, sizes) + (result if len(node.operands) > 2 else 0)
     if node.op.name in _WORK or "elementwise" in node.op.traits:
@@ -69,7 +73,7 @@ def _attention_flops(node: Node, sizes: Sizes) -> int:
 def bytes_moved(node: Node, sizes: Sizes) -> int:
     """Bytes that a node reads and writes when it runs alone: operands and results once; views and leaves move none.
 
-    A lookup reads only the rows that it picks.
+    A lookup reads only the rows that it picks, and a grouped product no more experts than it has rows.
     """
     if node.op is reshape or "leaf" in node.op.traits:
         return 0
@@ -79,7 +83,15 @@ def bytes_moved(node: Node, sizes: Sizes) -> int:
         return 2 * written + _bytes(index.type, sizes)
     if "movement" in node.op.traits:
         return 2 * written
-    return written + sum(_bytes(v.type, sizes) for v in dict.fromkeys(node.operands))
+    return written + sum(int(_bytes(v.type, sizes) * _share(node, v, sizes)) for v in dict.fromkeys(node.operands))
+
+
+def _share(node: Node, operand: Value, sizes: Sizes) -> Fraction:
+    """The largest part of an operand that a node may read: of experts, one for each row."""
+    if node.op is not grouped_linear or operand != node.operands[1]:
+        return Fraction(1)
+    experts = evaluate_dim(operand.shape[0], sizes)
+    return Fraction(min(experts, _count(node.operands[2].type, sizes)), experts)
 
 
 def _count(of: TensorType, sizes: Sizes) -> int:
@@ -142,21 +154,27 @@ def step_bytes(graph: Graph, held: int, rows: int) -> int:
 
 
 def _weight_bytes(nodes: Sequence[Node], sizes: Sizes) -> int:
-    """Bytes of weights that one call reads: codes by their bits, nothing of tables that are only looked up."""
+    """Bytes of weights that one call reads: codes by their bits, of tables and experts what its rows may choose."""
     users: dict[Node, list[Node]] = {}
     for node in nodes:
         for value in node.operands:
             users.setdefault(value.node, []).append(node)
 
-    def looked_up(node: Node) -> bool:
-        return all(u.op is embedding or (u.op is dequantize and looked_up(u)) for u in users.get(node, ()))
+    def read(node: Node) -> Fraction:
+        """The largest part of a weight that one of its users reads; nothing of tables that are only looked up."""
+        return max((part(user, node) for user in users.get(node, ())), default=Fraction(0))
+
+    def part(user: Node, node: Node) -> Fraction:
+        if user.op is dequantize:
+            return read(user)
+        return Fraction(0) if user.op is embedding else _share(user, Value(node), sizes)
 
     total = 0
     for node in nodes:
-        if node.op is weight and not looked_up(node):
+        if node.op is weight and (share := read(node)):
             codes = [u for u in users[node] if u.op is dequantize and u.operands[0].node is node]
             bits = int(str(codes[0].attrs["bits"])) if codes else 8
-            total += _bytes(Value(node).type, sizes) * bits // 8
+            total += int(_bytes(Value(node).type, sizes) * share) * bits // 8
     return total
 
 

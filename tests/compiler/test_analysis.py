@@ -41,6 +41,11 @@ def _one(line: str, inputs: str) -> Node:
     [
         ("linear(%x, @w: f32[8, 4]): f32[B, 8]", "%x: f32[B, 4]", 2 * 3 * 8 * 4),
         ("linear(%x, @w: f32[8, 4], @b: f32[8]): f32[B, 8]", "%x: f32[B, 4]", 2 * 3 * 8 * 4 + 3 * 8),
+        (
+            "grouped_linear(%x, @w: f32[9, 8, 4], %i): f32[B, 2, 8]",
+            "%x: f32[B, 2, 4], %i: i64[B, 2]",
+            2 * 3 * 2 * 8 * 4,
+        ),
         ("matmul(%x, %y): f32[B, 5, 6]", "%x: f32[B, 5, 4], %y: f32[4, 6]", 2 * 3 * 5 * 6 * 4),
         (
             "conv(%x, @w: f32[8, 3, 3, 2]) {stride=[1, 1], padding=[1, 1], dilation=[1, 1], groups=2}: f32[B, 6, 6, 8]",
@@ -80,6 +85,16 @@ def test_operations_follow_the_formula(line: str, inputs: str, expected: int) ->
     ("line", "inputs", "expected"),
     [
         ("linear(%x, @w: f32[8, 4]): f32[B, 8]", "%x: f32[B, 4]", 4 * (3 * 4 + 8 * 4 + 3 * 8)),
+        (
+            "grouped_linear(%x, @w: f32[9, 8, 4], %i): f32[B, 2, 8]",
+            "%x: f32[B, 2, 4], %i: i64[B, 2]",
+            4 * (6 * 4 + 6 * 8 * 4 + 6 * 8) + 8 * 6,
+        ),
+        (
+            "grouped_linear(%x, @w: f32[5, 8, 4], %i): f32[B, 2, 8]",
+            "%x: f32[B, 2, 4], %i: i64[B, 2]",
+            4 * (6 * 4 + 5 * 8 * 4 + 6 * 8) + 8 * 6,
+        ),
         ("mul(%x, %x): f32[B, 4]", "%x: f32[B, 4]", 4 * (3 * 4 + 3 * 4)),
         ("embedding(@t: f16[1000, 4], %x): f16[B, 4]", "%x: i64[B]", 2 * 2 * 3 * 4 + 8 * 3),
         ("reshape(%x) {shape=[`4*B`]}: f32[4*B]", "%x: f32[B, 4]", 0),
@@ -156,3 +171,15 @@ def test_a_step_reads_codes_by_their_bits_and_of_caches_what_they_hold() -> None
 def test_a_table_that_is_also_multiplied_is_read() -> None:
     tied = DECODE.replace("%3 = linear(%1, %2, @b: f32[6]): f32[rows, 1, 6]", "%3 = linear(%1, %0): f32[rows, 1, 50]")
     assert step_bytes(parse(tied), 0, 1) == 50 * 8 // 2 + 50 * 2
+
+
+def test_a_step_reads_of_experts_one_for_each_row_at_most() -> None:
+    routed = parse(
+        """graph decode<rows: 1..4 = 1>(%x: f32[rows, 2, 8], %i: i64[rows, 2]) {
+  %0 = dequantize(@e.codes: u8[5, 6, 8], @e.scale: f16[5, 6, 1]) {group=8, bits=4}: f32[5, 6, 8]
+  %1 = grouped_linear(%x, %0, %i): f32[rows, 2, 6]
+  return %1
+}"""
+    )
+    expert = 6 * 8 // 2 + 6 * 2
+    assert [step_bytes(routed, 0, rows) for rows in (1, 2, 3)] == [2 * expert, 4 * expert, 5 * expert]

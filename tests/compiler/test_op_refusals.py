@@ -31,6 +31,12 @@ REFUSALS = (
     (f"linear({X}, @w: f32[5, 3])", "x f32[2, 3, 4] and w f32[5, 3] do not contract"),
     (f"linear({X}, @w: f16[5, 4])", "operands are f32 and f16; cast one"),
     (f"linear({X}, @w: f32[5, 4], @b: f32[4])", "b f32[4] is no bias of w f32[5, 4]"),
+    (f"grouped_linear({X}, @w: f32[5, 4], @i: i64[2, 3])", "x f32[2, 3, 4] and w f32[5, 4] do not contract"),
+    (
+        f"grouped_linear({X}, @w: f32[6, 5, 4], @i: i64[2])",
+        "index i64[2] is not one expert for each row of f32[2, 3, 4]",
+    ),
+    (f"grouped_linear({X}, @w: f32[6, 5, 4], @i: f32[2, 3])", "takes indices of i64 or i32, not f32[2, 3]; cast it"),
     (f"matmul({X}, @y: f32[3, 4])", "f32[2, 3, 4] and f32[3, 4] do not contract"),
     (f"matmul({X}, @y: f32[4])", "f32[2, 3, 4] and f32[4] do not contract"),
     (f"matmul({X}, @y: f32[3, 4, 5])", "dimensions 2, 3 do not broadcast"),

@@ -161,6 +161,8 @@ MIXED: tuple[tuple[Op, tuple[Tensor, ...], Mapping[str, Attr]], ...] = (
     (ops.rms_norm, (ROWS, torch.ones(4)), {}),
     (ops.attention, (torch.ones(HEADS),) * 3 + (None, torch.tensor([0, 1])), {"scale": 1.0, "causal": True}),
     (ops.cache_update, (torch.ones(HEADS), torch.ones(HEADS)[:, :, :2], *torch.tensor([[1, 2], [2, 1]])), {}),
+    (ops.grouped_linear, (ROWS[INDEX], torch.ones(3, 5, 4), INDEX), {}),
+    (ops.grouped_linear, (ROWS[INDEX].bfloat16(), torch.ones(3, 5, 4).bfloat16(), INDEX.int()), {"dtype": DType.f32}),
     (ops.quantization_scale, (ROWS,), {"group": 3}),
     (ops.quantize, (ROWS, torch.ones(*ROWS.shape[:-1], 2)), {"group": 3}),
     (ops.dequantize, (ROWS.to(torch.uint8), torch.ones(*ROWS.shape[:-1], 2)), {"group": 3, "bits": 4}),
@@ -227,6 +229,7 @@ SYMBOLIC = (
     "max_pool(%x) {kernel=[3], stride=[2], padding=[1]}: f32[B, (S - 1)//2 + 1, 4]",
     "avg_pool(%x) {kernel=[2], stride=[2], padding=[0]}: f32[B, S//2, 4]",
     "linear(%x, @w: f32[7, 4]): f32[B, S, 7]",
+    "grouped_linear(%x, @e: f32[6, 7, 4], @i: i64[B, S]): f32[B, S, 7]",
     "matmul(%x, @m: f32[1, 4, 6]): f32[B, S, 6]",
     "add(%x, @p: f32[4]): f32[B, S, 4]",
     "reshape(%x) {shape=[`2*B*S`, 2]}: f32[2*B*S, 2]",
@@ -328,3 +331,16 @@ def test_batch_and_group_norm_are_those_of_torch_modules() -> None:
 def test_inputs_and_weights_have_no_reference(op: Op) -> None:
     with pytest.raises(AssertionError, match="bound by the evaluator"):
         op.reference(name="x", shape=(), dtype=DType.f32)
+
+
+def test_a_grouped_linear_multiplies_each_row_by_the_weights_of_its_expert() -> None:
+    torch.manual_seed(0)
+    x, w, index = torch.randn(5, 2, 6), torch.randn(4, 3, 6), torch.randint(0, 3, (5, 2))
+    found = ops.grouped_linear.reference(x, w, index, dtype=None)
+    torch.testing.assert_close(found, torch.einsum("bsk,bsnk->bsn", x, w[index]))
+
+
+def test_a_grouped_linear_takes_the_nearest_expert_for_indices_out_of_range() -> None:
+    x, w = torch.ones(2, 3), torch.arange(4.0).reshape(4, 1, 1).repeat(1, 2, 3)
+    found = ops.grouped_linear.reference(x, w, torch.tensor([-1, 9]), dtype=None)
+    assert found.tolist() == [[0.0, 0.0], [9.0, 9.0]]

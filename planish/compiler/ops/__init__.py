@@ -2,7 +2,7 @@
 
 from planish.compiler.ir import Op
 from planish.compiler.ops.cache import cache_update
-from planish.compiler.ops.contract import attention, conv, linear, matmul
+from planish.compiler.ops.contract import attention, conv, grouped_linear, linear, matmul
 from planish.compiler.ops.elementwise import (
     abs_,
     add,
@@ -81,7 +81,7 @@ OPS: tuple[Op, ...] = (
     *(floor, ceil, round_, logical_not, isnan, clamp, cast, where),
     *(add, sub, mul, div, floor_divide, remainder, pow_, maximum, minimum),
     *(eq, ne, lt, le, gt, ge, logical_and, logical_or),
-    *(linear, matmul, conv, attention),
+    *(linear, grouped_linear, matmul, conv, attention),
     *(softmax, log_softmax, layer_norm, rms_norm, batch_norm, group_norm, rope),
     *(quantization_scale, quantize, dequantize, cache_update),
     *(sum_, mean, amax, amin, prod, any_, all_, argmax, cumsum, max_pool, avg_pool),
@@ -127,6 +127,7 @@ __all__ = [
     "ge",
     "gelu",
     "group_norm",
+    "grouped_linear",
     "gt",
     "index_select",
     "input_",

@@ -56,6 +56,32 @@ def _check_bias(w: TensorType, b: TensorType | None, result: TensorType) -> None
     check_same_dtype(result, b)
 
 
+def _grouped_linear(x: Tensor, w: Tensor, index: Tensor, *, dtype: DType | None) -> Tensor:
+    rows, experts = _as(x, dtype).reshape(-1, x.shape[-1]), index.reshape(-1).clamp(0, len(w) - 1)
+    result = rows.new_zeros(len(rows), w.shape[1])
+    for expert in set(experts.tolist()):
+        chosen = (experts == expert).nonzero()[:, 0]
+        result[chosen] = functional.linear(rows[chosen], _as(w[expert], dtype))
+    return result.reshape(*index.shape, w.shape[1])
+
+
+@op(_grouped_linear, "contraction")
+def grouped_linear(x: TensorType, w: TensorType, index: TensorType, *, dtype: DType | None = None) -> TensorType:
+    """Linear map of each row by the weights of its expert: x [..., K], w [E, N, K], index [...] -> [..., N].
+
+    `result[i] = linear(x[i], w[index[i]])`: `index` (i64 or i32) names the expert of each row of x and is clamped to
+    0..E-1. With `dtype` f32 the products of narrower operands are summed and given in f32.
+    """
+    check_float(x)
+    check_same_dtype(x, w)
+    check_index(index)
+    if w.rank != 3 or x.rank < 1 or not same_dim(x.shape[-1], w.shape[2]):
+        raise TypeRuleError(f"x {x} and w {w} do not contract")
+    if not same_shape(index.shape, x.shape[:-1]):
+        raise TypeRuleError(f"index {index} is not one expert for each row of {x}")
+    return TensorType((*x.shape[:-1], w.shape[1]), _summed(x, dtype))
+
+
 @op(torch.matmul, "contraction")
 def matmul(x: TensorType, y: TensorType) -> TensorType:
     """Batched matrix product: x [..., M, K], y [..., K, N] -> [..., M, N]; ranks of at least 2, leading broadcast."""
