@@ -1,6 +1,6 @@
 """What may be computed around an anchor by expressions: before it while operands are read, after it on its result."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from planish.codegen.call import Call
@@ -26,14 +26,18 @@ class Around:
         """Whether the node is computed where an operand is read."""
         return node.op in self.evaluated and self.refuse(node) is None
 
-    def refuse_around(self, call: Call) -> str | None:
-        """Why the nodes around the anchor cannot be computed with it, or None."""
-        reached: set[Value] = set(call.anchor.values)
+    def refuse_around(self, call: Call, results: Sequence[Value] = ()) -> str | None:
+        """Why the nodes around the anchor cannot be computed with it, or None.
+
+        `results` are slices of the anchor's result that the kernel hands on in place of it.
+        """
+        given = results or call.anchor.values
+        reached: set[Value] = set(given)
         for node in call.nodes:
-            if node is call.anchor:
+            if node is call.anchor or node in [value.node for value in given]:
                 continue
             after = not reached.isdisjoint(node.operands)
-            if not (self.fuses_after(call.anchor, node) if after else self.fuses_before(node)):
+            if not (self.fuses_after(given[0].node, node) if after else self.fuses_before(node)):
                 return f"{node.op.name} is not computed element by element with {call.anchor.op.name}"
             reached.update(node.values if after else ())
         return None if call.output in reached else f"the output does not depend on {call.anchor.op.name}"

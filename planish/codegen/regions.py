@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planish.codegen.layout import Place, is_free
-from planish.codegen.template import AnyTemplate
+from planish.codegen.template import AnyTemplate, FusesSlices
 from planish.compiler.ir import Graph, Node, Value
-from planish.compiler.ops import dequantize, dim_value, full, layer_norm, quantization_scale, quantize, rms_norm
+from planish.compiler.ops import dequantize, dim_value, full, layer_norm, quantization_scale, quantize, rms_norm, slice_
 from planish.compiler.types import elements, same_dim, same_shape
 
 _REPEATED = (full, dim_value, dequantize)
@@ -61,6 +61,8 @@ class _Fusion:
         for node in self.order:
             if "leaf" not in node.op.traits and node.op not in _REPEATED and not is_free(node, self.places):
                 self._place(node)
+        for region in tuple(self.regions.values()):
+            self._join_product(region)
         for value in self._stored():
             self.regions[value] = Region(value.node, [value.node])
         return tuple(sorted(self.regions.values(), key=lambda region: self.order[region.nodes[-1]]))
@@ -81,6 +83,29 @@ class _Fusion:
         for value in node.operands:
             self._absorb(region, node, value)
         self.regions[region.output] = region
+
+    def _join_product(self, region: Region) -> None:
+        """Put a region that computes elementwise on slices of a contraction, which nothing else reads, behind it."""
+        slices = [v.node for v in region.inputs() if v.node.op is slice_]
+        host = self.regions.get(slices[0].operands[0]) if slices else None
+        if host is None or host is region or not self._is_gated(region, host, slices):
+            return
+        host.nodes += [*slices, *(n for n in region.nodes if n not in host.nodes)]
+        del self.regions[slices[0].operands[0]]
+        self.regions[region.output] = host
+
+    def _is_gated(self, region: Region, host: Region, slices: Sequence[Node]) -> bool:
+        whole = host.anchor.values[0]
+        serving = [t for t in self.templates if host.anchor.op in t.ops and isinstance(t, FusesSlices)]
+        uses = {s: sum(n.operands.count(Value(s)) for n in region.nodes) for s in slices}
+        return (
+            host.output == whole
+            and self.readers[whole] == len(slices)
+            and all(s.operands[0] == whole and self.readers[Value(s)] == uses[s] for s in slices)
+            and all(same_shape(s.types[0].shape, region.output.shape) for s in slices)
+            and all("elementwise" in n.op.traits or n.op in _REPEATED for n in region.nodes)
+            and any(template.fuses_slices(host.anchor, slices) for template in serving)
+        )
 
     def _host(self, node: Node) -> Region | None:
         """The region whose epilogue the node may join: a contraction if there is one, else the latest."""

@@ -1,6 +1,7 @@
 """Kernel templates: what can compute a call, and why not."""
 
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from planish.codegen.call import Call
 from planish.compiler.ir import Node, Op
@@ -27,6 +28,13 @@ class Template(Protocol[Machine, Kernel]):
     def fuses_after(self, anchor: Node, node: Node) -> bool: ...
 
     def fuses_before(self, anchor: Node, node: Node) -> bool: ...
+
+
+@runtime_checkable
+class FusesSlices(Protocol):
+    """A template whose kernels may also compute elementwise nodes over slices of the anchor's result."""
+
+    def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool: ...
 
 
 # fusion and selection are the same for every kind of machine, and hand it through

@@ -55,25 +55,45 @@ class Fragments:
 
         `result` is the anchor's first result, in f32 for a float; `bias`, along its last axis, is added to it first.
         """
-        return self._store(name, groups, ["result"], bias)
+        known = {self.call.anchor.values[0]: "result"}
+        return self._store(name, groups, known, {} if bias is None else {"result": (bias, 0)})
+
+    def finish_slices(
+        self, name: str, groups: Sequence[Group], slices: Mapping[Value, int], bias: Value | None = None
+    ) -> Generated:
+        """`name(slice0, slice1, *groups, *masks, output, extras)`: `finish` with slices of the anchor's result, given
+        by where they begin on its last axis."""
+        known = {value: f"slice{i}" for i, value in enumerate(slices)}
+        added = {} if bias is None else {text: (bias, slices[value]) for value, text in known.items()}
+        return self._store(name, groups, known, added)
 
     def store(self, name: str, groups: Sequence[Group]) -> Generated:
         """`name(*groups, *masks, output, extras)`: compute all of the call's output and store it where it lies."""
-        return self._store(name, groups, [], None)
+        return self._store(name, groups, {}, {})
 
-    def _store(self, name: str, groups: Sequence[Group], given: list[str], bias: Value | None) -> Generated:
+    def _store(
+        self,
+        name: str,
+        groups: Sequence[Group],
+        known: Mapping[Value, str],
+        added: Mapping[str, tuple[Value, int]],
+    ) -> Generated:
+        """`known` are values that the function is given; to these, by name, is `added` a bias from an index on."""
         value, view = self.call.output, self.call.view
-        anchor = self.call.anchor.values[0]
-        writer = _Writer(self, {anchor: given[0]} if given else {}, groups)
-        if bias is not None:
-            writer.lines.append(f"result = result + {writer.at(bias, writer.start(anchor)[-1:])}")
+        writer = _Writer(self, known, groups)
+        for given, text in known.items():
+            if text in added:
+                bias, start = added[text]
+                column = writer.start(given)[-1]
+                place = column if start == 0 else f"({writer.axis(column)} + {start})"
+                writer.lines.append(f"{text} = {text} + {writer.at(bias, (place,))}")
         stored = to_memory(writer.at(value, writer.start(value)), view.dtype)
         address = address_text(view, writer.start(value), self.dim)
         # lanes that the address does not tell apart must still be lanes of it, so that the mask fits
         address += "".join(f" + 0 * {g.name}" for g in groups if not _mentions(address, g.name))
         masked = f", mask={' & '.join(g.mask for g in groups)}" if groups else ""
         lines = [*writer.lines, f"tl.store(output + ({address}), {stored}{masked})"]
-        return self._function(name, given, groups, ["output"], lines)
+        return self._function(name, list(known.values()), groups, ["output"], lines)
 
     @property
     def extras(self) -> tuple[Argument, ...]:

@@ -1,6 +1,6 @@
 """Linear layers on GPUs: tiles on the tensor cores, with everything elementwise after them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,7 +8,8 @@ from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_after, refuse_around
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.fragment import Fragments, Group
-from planish.codegen.triton.kernel import Input, Kernel, Launch, Number, Output, Regime, Variant, Work
+from planish.codegen.triton.halves import Halves, finish_of, fuses_slices, halves_of
+from planish.codegen.triton.kernel import Constant, Input, Kernel, Launch, Number, Output, Regime, Variant, Work
 from planish.codegen.triton.kernels.gemm import gemm
 from planish.codegen.triton.tiles import blocks
 from planish.compiler import ops
@@ -68,11 +69,10 @@ class Gemm:
         x, w = (call.inputs[v] for v in call.anchor.operands[:2])
         lines = x.collapse(len(x.shape) - 1)
         assert lines is not None
-        (rows, depth), columns = lines.shape, w.shape[0]
-        fragments = Fragments(call)
+        halves, fragments = halves_of(call), Fragments(call)
+        (rows, depth), columns = lines.shape, w.shape[0] if halves is None else halves.columns
         index = {v: Input(i) for i, v in enumerate(call.inputs)}
         groups = (Group("row", len(x.shape) - 1), Group("column", 1))
-        finish = fragments.finish("finish", groups, bias=next(iter(call.anchor.inputs[2:]), None))
         launch = Launch(
             gemm,
             {
@@ -86,7 +86,7 @@ class Gemm:
                 "w_stride": Number(w.strides[0]),
                 "extras": fragments.extras,
             },
-            {"FINISH": finish, "GROUP_M": 8, "PRECISION": "ieee"},
+            {"FINISH": finish_of(call, groups), "GROUP_M": 8, "PRECISION": "ieee", **_slices(halves)},
             tuple(
                 Regime(most, tuple(_variant(t, (rows, columns, depth), x.dtype) for t in tiles))
                 for most, tiles in _tiles(x.dtype, device)
@@ -100,6 +100,14 @@ class Gemm:
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
         return False
+
+    def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool:
+        return fuses_slices(anchor, slices)
+
+
+def _slices(halves: Halves | None) -> Mapping[str, Constant]:
+    half, (first, second) = (0, (0, 0)) if halves is None else (halves.width, halves.starts)
+    return {"HALF": half, "FIRST": first, "SECOND": second}
 
 
 def _tiles(dtype: DType, device: Device) -> tuple[tuple[int | None, tuple[Tile, ...]], ...]:

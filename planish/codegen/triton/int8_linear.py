@@ -1,6 +1,6 @@
 """Linear layers over quantized activations and weights on GPUs: products of 8-bit integers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_after, refuse_around
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.fragment import Fragments, Group
+from planish.codegen.triton.halves import finish_of, fuses_slices, halves_of
 from planish.codegen.triton.kernel import (
     Argument,
     Input,
@@ -79,6 +80,9 @@ class Int8Linear:
         both = [value.node for value in anchor.operands[:2]]
         return node in both and all(n.op is ops.dequantize for n in both)
 
+    def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool:
+        return fuses_slices(anchor, slices)
+
 
 def _refuse_nodes(call: Call) -> str | None:
     x, w = (value.node for value in call.anchor.operands[:2])
@@ -135,7 +139,8 @@ class _Product:
     def of(cls, call: Call, device: Device) -> "_Product":
         lines = _lines(call)
         assert lines is not None
-        return cls(call, PackedWeight(call.anchor.operands[1].node, DType.i8, device), lines)
+        weight = PackedWeight(call.anchor.operands[1].node, DType.i8, device, halves_of(call))
+        return cls(call, weight, lines)
 
     @property
     def nibbles(self) -> bool:
@@ -160,21 +165,17 @@ class _Product:
         return (8 if signed else 0) if self.nibbles else (0 if signed else -128)
 
     def packings(self) -> dict[Value, Packing]:
-        nibbles, shift = self.nibbles, self.shift
-
-        def pack(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
-            return pack_rows(array, nibbles, shift)
-
+        nibbles, shift, packing = self.nibbles, self.shift, self.weight.packing
         codes, *groups = self.weight.node.operands
         kind = "nibbles" if nibbles else "bytes"
-        found = {value: Packing("groups of columns", by_group) for value in groups}
-        return {codes: Packing(f"rows of {kind} plus {shift}", pack), **found}
+        found = {value: packing("groups of columns", by_group) for value in groups}
+        rows = packing(f"rows of {kind} plus {shift}", lambda array: pack_rows(array, nibbles, shift))
+        return {codes: rows, **found}
 
     def launch(self) -> Launch:
         anchor, weight = self.call.anchor, self.weight
         index = {v: Input(i) for i, v in enumerate(self.call.inputs)}
         codes, x_scale = anchor.operands[0].node.operands
-        fragments = Fragments(self.call)
         groups = (Group("row", len(anchor.types[0].shape) - 1), Group("column", 1))
         centre = 0 if weight.zero is not None else middle(weight.node.operands[0].dtype, weight.bits)
         arguments: dict[str, Argument | tuple[Argument, ...]] = {
@@ -188,11 +189,12 @@ class _Product:
             "columns": Number(weight.columns),
             "depth": Number(weight.depth),
             "x_stride": Number(self.lines.strides[0]),
-            "extras": fragments.extras,
+            "extras": Fragments(self.call).extras,
         }
         constants = {
             **({"zero": None} if weight.zero is None else {}),
-            "FINISH": fragments.finish("finish", groups, bias=next(iter(anchor.inputs[2:]), None)),
+            "FINISH": finish_of(self.call, groups),
+            "HALF": 0 if weight.halves is None else weight.halves.width,
             "NIBBLES": self.nibbles,
             "OFFSET": centre + self.shift,
             "X_GROUP": self.x_group,

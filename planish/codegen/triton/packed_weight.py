@@ -1,17 +1,21 @@
 """Weights stored as codes: in what order kernels have them packed, and the functions that unpack them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy
 from numpy.typing import NDArray
 
 from planish.codegen.triton.device import Device
+from planish.codegen.triton.halves import Halves
 from planish.codegen.triton.kernel import Packing
 from planish.codegen.triton.unpacking import Unpacking
 from planish.compiler.ir import Node, Value
 from planish.compiler.ops.quantize import middle
 from planish.compiler.types import DType
 
+Pack: TypeAlias = Callable[[NDArray[numpy.generic]], NDArray[numpy.generic]]
 TILE = 16  # columns that one instruction of the matrix units takes
 _LEVELS = 16  # of the largest codebook
 
@@ -23,15 +27,17 @@ class PackedWeight:
     Words of 16 bits hold `codes` codes: four of up to 4 bits, else two. They lie as [columns / 16][depth / unit][8][4]
     [2][2][2]: column within 8, pair of the depth, half of the unit, upper or lower 8 columns, place in the pair. So
     each thread of a warp reads 16 bytes that unpack, in pairs, to the registers of `mma.m16n8k16` that it must hold.
+    With `halves` the columns are those of two slices, in turns.
     """
 
     node: Node
     dtype: DType
     device: Device
+    halves: Halves | None = None
 
     @property
     def columns(self) -> int:
-        return _int(self.node.operands[0].shape[0])
+        return _int(self.node.operands[0].shape[0]) if self.halves is None else self.halves.columns
 
     @property
     def depth(self) -> int:
@@ -107,19 +113,22 @@ class PackedWeight:
 
     def packings(self) -> dict[Value, Packing]:
         """The layouts of codes, scales and zero points."""
-        found = {self.node.operands[0]: self._packing(), self.scale: Packing("groups of columns", by_group)}
+        codes, sign = self.codes, self._sign
+        plus = f" plus {sign}" if sign else ""
+        found = {
+            self.node.operands[0]: self.packing(f"words of {codes} codes{plus}", lambda a: pack_codes(a, codes, sign)),
+            self.scale: self.packing("groups of columns", by_group),
+        }
         if self.zero is not None:
             # what is loaded in 8 bits makes Triton choose another order of operands, which is not that of the codes
-            found[self.zero] = Packing("groups of columns in words", _in_words)
+            found[self.zero] = self.packing("groups of columns in words", _in_words)
         return found
 
-    def _packing(self) -> Packing:
-        codes, sign = self.codes, self._sign
-
-        def pack(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
-            return pack_codes(array, codes, sign)
-
-        return Packing(f"words of {codes} codes" + (f" plus {sign}" if sign else ""), pack)
+    def packing(self, layout: str, pack: Pack) -> Packing:
+        """A packing of rows of the weight, or of what goes with them, in the order of the columns."""
+        if (halves := self.halves) is None:
+            return Packing(layout, pack)
+        return Packing(layout + halves.text, lambda array: pack(halves.in_turns(array)))
 
 
 def pack_codes(array: NDArray[numpy.generic], codes: int, sign: int) -> NDArray[numpy.generic]:

@@ -1,6 +1,6 @@
 """Linear layers on GPUs whose weight is stored as codes: linear(x, dequantize(@codes, @scale, @zero), b)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,6 +9,7 @@ from planish.codegen.triton.around import fuses_after, refuse_around
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.elementwise import TRITON_DTYPE
 from planish.codegen.triton.fragment import Fragments, Group
+from planish.codegen.triton.halves import finish_of, fuses_slices, halves_of
 from planish.codegen.triton.kernel import Argument, Input, Kernel, Launch, Number, Output, Regime, Variant, Work
 from planish.codegen.triton.kernels.quantized import coded_gemm
 from planish.codegen.triton.packed_weight import TILE, PackedWeight
@@ -65,9 +66,12 @@ class QuantizedLinear:
     def fuses_before(self, anchor: Node, node: Node) -> bool:
         return node.op is ops.dequantize and anchor.op is ops.linear and Value(node) == anchor.operands[1]
 
+    def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool:
+        return fuses_slices(anchor, slices)
+
 
 def _weight(call: Call, device: Device) -> PackedWeight:
-    return PackedWeight(call.anchor.operands[1].node, call.anchor.operands[0].dtype, device)
+    return PackedWeight(call.anchor.operands[1].node, call.anchor.operands[0].dtype, device, halves_of(call))
 
 
 def _refuse_weight(call: Call, device: Device) -> str | None:
@@ -109,7 +113,6 @@ def _launch(call: Call, weight: PackedWeight) -> Launch:
     assert lines is not None
     rows = lines.shape[0]
     index = {v: Input(i) for i, v in enumerate(call.inputs)}
-    fragments = Fragments(call)
     groups = (Group("row", len(anchor.operands[0].shape) - 1), Group("column", 1))
     arguments: dict[str, Argument | tuple[Argument, ...]] = {
         "x": index[anchor.operands[0]],
@@ -121,11 +124,12 @@ def _launch(call: Call, weight: PackedWeight) -> Launch:
         "columns": Number(weight.columns),
         "depth": Number(weight.depth),
         "x_stride": Number(lines.strides[0]),
-        "extras": fragments.extras,
+        "extras": Fragments(call).extras,
     }
     constants = {
         **({"zero": None} if weight.zero is None else {}),
-        "FINISH": fragments.finish("finish", groups, bias=next(iter(anchor.inputs[2:]), None)),
+        "FINISH": finish_of(call, groups),
+        "HALF": 0 if weight.halves is None else weight.halves.width,
         "UNPACK": weight.unpacking.function(),
         "CODES": weight.codes,
         "GROUP": weight.group,

@@ -15,13 +15,27 @@ def tile_of(program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 
 
 @triton.jit
+def _in_turns(column, HALF: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    """The column of the weight, of slices of HALF from FIRST and from SECOND on, 8 of each in turn."""
+    within = tl.minimum(column // 16 * 8 + column % 8, HALF - 1)
+    return within + tl.where(column // 8 % 2 == 0, FIRST, SECOND)
+
+
+@triton.jit
+def halves(total, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The columns of either slice, of a block of columns in turns."""
+    turns = tl.permute(tl.reshape(total, (BLOCK_M, BLOCK_N // 16, 2, 8)), (0, 1, 3, 2))
+    first, second = tl.split(turns)
+    return tl.reshape(first, (BLOCK_M, BLOCK_N // 2)), tl.reshape(second, (BLOCK_M, BLOCK_N // 2))
+
+
+@triton.jit
 def _few_rows(
     x,
     w,
     first_row,
-    first_column,
+    column,
     rows,
-    columns,
     depth,
     x_stride,
     w_stride,
@@ -34,10 +48,9 @@ def _few_rows(
     """A tile of few rows: the weight is the left operand, which needs fewer of them; SPLIT groups of warps take their
     own blocks of the depth, whose sums meet at the end."""
     row = (first_row + tl.arange(0, BLOCK_M))[None, None, :]
-    column = tl.minimum(first_column + tl.arange(0, BLOCK_N), columns - 1)[None, :, None]
     part, k = tl.arange(0, SPLIT)[:, None, None] * BLOCK_K, tl.arange(0, BLOCK_K)
     across, down = part + k[None, None, :], part + k[None, :, None]
-    w_at = w + column.to(tl.int64) * w_stride + across
+    w_at = w + column[None, :, None].to(tl.int64) * w_stride + across
     x_at = x + row.to(tl.int64) * x_stride + down
     total = tl.zeros((SPLIT, BLOCK_N, BLOCK_M), tl.float32)
     for start in range(0, depth, SPLIT * BLOCK_K):
@@ -54,9 +67,8 @@ def _many_rows(
     x,
     w,
     first_row,
-    first_column,
+    column,
     rows,
-    columns,
     depth,
     x_stride,
     w_stride,
@@ -66,10 +78,9 @@ def _many_rows(
     WHOLE_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
+    row, k = first_row + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     x_at = x + (row % rows).to(tl.int64)[:, None] * x_stride + k[None, :]
-    w_at = w + (column % columns).to(tl.int64)[None, :] * w_stride + k[:, None]
+    w_at = w + column.to(tl.int64)[None, :] * w_stride + k[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, depth, BLOCK_K):
         if WHOLE_K:
@@ -103,23 +114,38 @@ def gemm(
     WHOLE_K: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
+    HALF: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
 ):
     """x [rows, depth] times w [columns, depth] transposed, accumulated in f32.
 
     WHOLE_K: BLOCK_K divides the depth. SPLIT: parts of the depth that are summed apart, for few rows; else 0.
+    HALF: columns of each of two slices of the product, from FIRST and from SECOND on, that FINISH takes together;
+    `columns` then counts both in turns of 8. Else 0.
     """
     tile_m, tile_n = tile_of(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M)
     first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
+    column = first_column + tl.arange(0, BLOCK_N)
+    if HALF > 0:
+        of_w = _in_turns(column, HALF, FIRST, SECOND)
+    elif SPLIT > 0:
+        of_w = tl.minimum(column, columns - 1)
+    else:
+        of_w = column % columns
     if SPLIT > 0:
         total = _few_rows(
-            x, w, first_row, first_column, rows, columns, depth, x_stride, w_stride,
-            BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, PRECISION,
-        )  # fmt: skip
+            x, w, first_row, of_w, rows, depth, x_stride, w_stride, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, PRECISION
+        )
     else:
         total = _many_rows(
-            x, w, first_row, first_column, rows, columns, depth, x_stride, w_stride,
-            BLOCK_M, BLOCK_N, BLOCK_K, WHOLE_K, PRECISION,
-        )  # fmt: skip
+            x, w, first_row, of_w, rows, depth, x_stride, w_stride, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE_K, PRECISION
+        )
     row = (first_row + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-    column = (first_column + tl.arange(0, BLOCK_N)).to(tl.int64)[None, :]
-    FINISH(total, row, column, row < rows, column < columns, output, extras)
+    if HALF > 0:
+        first, second = halves(total, BLOCK_M, BLOCK_N)
+        column = (first_column // 2 + tl.arange(0, BLOCK_N // 2)).to(tl.int64)[None, :]
+        FINISH(first, second, row, column, row < rows, column < HALF, output, extras)
+    else:
+        column = column.to(tl.int64)[None, :]
+        FINISH(total, row, column, row < rows, column < columns, output, extras)

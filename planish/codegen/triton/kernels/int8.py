@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from planish.codegen.triton.kernels.gemm import tile_of
+from planish.codegen.triton.kernels.gemm import halves, tile_of
 
 
 @triton.jit
@@ -37,6 +37,7 @@ def int8_gemm(
     X_GROUP: tl.constexpr,
     W_GROUP: tl.constexpr,
     SCALED: tl.constexpr,
+    HALF: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -46,7 +47,8 @@ def int8_gemm(
     """Codes x i8 [rows, depth] times codes [columns, depth]; sums of a block are exact.
 
     Without SCALED both have one scale a row, which is applied to the sums; else BLOCK_K divides both groups. Each of
-    SPLIT groups of warps takes its own blocks of the depth.
+    SPLIT groups of warps takes its own blocks of the depth. HALF: columns of each of two
+    slices that lie in turns, or 0.
     """
     packed: tl.constexpr = 2 if NIBBLES else 1
     stored: tl.constexpr = (depth + 63) // 64 * 64 // packed
@@ -88,5 +90,11 @@ def int8_gemm(
         of_x = tl.load(x_scale + down, mask=down < rows, other=0.0)[None, :]
         of_w = tl.load(w_scale + across, mask=across < columns, other=0.0).to(tl.float32)[:, None]
         total = total.to(tl.float32) * (of_x * of_w)
-    down, across = down.to(tl.int64)[:, None], across.to(tl.int64)[None, :]
-    FINISH(tl.trans(total), down, across, down < rows, across < columns, output, extras)
+    down, total = down.to(tl.int64)[:, None], tl.trans(total)
+    if HALF > 0:
+        first, second = halves(total, BLOCK_M, BLOCK_N)
+        across = (column_tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)).to(tl.int64)[None, :]
+        FINISH(first, second, down, across, down < rows, across < HALF, output, extras)
+    else:
+        across = across.to(tl.int64)[None, :]
+        FINISH(total, down, across, down < rows, across < columns, output, extras)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from planish.codegen.triton.kernels.gemm import tile_of
+from planish.codegen.triton.kernels.gemm import halves, tile_of
 
 
 @triton.jit
@@ -56,6 +56,7 @@ def coded_gemm(
     SCALED: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
+    HALF: tl.constexpr,
     BLOCK_M: tl.constexpr,
     TILES: tl.constexpr,
     UNITS: tl.constexpr,
@@ -66,7 +67,7 @@ def coded_gemm(
 
     The weight is the left operand, so that it stays in registers, and few rows waste little of the matrix units. Each
     of SPLIT groups of warps takes its own UNITS of the depth; their sums meet at the end. A scale a whole row of the
-    weight (not SCALED) is applied to the sums.
+    weight (not SCALED) is applied to the sums. HALF: columns of each of two slices that lie in turns, or 0.
     """
     unit_depth: tl.constexpr = 16 * CODES
     wide: tl.constexpr = 16 * TILES
@@ -120,5 +121,11 @@ def coded_gemm(
     if not SCALED:
         total *= tl.load(scale + last, mask=last < columns, other=0.0).to(tl.float32)[:, None]
     down = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    down, across = down.to(tl.int64)[:, None], last.to(tl.int64)[None, :]
-    FINISH(tl.trans(total), down, across, down < rows, across < columns, output, extras)
+    down, total = down.to(tl.int64)[:, None], tl.trans(total)
+    if HALF > 0:
+        first, second = halves(total, BLOCK_M, wide)
+        across = (column_tile * (wide // 2) + tl.arange(0, wide // 2)).to(tl.int64)[None, :]
+        FINISH(first, second, down, across, down < rows, across < HALF, output, extras)
+    else:
+        across = last.to(tl.int64)[None, :]
+        FINISH(total, down, across, down < rows, across < columns, output, extras)
