@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from planish.codegen.layout import Place, is_free
 from planish.codegen.template import AnyTemplate, FusesSlices
 from planish.compiler.ir import Graph, Node, Value
-from planish.compiler.ops import dequantize, dim_value, full, layer_norm, quantization_scale, quantize, rms_norm, slice_
+from planish.compiler.ops import dequantize, dim_value, full, layer_norm, quantization_scale, quantize, rms_norm, rope, slice_
 from planish.compiler.types import elements, same_dim, same_shape
 
 _REPEATED = (full, dim_value, dequantize)
+_CHEAP = (*_REPEATED, rope)
 _ROUNDING = (quantize, quantization_scale)
 _OF_ROWS = (layer_norm, rms_norm, *_ROUNDING)
 
@@ -159,7 +160,7 @@ class _Fusion:
     def _inlines(self, host: Region, region: Region, value: Value, node: Node) -> bool:
         """Whether computing the region again for every element that `node` reads costs nothing extra; a contraction's
         template knows, also where there is a norm or codes are made."""
-        cheap = [n for n in region.nodes if "elementwise" in n.op.traits or n.op in _REPEATED]
+        cheap = [n for n in region.nodes if "elementwise" in n.op.traits or n.op in _CHEAP]
         of_rows = [n for n in region.nodes if n.op in _OF_ROWS]
         rounding = node.op in (dequantize, *_ROUNDING)
         readers = sum(n.operands.count(value) for n in host.nodes) if rounding else 1
