@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from planish.codegen.layout import Place, is_free
 from planish.codegen.template import AnyTemplate, FusesSlices
 from planish.compiler.ir import Graph, Node, Value
-from planish.compiler.ops import dequantize, dim_value, full, layer_norm, quantization_scale, quantize, rms_norm, rope, slice_
+from planish.compiler.ops import (
+    dequantize,
+    dim_value,
+    full,
+    layer_norm,
+    quantization_scale,
+    quantize,
+    rms_norm,
+    rope,
+    slice_,
+)
 from planish.compiler.types import elements, same_dim, same_shape
 
 _REPEATED = (full, dim_value, dequantize)

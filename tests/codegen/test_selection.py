@@ -1,5 +1,6 @@
 """Fusion, selection and the schedule on text graphs, with templates that only record what they were asked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,8 +53,16 @@ class Product:
         return False
 
 
-def chosen(text: str) -> Selection:
-    return select(parse(text), (Rows(), Product()), AVX2)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Gated(Product):
+    """Computes on two slices of its result, too."""
+
+    def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool:
+        return len(slices) == 2
+
+
+def chosen(text: str, product: Product | None = None) -> Selection:
+    return select(parse(text), (Rows(), product or Product()), AVX2)  # type: ignore[arg-type]
 
 
 def ops(selection: Selection) -> list[str]:
@@ -81,6 +90,26 @@ def test_a_value_with_two_readers_is_written_once() -> None:
       return %2
     }"""
     assert ops(chosen(text)) == ["linear", "relu+add"]
+
+
+GATED = """graph main(%x: f32[4, 8]) {{
+  %0 = linear(%x, @w: f32[12, 8]): f32[4, 12]
+  %1 = slice(%0) {{axis=1, start=0, stop=6}}: f32[4, 6]
+  %2 = slice(%0) {{axis=1, start=6, stop=12}}: f32[4, 6]
+  %3 = silu(%1): f32[4, 6]
+  %4 = mul(%3, %2): f32[4, 6]
+  return %4{more}
+}}"""
+
+
+def test_what_is_computed_on_slices_joins_a_product_whose_template_takes_them() -> None:
+    assert ops(chosen(GATED.format(more=""), Gated())) == ["linear+slice+slice+silu+mul"]
+    assert ops(chosen(GATED.format(more=""))) == ["linear", "silu+mul"]
+
+
+@pytest.mark.parametrize("other", ["%0", "%2", "%3"])
+def test_slices_that_something_else_reads_stay_apart(other: str) -> None:
+    assert ops(chosen(GATED.format(more=f", {other}"), Gated()))[0] == "linear"
 
 
 def test_literals_are_computed_wherever_they_are_read() -> None:

@@ -44,7 +44,8 @@ class Halves:
         column = numpy.arange(self.columns)
         within = column // (2 * TURN) * TURN + column % TURN
         start = numpy.where(column // TURN % 2 == 0, *self.starts)
-        return array[start + numpy.minimum(within, self.width - 1)]
+        rows: NDArray[numpy.generic] = array[start + numpy.minimum(within, self.width - 1)]
+        return rows
 
 
 def halves_of(call: Call) -> Halves | None:

@@ -1,30 +1,21 @@
 """Gated layers on GPUs against torch: silu(gate) * up as one kernel, from two slices of one product."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from planish.codegen.select import Choice, select
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.int8_linear import Int8Linear
 from planish.codegen.triton.quantized_linear import QuantizedLinear
-from planish.codegen.triton.templates import TEMPLATES
 from planish.compiler import ops
-from planish.compiler.importers import import_torch
 from planish.compiler.ir import Graph, Value
-from planish.compiler.pass_ import Context
-from planish.compiler.pipeline import Pipeline
 from planish.compiler.types import DType, Size, symbol
-from planish.hardware_profiles import load_profile
-from planish.passes import EXACT
-from tests.codegen.coded import FORMS, Form, close, linear, tensors, wanted
+from tests.codegen.coded import FORMS, close, linear, tensors, wanted
 from tests.codegen.compare import normal
 from tests.codegen.harness import call_of
 from tests.codegen.test_int8_linear import Case
-from tests.codegen.triton.harness import check, device, run_call
+from tests.codegen.triton.harness import check, run_call
 
 S = Size("s").symbol
 
@@ -54,9 +45,7 @@ def test_slices_may_lie_in_any_order_behind_a_bias_with_a_residual() -> None:
         return ops.add(r, ops.mul(ops.gelu(first), second))
 
     shapes = ((2, S, 48), (100, 48), (100,), (2, S, 30))
-    check(
-        Gemm(), build, x, w, b, r, anchor=ops.linear, shapes=shapes, sizes={"s": 5}, rtol=4e-3, atol=0.1
-    )
+    check(Gemm(), build, x, w, b, r, anchor=ops.linear, shapes=shapes, sizes={"s": 5}, rtol=4e-3, atol=0.1)
 
 
 @pytest.mark.parametrize("rows", [1, 20, 70])

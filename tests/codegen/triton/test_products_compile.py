@@ -29,20 +29,31 @@ def _weight(name: str, dtype: DType, *shape: int) -> Value:
     return ops.weight(name=name, shape=shape, dtype=dtype)
 
 
-def _of_codes(bits: int, group: int, codebook: tuple[float, ...] = (), zero: bool = False) -> Call:
+def _gated(y: Value) -> Value:
+    gate, up = (ops.slice_(y, axis=1, start=s, stop=s + _SIZE // 2) for s in (0, _SIZE // 2))
+    return ops.mul(ops.silu(gate), up)
+
+
+def _of_floats(gate: bool = False) -> Call:
+    y = ops.linear(_X, _weight("w", DType.f16, _SIZE, _SIZE))
+    return call_of(Graph("main", (_X,), (_gated(y) if gate else y,)), ops.linear)
+
+
+def _of_codes(bits: int, group: int, codebook: tuple[float, ...] = (), zero: bool = False, gate: bool = False) -> Call:
     scale = (_SIZE, _SIZE // group)
     parts = (_weight("q", DType.u8, _SIZE, _SIZE), _weight("s", DType.f16, *scale), _weight("z", DType.u8, *scale))
     given = parts if zero else parts[:2]
     w = ops.dequantize(*given, group=group, bits=bits, codebook=codebook, dtype=DType.f16)
-    return call_of(Graph("main", (_X,), (ops.linear(_X, w),)), ops.linear)
+    y = ops.linear(_X, w)
+    return call_of(Graph("main", (_X,), (_gated(y) if gate else y,)), ops.linear)
 
 
-def _of_integers() -> Call:
+def _of_integers(gate: bool = False) -> Call:
     x = ops.input_(name="x", shape=(_M, _SIZE), dtype=DType.i8)
     scale = ops.input_(name="xs", shape=(_M, 1), dtype=DType.f32)
     w = ops.dequantize(_weight("q", DType.i8, _SIZE, _SIZE), _weight("s", DType.f16, _SIZE, 1), group=_SIZE)
     y = ops.linear(ops.dequantize(x, scale, group=_SIZE), w)
-    return call_of(Graph("main", (x, scale), (y,)), ops.linear)
+    return call_of(Graph("main", (x, scale), (_gated(y) if gate else y,)), ops.linear)
 
 
 def _of_activations() -> Call:
@@ -51,15 +62,15 @@ def _of_activations() -> Call:
 
 
 _CALLS: dict[str, tuple[Template[Device, Kernel], Call]] = {
-    "f16": (
-        Gemm(),
-        call_of(Graph("main", (_X,), (ops.linear(_X, _weight("w", DType.f16, _SIZE, _SIZE)),)), ops.linear),
-    ),
+    "f16": (Gemm(), _of_floats()),
+    "f16 with a gate": (Gemm(), _of_floats(gate=True)),
     "int4": (QuantizedLinear(), _of_codes(4, 128)),
     "int4 with zeros": (QuantizedLinear(), _of_codes(4, 64, zero=True)),
     "nf4": (QuantizedLinear(), _of_codes(4, 64, NF4)),
     "int8": (QuantizedLinear(), _of_codes(8, _SIZE)),
+    "int4 with a gate": (QuantizedLinear(), _of_codes(4, 128, gate=True)),
     "int8 rows": (Int8Linear(), _of_integers()),
+    "int8 rows with a gate": (Int8Linear(), _of_integers(gate=True)),
     "activations": (Matmul(), _of_activations()),
 }
 

@@ -1,0 +1,51 @@
+"""How many kernels a layer of a language model is on a GPU: what joins the kernel of its neighbour."""
+
+from collections.abc import Sequence
+
+import torch
+import transformers
+
+from planish.codegen.select import Choice, select
+from planish.codegen.triton.templates import TEMPLATES
+from planish.compilation_generation import with_sizes, with_split
+from planish.compiler.importers import import_torch
+from planish.compiler.ir import Program
+from planish.compiler.pass_ import Context, Pass
+from planish.compiler.pipeline import Pipeline
+from planish.generation import Generation
+from planish.hardware_profiles import load_profile
+from planish.passes import EXACT
+from planish.passes.quantize_weights import QuantizeWeights
+from tests.codegen.triton.harness import device
+from tests.generation import architectures
+
+
+def program(*lossy: Pass) -> Program:
+    config = transformers.LlamaConfig(**architectures._GATED)
+    net = architectures.build(transformers.LlamaForCausalLM, config).half()
+    ids, generation = torch.tensor([[5, 9, 11, 3, 17]]), Generation(context=16, chunk=4)
+    kwargs, dynamic = with_sizes(net, (ids,), {}, None, generation)
+    imported = import_torch(net.eval(), (ids,), kwargs, dynamic=dynamic)
+    context = Context(load_profile("h200"), dict(imported.program.main.hints()))
+    return Pipeline((*with_split(EXACT, generation), *lossy)).run(imported.program, context)[0]
+
+
+def layer(lossy: Sequence[Pass], function: str = "decode") -> list[tuple[str, int]]:
+    """The templates of the second layer's calls, and how many launches each is."""
+    work = select(program(*lossy).functions[function], TEMPLATES, device()).work
+    choices = [each for each in work if isinstance(each, Choice) and ".layers.1." in f".{each.call.scope}."]
+    return [(c.template.name, len(c.template.build(c.call, device()).launches)) for c in choices]
+
+
+def test_a_layer_of_int4_decodes_in_ten_launches() -> None:
+    assert layer((QuantizeWeights(bits=4, group=32),)) == [
+        ("rows", 1),
+        ("quantized-linear", 1),  # queries, keys and values
+        ("cache-update", 1),  # with the positions of keys
+        ("cache-update", 1),
+        ("cached-attention", 2),  # with the positions of queries; parts of the keys, and their merge
+        ("quantized-linear", 1),  # with the residual
+        ("rows", 1),
+        ("quantized-linear", 1),  # gate and up
+        ("quantized-linear", 1),  # with the residual
+    ]
