@@ -8,13 +8,14 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from planish.errors import ArtifactError
-from planish.runtime.fields import Field, parse_json
+from planish.runtime.fields import Field, Json, parse_json
 from planish.runtime.generation.settings import Settings
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 NAME: Final = "manifest.json"
 # Far more than any manifest: what a reader takes into memory before it knows what it reads.
 MAXIMUM_BYTES: Final = 16 << 20
+_PIECE_UNIT: Final = 1 << 20  # pieces begin at pages of any system, and are not too many
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,19 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file of an artifact."""
+    """One file of an artifact.
+
+    `sha256` is that of the file; where `piece_bytes` is given, that of the sha256 (32 bytes each) of its pieces of so
+    many bytes, so that all cores can hash a large file.
+    """
 
     sha256: str
     bytes: int
+    piece_bytes: int = 0
+
+    def to_json(self) -> Json:
+        pieces: dict[str, Json] = {"piece_bytes": self.piece_bytes} if self.piece_bytes else {}
+        return {"sha256": self.sha256, "bytes": self.bytes, **pieces}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The text of the file, with the format version and a digest of everything else in it."""
-        body = {"format": FORMAT, **asdict(self)}
+        body = {"format": FORMAT, **asdict(self), "files": {name: file.to_json() for name, file in self.files.items()}}
         del body["generation"]
         if self.generation is not None:
             body["generation"] = self.generation.to_json()
@@ -110,7 +120,7 @@ def _check_format(members: Mapping[str, Field]) -> None:
     if version > FORMAT:
         by = members["planish"].value if "planish" in members else "a later version"
         raise ArtifactError(
-            f"the artifact has format {version}, written by planish {by}; this version reads format {FORMAT}: "
+            f"the artifact has format {version}, written by planish {by}; this version reads up to format {FORMAT}: "
             "upgrade planish, or compile the model again with this one"
         )
 
@@ -129,8 +139,11 @@ def _read_target(field: Field) -> Target:
 
 
 def _read_file(field: Field) -> FileEntry:
-    members = field.object("sha256", "bytes")
-    return FileEntry(members["sha256"].text(), members["bytes"].integer())
+    members = field.object("sha256", "bytes", optional=("piece_bytes",))
+    piece_bytes = members["piece_bytes"].integer(_PIECE_UNIT) if "piece_bytes" in members else 0
+    if piece_bytes % _PIECE_UNIT:
+        raise members["piece_bytes"].error(f"a multiple of {_PIECE_UNIT}")
+    return FileEntry(members["sha256"].text(), members["bytes"].integer(), piece_bytes)
 
 
 def _read_tolerance(field: Field) -> Tolerance:

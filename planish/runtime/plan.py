@@ -174,6 +174,17 @@ class FunctionPlan:
         """What finds the sizes of a call; raises ParseError when the inputs do not determine them."""
         return SizeSolver(self.sizes, [i.name for i in self.inputs], [i.type.shape for i in self.inputs])
 
+    def dtype(self, value: ValueId) -> DTypeName | None:
+        """The dtype of an input, an output or a value between steps; None for a weight."""
+        match value.kind:
+            case "input":
+                return self.inputs[int(value.key)].type.dtype
+            case "output":
+                return self.outputs[int(value.key)].dtype
+            case "value":
+                return self.values[int(value.key)].dtype
+        return None
+
     def to_json(self) -> Json:
         return {
             "sizes": [{name: getattr(size, name) for name in size.__slots__} for size in self.sizes],

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,8 @@ from planish.runtime.manifest import MAXIMUM_BYTES, NAME, FileEntry, Manifest, u
 from planish.runtime.temporary import owned_folder
 
 _CHUNK: Final = 1 << 20
-_HASHED: Final = 32 << 20
+_PIECE: Final = 32 << 20  # large calls: each waits for the interpreter's lock, which others hold for long
+_HASHERS: Final = 16
 _EXCHANGE: Final = 2
 _HERE: Final = -100
 
@@ -52,7 +53,10 @@ def read_member(path: Path, name: str, entry: FileEntry) -> bytes:
     else:
         with _zip(path) as archive:
             data = _read_member(archive, name)
-    if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+    step = entry.piece_bytes or max(1, len(data))
+    parts = [hashlib.sha256(data[at : at + step]).digest() for at in range(0, max(1, len(data)), step)]
+    found = _joined(parts, entry.piece_bytes)
+    if len(data) != entry.bytes or found != entry.sha256:
         raise _damaged(name)
     return data
 
@@ -68,12 +72,12 @@ def checking(folder: Path, files: Mapping[str, FileEntry], *, contents: bool) ->
     """`check_files` whose hashes are computed while the block runs, until it calls what it is given."""
     _check_sizes(_list_files(folder), files)
     names = sorted(files, key=lambda name: -files[name].bytes) if contents else []
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        digests = pool.map(lambda name: hash_file(folder / name), names)
+    with ThreadPoolExecutor(min(_HASHERS, os.cpu_count() or 1)) as pool:
+        found = {name: _hashing(pool, folder / name, files[name].bytes, files[name].piece_bytes) for name in names}
 
         def finish() -> None:
-            for name, digest in zip(names, digests, strict=True):
-                if digest != files[name].sha256:
+            for name, digest in found.items():
+                if digest() != files[name].sha256:
                     raise _damaged(name)
 
         yield finish
@@ -94,24 +98,42 @@ def _check_sizes(found: Mapping[str, int], files: Mapping[str, FileEntry]) -> No
 def describe_files(folder: Path) -> dict[str, FileEntry]:
     """The entries for a manifest of all files in a folder, in the order of their names."""
     sizes = _list_files(folder)
-    return {name: FileEntry(hash_file(folder / name), sizes[name]) for name in sorted(sizes) if name != NAME}
+    with ThreadPoolExecutor(min(_HASHERS, os.cpu_count() or 1)) as pool:
+        pieces = {name: _PIECE if sizes[name] > _PIECE else 0 for name in sorted(sizes) if name != NAME}
+        found = {name: _hashing(pool, folder / name, sizes[name], size) for name, size in pieces.items()}
+        return {name: FileEntry(digest(), sizes[name], pieces[name]) for name, digest in found.items()}
 
 
 def hash_file(path: Path) -> str:
     """The sha256 of a file, in hex."""
+    return _hash_range(path, 0, path.stat().st_size).hex()
+
+
+def _hashing(pool: ThreadPoolExecutor, path: Path, size: int, piece_bytes: int) -> Callable[[], str]:
+    """Hash a file in the pool's threads, as an entry of the manifest says; what is given waits for the result."""
+    step = piece_bytes or max(1, size)
+    parts = [pool.submit(_hash_range, path, start, min(start + step, size)) for start in range(0, max(1, size), step)]
+    return lambda: _joined([part.result() for part in parts], piece_bytes)
+
+
+def _joined(digests: Sequence[bytes], piece_bytes: int) -> str:
+    return (hashlib.sha256(b"".join(digests)).digest() if piece_bytes else digests[0]).hex()
+
+
+def _hash_range(path: Path, begin: int, end: int) -> bytes:
+    """The sha256 of the bytes of a file from `begin`, a multiple of the system's pages, to `end`."""
+    digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
-            digest, size = hashlib.sha256(), path.stat().st_size
-            if not size:
-                return digest.hexdigest()
-            # Few calls for a large file: each waits for the interpreter's lock, which others hold for long.
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-                for start in range(0, size, _HASHED):
-                    with view[start : start + _HASHED] as piece:
+            if begin == end:
+                return digest.digest()
+            with mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_READ, offset=begin) as data:
+                for start in range(0, end - begin, _PIECE):
+                    with memoryview(data) as view, view[start : start + _PIECE] as piece:
                         digest.update(piece)
                     data.madvise(mmap.MADV_DONTNEED)  # so that no more than a piece counts as this process's memory
-            return digest.hexdigest()
-    except OSError as error:
+            return digest.digest()
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read '{path}': {error}") from error
 
 

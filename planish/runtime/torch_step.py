@@ -26,7 +26,7 @@ def run_torch_step(
     `value` gives the tensor of a value id; ops that make tensors make them on `device`. Raises ArtifactError for an op
     that torch lacks or that mutates its arguments, and when the op fails.
     """
-    overload = _overload(step, torch)
+    overload = overload_of(step, torch)
     arguments = [evaluate(argument, value, sizes, torch) for argument in step.arguments]
     keywords = {name: evaluate(argument, value, sizes, torch) for name, argument in step.keywords.items()}
     if any(argument.name == "device" for argument in overload._schema.arguments):
@@ -34,6 +34,8 @@ def run_torch_step(
     try:
         with torch.no_grad():
             result = overload(*arguments, **keywords)
+    except torch.OutOfMemoryError:
+        raise  # the caller knows what it needed
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
         raise ArtifactError(f"{step.target} in '{step.scope}' failed in torch: {error}") from error
     results = tuple(result) if isinstance(result, tuple | list) else (result,)
@@ -42,7 +44,8 @@ def run_torch_step(
     return tuple(item if isinstance(item, torch.Tensor) else None for item in results)
 
 
-def _overload(step: TorchStep, torch: Any) -> Any:
+def overload_of(step: TorchStep, torch: Any) -> Any:
+    """The functional op of torch that the step names; raises ArtifactError where it must not or cannot run."""
     if why := step.refusal:
         raise ArtifactError(why)
     _, packet, name = step.target.split(".")

@@ -159,11 +159,11 @@ class TestManifest:
 
     def test_a_newer_format_is_refused_before_anything_else(self, folder: Path) -> None:
         def newer(data: dict[str, Any]) -> None:
-            data.update(format=2, planish="9.0", files="elsewhere", surprise=1)
+            data.update(format=3, planish="9.0", files="elsewhere", surprise=1)
 
         rewrite_manifest(folder, newer, resign=False)
         (folder / "plan.json").unlink()
-        words = "the artifact has format 2, written by planish 9.0; this version reads format 1: upgrade planish"
+        words = "the artifact has format 3, written by planish 9.0; this version reads up to format 2: upgrade planish"
         with pytest.raises(ArtifactError, match=words):
             load(folder)
 

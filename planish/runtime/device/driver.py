@@ -4,6 +4,7 @@ Sources: CUDA Driver API reference (modules, execution control); HIP runtime API
 """
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,6 +29,7 @@ class Interface:
     launch: str
     error_name: str
     allow_shared: str | None
+    context: tuple[str, str] | None
 
 
 CUDA: Final = Interface(
@@ -36,6 +38,7 @@ CUDA: Final = Interface(
     *("cuInit", "cuDriverGetVersion", "cuModuleLoadData", "cuModuleUnload", "cuModuleGetFunction", "cuLaunchKernel"),
     "cuGetErrorName",
     "cuFuncSetAttribute",
+    ("cuCtxGetCurrent", "cuCtxSetCurrent"),
 )
 HIP: Final = Interface(
     "hip",
@@ -44,6 +47,7 @@ HIP: Final = Interface(
     "hipModuleLaunchKernel",
     "hipDrvGetErrorName",
     None,
+    None,  # HIP follows the thread's device, which torch sets
 )
 INTERFACES: Final[Mapping[str, Interface]] = {"cuda": CUDA, "hip": HIP}
 
@@ -76,6 +80,7 @@ class Driver:
         self._names = interface
         self._library = _opened(interface, libraries or interface.libraries)
         self._check(self._call(interface.initialize, ctypes.c_uint(0)), "the driver does not start")
+        self._context: int | None = None
 
     @property
     def version(self) -> int:
@@ -84,13 +89,27 @@ class Driver:
         self._check(self._call(self._names.version, ctypes.byref(found)), "the driver does not tell its version")
         return found.value
 
+    def enter(self) -> None:
+        """Make the context in which kernels were loaded current in this thread, where none is.
+
+        A thread that has called only torch may have none: torch sets it when it first allocates.
+        """
+        if self._names.context is None:
+            return
+        found, (get, put) = ctypes.c_void_p(), self._names.context
+        self._check(self._call(get, ctypes.byref(found)), "the driver does not tell its context")
+        if found.value is None and self._context is not None:
+            self._check(self._call(put, ctypes.c_void_p(self._context)), "the context of the GPU cannot be entered")
+        self._context = self._context or found.value
+
     def function(self, name: str, code: bytes, symbol: str, *, threads: int, shared_bytes: int) -> Function:
         """The kernel `symbol` of a compiled module, ready for blocks of `threads`.
 
         Raises ArtifactError where the driver refuses the code, with what to do.
         """
         module, handle = ctypes.c_void_p(), ctypes.c_void_p()
-        self._check(self._call(self._names.load, ctypes.byref(module), code), f"kernel '{name}' cannot be loaded")
+        loaded = self._call(self._names.load, ctypes.byref(module), code)
+        self._check(loaded, f"kernel '{name}' cannot be loaded", self._too_old(code) if loaded else None)
         found = self._call(self._names.function, ctypes.byref(handle), module, symbol.encode())
         self._check(found, f"kernel '{name}' has no '{symbol}'")
         if self._names.allow_shared and shared_bytes > _STATIC_LIMIT:
@@ -129,9 +148,22 @@ class Driver:
         result: int = getattr(self._library, name)(*arguments)
         return result
 
-    def _check(self, code: int, what: str) -> None:
+    def _too_old(self, code: bytes) -> str | None:
+        """What to do where the code was assembled by a later version of CUDA than the driver's.
+
+        Within one major version any driver loads the code; source: CUDA Compatibility, "Minor Version Compatibility".
+        """
+        made = re.search(rb"Cuda compilation tools, release (\d+)\.(\d+)", code)
+        if made is None or self.version // 1000 >= int(made[1]):
+            return None
+        return (
+            f"it was assembled by CUDA {int(made[1])}.{int(made[2])} and the driver is of CUDA {self.version // 1000}."
+            f"{self.version % 1000 // 10}; install a driver of CUDA {int(made[1])}.0 or newer"
+        )
+
+    def _check(self, code: int, what: str, meaning: str | None = None) -> None:
         if code:
-            meaning = _MEANING.get(code, "see the driver's documentation")
+            meaning = meaning or _MEANING.get(code, "see the driver's documentation")
             raise ArtifactError(f"{what}: {self._error(code)} ({code}): {meaning}")
 
     def _error(self, code: int) -> str:

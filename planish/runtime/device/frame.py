@@ -6,24 +6,14 @@ from functools import partial
 from typing import Any
 
 from planish.errors import ArtifactError
-from planish.runtime.device.launcher import Launcher, Passed, Whole
+from planish.runtime.device.launcher import Launcher, Part, Passed, Whole
+from planish.runtime.device.memory import Sized
 from planish.runtime.dtypes import TORCH, DTypeName
 from planish.runtime.fields import Field, Json
 from planish.runtime.launches import Address, Argument, DeviceCall, DeviceStep, Float, Integer
-from planish.runtime.plan import FunctionPlan, Step, TensorSpec, TorchStep
+from planish.runtime.plan import FunctionPlan, TensorSpec, TorchStep
 from planish.runtime.torch_step import run_torch_step
 from planish.runtime.values import ValueId
-
-
-@dataclass(frozen=True, slots=True)
-class Sized:
-    """What follows from one set of input shapes: where the slots of each step begin in the arena, and the bytes that
-    the arena and the scratch memory of the kernels take."""
-
-    sizes: Mapping[str, int]
-    slots: tuple[tuple[int, ...], ...]
-    arena_bytes: int
-    scratch_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +25,7 @@ class Weights:
 
 
 class Frame:
-    """The values of one call. `arena` and `scratch` are blocks of bytes on the device that nothing else uses now."""
+    """The values of one call. `memory` is the arena and the scratch memory: bytes that nothing else uses now."""
 
     def __init__(
         self,
@@ -53,15 +43,28 @@ class Frame:
         self._values = {ValueId("input", i): tensor for i, tensor in enumerate(inputs)}
         self._donated = {ValueId("output", o): ValueId("input", i) for o, i in plan.donated}
 
-    def run(self, index: int, step: Step) -> None:
-        """Run the step at `index` of the plan."""
-        if isinstance(step, DeviceStep):
-            for call in step.calls:
-                self.launch(index, call)
-        elif isinstance(step, TorchStep):
-            self._run_torch(step)
-        else:
-            raise ArtifactError(f"step {index} of the plan is native code, which no device runs; compile again")
+    def run_all(self) -> None:
+        """Run all steps of the plan; values between them are let go of when no later step reads them."""
+        for i, ended in enumerate(self._sized.ended):
+            self.run(i)
+            for value in ended:
+                self._values.pop(value, None)
+
+    def run(self, *places: int) -> None:
+        """Run the steps at these places of the plan."""
+        for index in places:
+            step = self._plan.steps[index]
+            if isinstance(step, DeviceStep):
+                for call in step.calls:
+                    self.launch(index, call)
+            elif isinstance(step, TorchStep):
+                self._run_torch(step)
+            else:
+                raise ArtifactError(f"step {index} of the plan is native code, which no device runs; compile again")
+
+    def outputs(self) -> list[Any]:
+        """The tensors of the results."""
+        return [self.get(ValueId("output", i)) for i in range(len(self._plan.outputs))]
 
     def launch(self, index: int, call: DeviceCall) -> None:
         """Put the launches of one kernel of the step at `index` on the device."""
@@ -70,6 +73,14 @@ class Frame:
             choice = launch.choice(sizes)
             x, y, z = (dimension.evaluate(sizes) for dimension in choice.grid)
             self._launcher.launch(choice.kernel, (x, y, z), [self._passed(index, a) for a in launch.arguments])
+
+    def settled(self, index: int, step: TorchStep) -> Callable[[], None]:
+        """Run the step now, and again with each call of what is given; its results stay where they are."""
+        self.run(index)
+        for value in step.writes():
+            if value.kind == "value":
+                self._values[value] = self._values[value].clone(memory_format=self._torch.contiguous_format)
+        return partial(self.run, index)
 
     def get(self, value: ValueId) -> Any:
         """The tensor of a value; outputs and crossing values are allocated when first asked for."""
@@ -94,14 +105,11 @@ class Frame:
                     return self._contiguous(key)
                 if place == "slot":
                     assert isinstance(key, int)
-                    return self._elements(self._arena, self._sized.slots[index][key] + start, dtype)
-                return self._elements(self._scratch if place == "scratch" else self._weights.memory, start, dtype)
+                    return self._part(self._arena, self._sized.slots[index][key] + start, dtype)
+                return self._part(self._scratch if place == "scratch" else self._weights.memory, start, dtype)
 
-    def _elements(self, memory: Any, start: int, dtype: DTypeName) -> Any:
-        """Bytes of a block from `start` on, as elements as far as they are whole."""
-        torch_dtype = getattr(self._torch, TORCH[dtype])
-        count = (memory.numel() - start) // torch_dtype.itemsize
-        return memory[start : start + count * torch_dtype.itemsize].view(torch_dtype)
+    def _part(self, memory: Any, start: int, dtype: DTypeName) -> Part:
+        return Part(memory, start, getattr(self._torch, TORCH[dtype]))
 
     def _empty(self, value: ValueId) -> Any:
         spec = self._spec(value)
@@ -136,7 +144,8 @@ class Frame:
         given = None if result is None else (tuple(result.shape), result.dtype)
         if given != wanted:
             raise ArtifactError(f"{step.target} in '{step.scope}' gave {given}, the plan says {spec}")
-        if value.kind == "output":  # the result may be a view of an input
+        # an output may be a view of an input; what is there already is the memory that a repeated step is to fill
+        if value.kind == "output" or value in self._values:
             self.get(value).copy_(result)
         else:
             self._values[value] = result

@@ -1,12 +1,14 @@
 """Language models on a device: caches stay there, ids go in and logits come out."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from math import prod
+from typing import Any, Final
 
 from planish.errors import InputError
 from planish.runtime.device.executor import DeviceExecutable, DeviceFunction
 from planish.runtime.device.frame import Weights
 from planish.runtime.device.launcher import Launcher
+from planish.runtime.device.memory import check_room, no_room
 from planish.runtime.dtypes import TORCH, DTypeName
 from planish.runtime.generation.generator import NO_MAIN, GeneratesText, Generator
 from planish.runtime.generation.session import Array, Function, Session
@@ -14,13 +16,27 @@ from planish.runtime.generation.settings import Settings
 from planish.runtime.generation.tokenizer import Tokenizer
 from planish.runtime.plan import Plan
 
+_KEPT: Final = 8  # batch sizes whose recorded steps stay on the device
+
 
 class DeviceSession(Session):
-    """A session whose caches are tensors of the device."""
+    """A session whose caches are tensors of the device.
 
-    def __init__(self, prefill: Function, decode: Function, settings: Settings, device: Any) -> None:
-        self._device = device
-        super().__init__(prefill, decode, settings)
+    Raises ArtifactError, before anything is allocated, where they and the work memory do not fit there.
+    """
+
+    def __init__(self, prefill: DeviceFunction, decode: DeviceFunction, settings: Settings, launcher: Launcher) -> None:
+        import torch
+
+        self._device = launcher.device
+        caches, work = session_bytes(prefill, decode, settings)
+        what = f"generating {settings.batch} x {settings.context} tokens, {caches} bytes of caches and {work} for work,"
+        check_room(launcher, caches + work, what)
+        self._steps: dict[int, tuple[list[Any], Callable[[], list[Any]]]] = {}  # the recorded one of each batch
+        try:
+            super().__init__(prefill, decode, settings)
+        except torch.OutOfMemoryError as error:
+            raise no_room(launcher, caches + work, what) from error
 
     def _cache(self, shape: tuple[int, ...], dtype: DTypeName) -> Any:
         import torch
@@ -34,9 +50,14 @@ class DeviceSession(Session):
     def _bound(self, inputs: Sequence[Array]) -> Callable[[], list[Any]]:
         import torch
 
-        hosts = [torch.from_numpy(given) for given in inputs]
-        there = [host.to(self._device, copy=True) for host in hosts]
-        repeat = self._decode.bind([*there, *self._caches])
+        rows = len(inputs[0])
+        if (bound := self._steps.pop(rows, None)) is None:
+            there = [torch.from_numpy(given).to(self._device, copy=True) for given in inputs]
+            bound = there, self._decode.bind([*there, *self._caches])
+        self._steps[rows] = bound  # the latest one last
+        if len(self._steps) > _KEPT:
+            del self._steps[next(iter(self._steps))]
+        (there, repeat), hosts = bound, [torch.from_numpy(given) for given in inputs]
 
         def step() -> list[Any]:
             for own, host in zip(there, hosts, strict=True):
@@ -60,13 +81,24 @@ class DeviceLanguageExecutable(GeneratesText, DeviceExecutable):
     ) -> None:
         super().__init__(plan, launcher, weights)
 
-        def session(prefill: Function, decode: Function, made: Settings) -> Session:
-            return DeviceSession(prefill, decode, made, launcher.device)
-
         functions = self.function("prefill"), self.function("decode")
+
+        def session(prefill: Function, decode: Function, made: Settings) -> Session:
+            return DeviceSession(*functions, made, launcher)
+
         self.generator = Generator(*functions, settings, tokenizer, session)
 
     @property
     def main(self) -> DeviceFunction:
         """Raises InputError: a language model has none."""
         raise InputError(NO_MAIN)
+
+
+def session_bytes(prefill: DeviceFunction, decode: DeviceFunction, settings: Settings) -> tuple[int, int]:
+    """The bytes of the caches of a session, and those that its largest call takes beside them."""
+    rows, chunk = settings.batch, min(settings.chunk, settings.context)
+    specs = [spec.type for spec in prefill.plan.inputs[3:]]
+    shapes = [tuple(d.evaluate({"rows": rows}) for d in spec.shape) for spec in specs]
+    caches = sum(prod(shape) * spec.itemsize for shape, spec in zip(shapes, specs, strict=True))
+    calls = [f.needs(((rows, tokens), (rows,), (rows,), *shapes)) for f, tokens in ((prefill, chunk), (decode, 1))]
+    return caches, max(needed.work_bytes for needed in calls)

@@ -1,10 +1,13 @@
 """Launchers: what puts the launches of a plan on a device."""
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
+from planish.errors import ArtifactError
 from planish.runtime.device.driver import Driver, Function
 from planish.runtime.launches import KernelSpec
 
@@ -17,27 +20,65 @@ class Whole:
     bytes: int
 
 
-# a tensor of torch stands for its address, a float for 32 bits of it
-Passed: TypeAlias = Any | Whole | float
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A block of bytes on the device from `start` on, which the kernel sees as elements of a dtype of torch."""
+
+    memory: Any
+    start: int
+    dtype: Any
+
+    def data_ptr(self) -> int:
+        """The address of the first element."""
+        return int(self.memory.data_ptr()) + self.start
+
+    def tensor(self) -> Any:
+        """The elements, as far as they are whole."""
+        count = (self.memory.numel() - self.start) // self.dtype.itemsize
+        return self.memory[self.start : self.start + count * self.dtype.itemsize].view(self.dtype)
+
+
+# a tensor of torch and a part stand for their addresses, a float for 32 bits of it
+Passed: TypeAlias = Any | Part | Whole | float
 
 
 class Launcher(Protocol):
-    """Launches kernels by their name in the plan, in order, on the device's current stream; `wait` is for them all.
+    """Launches kernels by their name in the plan, in order, on the stream that torch would use; `wait` is for them all.
 
-    `recorded` gives what repeats the launches of `body`, on the same memory, for far less than each costs alone.
+    `entered` is to surround everything that uses the device in a thread. `lane` is the same for work that runs in the
+    order in which it was put there. `hold` keeps the memory of a tensor from others until the work of the lane is done,
+    also when the tensor is dropped. `free_bytes` is what torch could allocate. `recorded` gives what repeats the work
+    of `body`, which runs but does nothing, on the same memory, for far less than its launches cost.
     """
 
     device: Any
+    name: str
 
     def launch(self, kernel: str, grid: tuple[int, int, int], arguments: Sequence[Passed]) -> None: ...
 
     def wait(self) -> None: ...
 
+    def entered(self) -> AbstractContextManager[None]: ...
+
+    def lane(self) -> int: ...
+
+    def hold(self, tensor: Any) -> None: ...
+
+    def free_bytes(self) -> int: ...
+
     def recorded(self, body: Callable[[], None]) -> Callable[[], None]: ...
 
 
+# One recording at a time in the process: torch waits for the whole device before it records, which nobody may while
+# another thread records.
+_RECORDING: Final = threading.Lock()
+
+
 class DriverLauncher:
-    """Launches compiled kernels through the driver, on torch's current stream."""
+    """Launches compiled kernels through the driver, on torch's current stream.
+
+    Raises ArtifactError where the device cannot hold a block of a kernel, or the driver refuses one.
+    """
 
     def __init__(
         self, driver: Driver, device: Any, kernels: Mapping[str, KernelSpec], code: Mapping[str, bytes], warp_size: int
@@ -45,9 +86,14 @@ class DriverLauncher:
         import torch
 
         self.device = device
+        self.name = str(torch.cuda.get_device_name(device))
         self._driver, self._torch = driver, torch
+        # a stream of its own: the default one cannot be recorded, and torch's for recordings belongs to all
+        self._recorder = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        check_kernels(kernels, torch.cuda.get_device_properties(device), self.name)
         with torch.cuda.device(device):
             torch.cuda.current_stream().synchronize()  # makes the device's context the current one of this thread
+            driver.enter()
             self._functions: Mapping[str, Function] = {
                 name: driver.function(
                     name,
@@ -61,25 +107,54 @@ class DriverLauncher:
 
     def launch(self, kernel: str, grid: tuple[int, int, int], arguments: Sequence[Passed]) -> None:
         """Launch on the stream that torch would use now."""
-        stream = self._torch.cuda.current_stream(self.device).cuda_stream
-        self._driver.launch(self._functions[kernel], grid, stream, packed(arguments))
+        self._driver.launch(self._functions[kernel], grid, self.lane(), packed(arguments))
 
     def wait(self) -> None:
         """Until everything on that stream is done."""
         self._torch.cuda.current_stream(self.device).synchronize()
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The device is the current one of torch, and of the driver, in this thread."""
+        with self._torch.cuda.device(self.device):
+            self._driver.enter()
+            yield
+
+    def lane(self) -> int:
+        """The handle of the stream."""
+        return int(self._torch.cuda.current_stream(self.device).cuda_stream)
+
+    def hold(self, tensor: Any) -> None:
+        """Tell torch's allocator that the stream uses the tensor, which may be of another one."""
+        tensor.record_stream(self._torch.cuda.current_stream(self.device))
+
+    def free_bytes(self) -> int:
+        """What the device has free, and what torch has and does not use."""
+        cuda = self._torch.cuda
+        free: int = cuda.mem_get_info(self.device)[0]
+        return free + int(cuda.memory_reserved(self.device) - cuda.memory_allocated(self.device))
+
     def recorded(self, body: Callable[[], None]) -> Callable[[], None]:
-        """The launches of `body`, and of torch within it, as a CUDA graph; `body` runs twice."""
+        """The launches of `body`, and of torch within it, as a CUDA graph, replayed on the stream of the moment.
+
+        Other threads may go on: what they do is checked against this recording only where they take part in it.
+        """
         torch = self._torch
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            body()  # what libraries allocate on their first call must not be recorded
-        torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with _RECORDING, torch.cuda.graph(graph, stream=self._recorder, capture_error_mode="thread_local"):
             body()
         return lambda: graph.replay()
+
+
+def check_kernels(kernels: Mapping[str, KernelSpec], properties: Any, name: str) -> None:
+    """Raise ArtifactError where a block of a kernel takes more shared memory than the device gives one."""
+    has = getattr(properties, "shared_memory_per_block_optin", None) or properties.shared_memory_per_block
+    for kernel, spec in kernels.items():
+        if spec.shared_bytes > has:
+            raise ArtifactError(
+                f"kernel '{kernel}' takes {spec.shared_bytes} bytes of shared memory a block, the {name} gives {has}; "
+                "compile the model for this GPU"
+            )
 
 
 def packed(arguments: Sequence[Passed]) -> list["ctypes._SimpleCData[Any]"]:

@@ -1,21 +1,20 @@
 """From the files of an artifact to kernels and weights on the device at hand."""
 
-import ctypes
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from planish.errors import ArtifactError
 from planish.runtime.device.driver import INTERFACES, Driver
 from planish.runtime.device.executor import DeviceExecutable
 from planish.runtime.device.frame import Weights
 from planish.runtime.device.generation import DeviceLanguageExecutable
 from planish.runtime.device.launcher import DriverLauncher
+from planish.runtime.device.memory import check_room
+from planish.runtime.device.upload import uploaded
+from planish.runtime.dtypes import TORCH
 from planish.runtime.generation.settings import Settings
 from planish.runtime.generation.tokenizer import Tokenizer
-from planish.runtime.plan import Plan
+from planish.runtime.plan import Plan, TensorSpec
 from planish.runtime.tensors import TensorFile
-
-_CHUNK_BYTES: Final = 64 << 20  # of weights that are copied at once, through pinned memory
 
 
 def device_absent(wanted: str) -> str | None:
@@ -51,27 +50,25 @@ def on_device(
 
     backend = target.partition(":")[0]
     device = torch.device("cuda", torch.cuda.current_device())
-    check_room(device, weights.data.nbytes, "the weights")
     launcher = DriverLauncher(Driver(INTERFACES[backend]), device, plan.kernels, code, 64 if backend == "hip" else 32)
-    memory = _copied(weights, device)
-    named = {name: _tensor(weights, name, spec.dtype, spec.fixed_shape, device) for name, spec in plan.weights.items()}
+    check_room(launcher, weights.data.nbytes, "loading the weights")
+    held = placed(weights, uploaded(weights, device), plan.weights)
     if settings is None:
-        return DeviceExecutable(plan, launcher, Weights(memory, named))
-    return DeviceLanguageExecutable(plan, launcher, Weights(memory, named), settings, tokenizer)
+        return DeviceExecutable(plan, launcher, held)
+    return DeviceLanguageExecutable(plan, launcher, held, settings, tokenizer)
 
 
-def check_room(device: Any, needed: int, what: str) -> None:
-    """Raise ArtifactError where the device has fewer free bytes than are needed."""
+def placed(weights: TensorFile, memory: Any, named: Mapping[str, TensorSpec]) -> Weights:
+    """The weights of a file whose bytes lie in `memory`; those that torch reads are views of it."""
     import torch
 
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if needed > free:
-        name = torch.cuda.get_device_name(device)
-        raise ArtifactError(
-            f"{what} take {needed} bytes on the {name}, which has {free} free; free some there, or compile with "
-            "smaller sizes or fewer bits"
-        )
+    found = {}
+    for name, spec in named.items():
+        array = weights.array(name, spec.dtype, spec.fixed_shape)
+        start = array.ctypes.data - weights.address
+        part = memory[start : start + array.nbytes]
+        found[name] = part.view(getattr(torch, TORCH[spec.dtype])).reshape(spec.fixed_shape)
+    return Weights(memory, found)
 
 
 def _backend(torch: Any) -> str:
@@ -83,37 +80,3 @@ def _arch(torch: Any, backend: str) -> str:
         return str(torch.cuda.get_device_properties(0).gcnArchName).partition(":")[0]
     major, minor = torch.cuda.get_device_capability()
     return f"{major}{minor}"
-
-
-def _copied(weights: TensorFile, device: Any) -> Any:
-    """All weights on the device: copied in turns through two pinned buffers, so that reading and sending overlap."""
-    import torch
-
-    total = weights.data.nbytes
-    there = torch.empty(total, dtype=torch.uint8, device=device)
-    here = _readable(weights, torch)
-    pinned = [torch.empty(min(total, _CHUNK_BYTES), dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-    sent: list[Any] = [torch.cuda.Event() for _ in pinned]  # type: ignore[no-untyped-call]
-    for turn, start in enumerate(range(0, total, _CHUNK_BYTES)):
-        buffer, event = pinned[turn % 2], sent[turn % 2]
-        event.synchronize()
-        part = here[start : start + _CHUNK_BYTES]
-        buffer[: len(part)].copy_(part)
-        there[start : start + len(part)].copy_(buffer[: len(part)], non_blocking=True)
-        event.record()
-    torch.cuda.current_stream(device).synchronize()
-    return there
-
-
-def _readable(weights: TensorFile, torch: Any) -> Any:
-    """The bytes of the file as a tensor; torch warns about read-only arrays, a ctypes view passes for writable."""
-    count = weights.data.nbytes
-    return torch.frombuffer((ctypes.c_uint8 * count).from_address(weights.address), dtype=torch.uint8)
-
-
-def _tensor(weights: TensorFile, name: str, dtype: Any, shape: tuple[int, ...], device: Any) -> Any:
-    import torch
-
-    array = weights.array(name, dtype, shape)
-    tensor = torch.from_numpy(array.copy())
-    return (tensor.view(torch.bfloat16) if dtype == "bf16" else tensor).to(device)

@@ -1,12 +1,14 @@
 """Artifacts of GPUs without one: a program is built for a device, and its launches run in Triton's interpreter."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from planish.codegen.triton.build import Library, build_for_device
 from planish.codegen.triton.compile import Binary, Request
@@ -24,7 +26,8 @@ from planish.passes import EXACT
 from planish.runtime.device.executor import DeviceExecutable
 from planish.runtime.device.frame import Weights
 from planish.runtime.device.generation import DeviceLanguageExecutable
-from planish.runtime.device.launcher import Passed, Whole
+from planish.runtime.device.launcher import Part, Passed, Whole
+from planish.runtime.device.load import placed
 from planish.runtime.tensors import TensorFile, write_weights
 
 
@@ -32,12 +35,19 @@ class InterpretedLauncher:
     """Runs the kernels of a built program on tensors of the CPU."""
 
     device = torch.device("cpu")
+    name = "interpreter"
 
     def __init__(self, kernels: Mapping[str, tuple[Launch, Variant]]) -> None:
         self.kernels = kernels
         self.launched: list[str] = []
+        self.recordings = 0
+        self.free, self.stream = 1 << 40, 0
+        self._tape: list[Callable[[], object]] | None = None
 
     def launch(self, kernel: str, grid: tuple[int, int, int], arguments: Sequence[Passed]) -> None:
+        if self._tape is not None:
+            self._tape.append(lambda: self.launch(kernel, grid, arguments))
+            return
         launch, variant = self.kernels[kernel]
         self.launched.append(kernel)
         given = iter(arguments)
@@ -58,22 +68,61 @@ class InterpretedLauncher:
     def wait(self) -> None:
         """Everything is done when a launch returns."""
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        yield
+
+    def lane(self) -> int:
+        return self.stream
+
+    def hold(self, tensor: Any) -> None:
+        """Nothing is freed while it is in use."""
+
+    def free_bytes(self) -> int:
+        return self.free
+
     def recorded(self, body: Callable[[], None]) -> Callable[[], None]:
-        """As a graph does: the launches of one run, repeated with the addresses that they had."""
-        body()
-        taken: list[tuple[str, tuple[int, int, int], Sequence[Passed]]] = []
-        launch, self.launch = self.launch, lambda *given: taken.append(given)  # type: ignore[assignment, method-assign]
-        try:
+        """As a graph does: what `body` launches, and torch computes in it, repeated on the addresses that it had."""
+        self.recordings += 1
+        tape = self._tape = []
+        with _Taped(tape):
             body()
-        finally:
-            self.launch = launch  # type: ignore[method-assign]
+        self._tape = None
 
         def repeat() -> None:
-            for given in taken:
-                self.launch(*given)
+            for work in tape:
+                work()
 
-        repeat()
         return repeat
+
+
+class _Taped(TorchDispatchMode):
+    """Notes the ops of torch instead of keeping what they compute, which is undefined as in a recording."""
+
+    def __init__(self, tape: list[Callable[[], object]]) -> None:
+        super().__init__()
+        self._tape = tape
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [
+            t for t in (result if isinstance(result, tuple | list) else (result,)) if isinstance(t, torch.Tensor)
+        ]
+        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        if func is torch.ops.aten.empty.memory_format or given & {t.untyped_storage().data_ptr() for t in tensors}:
+            if func._schema.is_mutable:
+                self._tape.append(lambda: func(*args, **(kwargs or {})))
+            return result
+
+        def again() -> None:
+            found = func(*args, **(kwargs or {}))
+            for old, new in zip(tensors, found if isinstance(found, tuple | list) else (found,), strict=True):
+                old.copy_(new)
+
+        self._tape.append(again)
+        for tensor in tensors:
+            tensor.fill_(0 if tensor.dtype is torch.bool else 77)
+        return result
 
 
 def executable(
@@ -93,9 +142,8 @@ def executable(
     built = build_for_device(program, _interfaces(imported, program, None), library.device, library=library)
     write_weights(folder / "weights.safetensors", built.weights)
     file = TensorFile(folder / "weights.safetensors", aligned=True)
-    memory = torch.from_numpy(file.data.copy())
-    named = {n: torch.from_numpy(file.array(n, s.dtype, s.fixed_shape).copy()) for n, s in built.plan.weights.items()}
-    return DeviceExecutable(built.plan, InterpretedLauncher(library.variants()), Weights(memory, named))
+    weights = placed(file, torch.from_numpy(file.data.copy()), built.plan.weights)
+    return DeviceExecutable(built.plan, InterpretedLauncher(library.variants()), weights)
 
 
 def language_executable(
@@ -118,6 +166,7 @@ def language_executable(
 def _plain(value: Passed) -> Any:
     if isinstance(value, Whole):
         return value.value
+    value = value.tensor() if isinstance(value, Part) else value
     return value.view(torch.uint8) if isinstance(value, torch.Tensor) and value.dtype is torch.bool else value
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import threading
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ SOURCE = r"""
 #include <string.h>
 #include <stdint.h>
 unsigned seen[8]; unsigned char passed[64]; int shared, load_code;
+_Thread_local void *context; void *entered;
+int cuCtxGetCurrent(void **found) { *found = context; return 0; }
+int cuCtxSetCurrent(void *given) { context = entered = given; return 0; }
 int cuInit(unsigned flags) { return 0; }
 int cuDriverGetVersion(int *version) { *version = 12080; return 0; }
 int cuModuleLoadData(void **module, const void *image) { *module = (void *)image; return load_code; }
@@ -80,6 +84,32 @@ def test_an_old_driver_is_named_with_what_to_do(library: str) -> None:
     ):
         Driver(CUDA, [library]).function("k0", b"code", "gemm", threads=32, shared_bytes=0)
     code.value = 0
+
+
+def test_code_of_a_later_cuda_than_the_drivers_says_which_driver_it_needs(library: str) -> None:
+    code = ctypes.c_int.in_dll(ctypes.CDLL(library), "load_code")
+    code.value = 200
+    made = b"\x7fELF..Cuda compilation tools, release 13.4, V13.4.59.."
+    words = r"assembled by CUDA 13.4 and the driver is of CUDA 12.8; install a driver of CUDA 13.0 or newer"
+    with pytest.raises(ArtifactError, match=words):
+        Driver(CUDA, [library]).function("k0", made, "gemm", threads=32, shared_bytes=0)
+    with pytest.raises(ArtifactError, match="the kernel is damaged"):
+        Driver(CUDA, [library]).function("k0", made.replace(b"13.", b"12."), "gemm", threads=32, shared_bytes=0)
+    code.value = 0
+
+
+def test_a_new_thread_enters_the_context_that_holds_the_kernels(library: str) -> None:
+    driver, loaded = Driver(CUDA, [library]), ctypes.CDLL(library)
+    loaded.cuCtxSetCurrent(ctypes.c_void_p(5))
+    driver.enter()
+    entered = ctypes.c_void_p.in_dll(loaded, "entered")
+    entered.value = 0
+    driver.enter()
+    assert entered.value is None  # this thread was there already
+    thread = threading.Thread(target=driver.enter)
+    thread.start()
+    thread.join()
+    assert entered.value == 5
 
 
 def test_a_machine_without_a_driver_is_refused() -> None:
