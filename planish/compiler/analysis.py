@@ -12,6 +12,7 @@ import networkx
 from planish.compiler.ir import Graph, Node, Program, Value
 from planish.compiler.ops import (
     attention,
+    block_attention,
     conv,
     dequantize,
     embedding,
@@ -36,7 +37,7 @@ _WORK |= {"gelu": 8, "silu": 4, "sigmoid": 3}
 
 def flops(node: Node, sizes: Sizes) -> int:
     """Operations of one node: a multiply-add is two, an elementwise result is one (a formula counts its terms)."""
-    if node.op is attention:
+    if node.op in (attention, block_attention):
         return _attention_flops(node, sizes)
     result = _count(node.types[0], sizes)
     if node.op is grouped_linear:
@@ -59,15 +60,24 @@ def _contracted(node: Node, sizes: Sizes) -> int:
 
 
 def _attention_flops(node: Node, sizes: Sizes) -> int:
-    q, k, v = node.operands[:3]
-    batch, heads, queries, width = (evaluate_dim(d, sizes) for d in q.shape)
-    keys, out = evaluate_dim(k.shape[2], sizes), evaluate_dim(v.shape[3], sizes)
-    pairs = queries * keys
-    if node.attrs["causal"]:
-        window = node.attrs["window"] or keys
-        assert isinstance(window, int)
-        pairs = sum(max(0, min(window, keys - queries + i + 1)) for i in range(queries))
-    return batch * heads * pairs * (2 * width + 2 * out + _WORK["softmax"])
+    q, _, v = node.operands[:3]
+    batch, heads, _, width = (evaluate_dim(d, sizes) for d in q.shape)
+    out = evaluate_dim(v.shape[3], sizes)
+    return batch * heads * _scores(node, sizes) * (2 * width + 2 * out + _WORK["softmax"])
+
+
+def _scores(node: Node, sizes: Sizes) -> int:
+    """Scores of one head; what an index of blocks holds is known only when it runs, so all its entries count."""
+    queries, keys = (evaluate_dim(v.shape[2], sizes) for v in node.operands[:2])
+    if node.op is block_attention:
+        block = node.attrs["key_block"]
+        assert isinstance(block, int)
+        return queries * min(keys, evaluate_dim(node.operands[3].shape[3], sizes) * block)
+    if not node.attrs["causal"]:
+        return queries * keys
+    window = node.attrs["window"] or keys
+    assert isinstance(window, int)
+    return sum(max(0, min(window, keys - queries + i + 1)) for i in range(queries))
 
 
 def bytes_moved(node: Node, sizes: Sizes) -> int:

@@ -159,6 +159,11 @@ MIXED: tuple[tuple[Op, tuple[Tensor, ...], Mapping[str, Attr]], ...] = (
     (ops.batch_norm, (torch.zeros(4), torch.ones(4), ROWS.bfloat16(), torch.ones(4), torch.ones(4)), {}),
     (ops.group_norm, (ROWS.bfloat16()[None], torch.ones(4), torch.ones(4)), {"groups": 2}),
     (ops.rms_norm, (ROWS, torch.ones(4)), {}),
+    (
+        ops.block_attention,
+        (torch.ones(HEADS), *(torch.ones(2, 2, 5, 6),) * 2, torch.tensor([[1, -1], [0, 2]])[None, None]),
+        {"query_block": 2, "key_block": 2, "scale": 1.0},
+    ),
     (ops.attention, (torch.ones(HEADS),) * 3 + (None, torch.tensor([0, 1])), {"scale": 1.0, "causal": True}),
     (ops.cache_update, (torch.ones(HEADS), torch.ones(HEADS)[:, :, :2], *torch.tensor([[1, 2], [2, 1]])), {}),
     (ops.grouped_linear, (ROWS[INDEX], torch.ones(3, 5, 4), INDEX), {}),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_after, refuse_around
@@ -28,7 +28,9 @@ from planish.compiler.types import Dim, DType, evaluate_dim, same_dim, simplify
 
 MOST_DEPTH = 256
 _FLOATS = (DType.f32, DType.f16, DType.bf16)
-_TILES = ((64, 64, 4, 2), (128, 64, 8, 2), (128, 128, 8, 2), (64, 32, 4, 3), (16, 64, 4, 2))
+# queries, keys, warps and stages of a block
+Tile: TypeAlias = tuple[int, int, int, int]
+TILES: tuple[Tile, ...] = ((64, 64, 4, 2), (128, 64, 8, 2), (128, 128, 8, 2), (64, 32, 4, 3), (16, 64, 4, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +41,14 @@ class Attention:
     ops: ClassVar[tuple[Op, ...]] = (ops.attention,)
 
     def refuse(self, call: Call, device: Device) -> str | None:
-        anchor = call.anchor
-        given = operands_of(anchor)
-        q, k, v = given.q, given.k, given.v
+        given = operands_of(call.anchor)
         if given.past is not None:
             return "it attends over a cache"
-        if not isinstance(q.shape[3], int) or not isinstance(v.shape[3], int):
-            return f"its head sizes are {q.shape[3]} and {v.shape[3]}, which are no numbers"
-        if max(given.depth, given.width) > MOST_DEPTH:
-            return f"head size {max(given.depth, given.width)} is over its {MOST_DEPTH}"
-        if q.dtype not in _FLOATS:
-            return f"{q.dtype} operands; it takes f32, f16 and bf16"
-        for name, value in zip("qkv", (q, k, v), strict=True):
-            view = call.inputs.get(value)
-            if view is None or not same_dim(view.strides[3], 1):
-                return f"rows of {name} are computed or strided"
-        return refuse_around(call)
+        return given.refuse() or given.refuse_rows(call) or refuse_around(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
-        return Kernel((Launch(flash, _arguments(call), _constants(call), (Regime(None, _variants(call, device)),)),))
+        arguments = {**operands_of(call.anchor).arguments(call), "extras": Fragments(call).extras}
+        return Kernel((Launch(flash, arguments, _constants(call), (Regime(None, _variants(call, device)),)),))
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return fuses_after(anchor, node)
@@ -93,6 +84,58 @@ class Operands:
     def width(self) -> int:
         return _known(self.v.shape[3])
 
+    def refuse(self) -> str | None:
+        """Why no block of a kernel holds the heads, or None."""
+        if not isinstance(self.q.shape[3], int) or not isinstance(self.v.shape[3], int):
+            return f"its head sizes are {self.q.shape[3]} and {self.v.shape[3]}, which are no numbers"
+        if max(self.depth, self.width) > MOST_DEPTH:
+            return f"head size {max(self.depth, self.width)} is over its {MOST_DEPTH}"
+        if self.q.dtype not in _FLOATS:
+            return f"{self.q.dtype} operands; it takes f32, f16 and bf16"
+        return None
+
+    def refuse_rows(self, call: Call) -> str | None:
+        """Why the rows of q, k and v cannot be read by their addresses, or None."""
+        for name, value in zip("qkv", (self.q, self.k, self.v), strict=True):
+            view = call.inputs.get(value)
+            if view is None or not same_dim(view.strides[3], 1):
+                return f"rows of {name} are computed or strided"
+        return None
+
+    def arguments(self, call: Call) -> "dict[str, Argument | tuple[Argument, ...]]":
+        """What kernels take of q, k and v that lie in memory: addresses, counts and strides."""
+        index = {value: Input(i) for i, value in enumerate(call.inputs)}
+        found: dict[str, Argument | tuple[Argument, ...]] = {
+            "q": index[self.q],
+            "k": index[self.k],
+            "v": index[self.v],
+            "output": Output(),
+            "heads": Number(self.heads),
+            "group": Number(self.group),
+            "queries": Number(self.q.shape[2]),
+            "keys": Number(self.k.shape[2]),
+        }
+        for name, value in zip("qkv", (self.q, self.k, self.v), strict=True):
+            for word, stride in zip(("batch", "head", "row"), call.inputs[value].strides, strict=False):
+                found[f"{name}_{word}"] = Number(stride, wide=True)
+            found[f"{name}_from"] = Number(call.inputs[value].offset, wide=True)
+        return found
+
+    def widths(self) -> dict[str, Constant]:
+        """The widths of heads, and the powers of two that hold them."""
+        return {
+            "DEPTH": self.depth,
+            "WIDTH": self.width,
+            "BLOCK_DEPTH": max(16, power_of_two(self.depth)),
+            "BLOCK_WIDTH": max(16, power_of_two(self.width)),
+        }
+
+    def fits(self, tile: Tile, device: Device) -> bool:
+        """Whether the operands of a tile fit the shared memory of a block."""
+        down, across, _, stages = tile
+        depth, width, size = power_of_two(self.depth), power_of_two(self.width), self.q.dtype.itemsize
+        return (down * depth + stages * across * (depth + width)) * size <= device.shared_memory_bytes
+
 
 def _known(dim: Dim) -> int:
     assert isinstance(dim, int)
@@ -103,27 +146,6 @@ def operands_of(anchor: Node) -> Operands:
     """The operands by name; only of an attention whose sizes are known may the heads be asked."""
     q, k, v = anchor.operands[:3]
     return Operands(q, k, v, *(*anchor.inputs[3:], None, None)[:2])
-
-
-def _arguments(call: Call) -> Mapping[str, Argument | tuple[Argument, ...]]:
-    given = operands_of(call.anchor)
-    q, k, v = given.q, given.k, given.v
-    index = {value: Input(i) for i, value in enumerate(call.inputs)}
-    found: dict[str, Argument | tuple[Argument, ...]] = {
-        "q": index[q],
-        "k": index[k],
-        "v": index[v],
-        "output": Output(),
-        "heads": Number(given.heads),
-        "group": Number(given.group),
-        "queries": Number(q.shape[2]),
-        "keys": Number(k.shape[2]),
-    }
-    for name, value in zip("qkv", (q, k, v), strict=True):
-        for word, stride in zip(("batch", "head", "row"), call.inputs[value].strides, strict=False):
-            found[f"{name}_{word}"] = Number(stride, wide=True)
-        found[f"{name}_from"] = Number(call.inputs[value].offset, wide=True)
-    return {**found, "extras": Fragments(call).extras}
 
 
 def _constants(call: Call) -> Mapping[str, Constant]:
@@ -140,10 +162,7 @@ def _constants(call: Call) -> Mapping[str, Constant]:
         "SCALE": scale,
         "CAUSAL": bool(anchor.attrs["causal"]),
         "WINDOW": window,
-        "DEPTH": given.depth,
-        "WIDTH": given.width,
-        "BLOCK_DEPTH": max(16, power_of_two(given.depth)),
-        "BLOCK_WIDTH": max(16, power_of_two(given.width)),
+        **given.widths(),
         "PRECISION": "ieee",
     }
 
@@ -151,16 +170,12 @@ def _constants(call: Call) -> Mapping[str, Constant]:
 def _variants(call: Call, device: Device) -> tuple[Variant, ...]:
     """Tiles whose operands fit the shared memory of a block."""
     given = operands_of(call.anchor)
-    depth, width, size = power_of_two(given.depth), power_of_two(given.width), given.q.dtype.itemsize
-    fitting = tuple(
-        _variant(call, tile)
-        for tile in _TILES
-        if (tile[0] * depth + tile[3] * tile[1] * (depth + width)) * size <= device.shared_memory_bytes
+    return tuple(_variant(call, tile) for tile in TILES if given.fits(tile, device)) or (
+        _variant(call, (16, 16, 4, 1)),
     )
-    return fitting or (_variant(call, (16, 16, 4, 1)),)
 
 
-def _variant(call: Call, tile: tuple[int, int, int, int]) -> Variant:
+def _variant(call: Call, tile: Tile) -> Variant:
     q = call.anchor.operands[0]
     down, across, warps, stages = tile
     pairs = simplify(q.shape[0] * q.shape[1])

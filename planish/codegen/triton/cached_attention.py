@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_after, fuses_before, refuse_around
-from planish.codegen.triton.attention import MOST_DEPTH, Operands, operands_of
+from planish.codegen.triton.attention import Operands, operands_of
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.elementwise import TRITON_DTYPE
 from planish.codegen.triton.fragment import Fragments, Group
@@ -29,7 +29,6 @@ from planish.compiler import ops
 from planish.compiler.ir import Node, Op
 from planish.compiler.types import Dim, DType, evaluate_dim, simplify
 
-_FLOATS = (DType.f32, DType.f16, DType.bf16)
 _FEW = 8  # queries, up to which the keys are split
 _MOST_SPLITS = 64
 
@@ -45,13 +44,7 @@ class CachedAttention:
         given = operands_of(call.anchor)
         if given.past is None:
             return "it attends over no cache"
-        if not isinstance(given.q.shape[3], int) or not isinstance(given.v.shape[3], int):
-            return f"its head sizes are {given.q.shape[3]} and {given.v.shape[3]}, which are no numbers"
-        if max(given.depth, given.width) > MOST_DEPTH:
-            return f"head size {max(given.depth, given.width)} is over its {MOST_DEPTH}"
-        if given.q.dtype not in _FLOATS:
-            return f"{given.q.dtype} operands; it takes f32, f16 and bf16"
-        return refuse_around(call)
+        return given.refuse() or refuse_around(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
         plan = _Plan.of(call, device)
@@ -145,11 +138,8 @@ class _Plan:
             "WINDOW": window,
             "HEADS": given.heads // given.group,
             "GROUP": given.group,
-            "DEPTH": given.depth,
-            "WIDTH": given.width,
+            **given.widths(),
             "DTYPE": Existing("triton.language", TRITON_DTYPE[given.q.dtype]),
-            "BLOCK_DEPTH": max(16, power_of_two(given.depth)),
-            "BLOCK_WIDTH": max(16, power_of_two(given.width)),
             "SPLITS": self.splits,
             "PRECISION": "ieee",
         }

@@ -2,6 +2,7 @@
 
 from planish.codegen.template import Template
 from planish.codegen.triton.attention import Attention
+from planish.codegen.triton.block_attention import BlockAttention
 from planish.codegen.triton.cache_update import CacheUpdate
 from planish.codegen.triton.cached_attention import CachedAttention
 from planish.codegen.triton.device import Device
@@ -22,6 +23,7 @@ TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     Matmul(),
     CachedAttention(),
     Attention(),
+    BlockAttention(),
     CacheUpdate(),
     Rows(),
     Reduce(),

@@ -73,6 +73,7 @@ from planish.compiler.ops.shape import (
     slice_,
     transpose,
 )
+from planish.compiler.ops.sparse import block_attention
 from planish.compiler.ops.structure import arange, dim_value, full, input_, opaque, weight
 
 OPS: tuple[Op, ...] = (
@@ -81,7 +82,7 @@ OPS: tuple[Op, ...] = (
     *(floor, ceil, round_, logical_not, isnan, clamp, cast, where),
     *(add, sub, mul, div, floor_divide, remainder, pow_, maximum, minimum),
     *(eq, ne, lt, le, gt, ge, logical_and, logical_or),
-    *(linear, grouped_linear, matmul, conv, attention),
+    *(linear, grouped_linear, matmul, conv, attention, block_attention),
     *(softmax, log_softmax, layer_norm, rms_norm, batch_norm, group_norm, rope),
     *(quantization_scale, quantize, dequantize, cache_update),
     *(sum_, mean, amax, amin, prod, any_, all_, argmax, cumsum, max_pool, avg_pool),
@@ -103,6 +104,7 @@ __all__ = [
     "attention",
     "avg_pool",
     "batch_norm",
+    "block_attention",
     "cache_update",
     "cast",
     "ceil",

@@ -218,12 +218,7 @@ def attention(
     """
     check_float(q)
     check_same_dtype(q, k, v)
-    if not q.rank == k.rank == v.rank == 4:
-        raise TypeRuleError(f"attention takes three tensors of rank 4, not {q}, {k}, {v}")
-    grouped = isinstance(q.shape[1], int) and isinstance(k.shape[1], int) and q.shape[1] % k.shape[1] == 0
-    pairs = ((q.shape[0], k.shape[0]), (q.shape[3], k.shape[3]), *zip(k.shape[:3], v.shape[:3], strict=True))
-    if not grouped or any(not same_dim(a, b) for a, b in pairs):
-        raise TypeRuleError(f"q {q}, k {k} and v {v} do not attend")
+    check_heads(q, k, v)
     if window is not None and (not causal or window < 1):
         raise TypeRuleError(f"a window is positive and needs causal attention, not {window} with causal {causal}")
     if mask is not None:
@@ -231,6 +226,16 @@ def attention(
     if past is not None:
         _check_past(q, past, causal, mask)
     return q.with_shape((*q.shape[:3], v.shape[3]))
+
+
+def check_heads(q: TensorType, k: TensorType, v: TensorType) -> None:
+    """Raise TypeRuleError unless q [B, H, S, D], k [B, G, T, D] and v [B, G, T, E] attend, where G divides H."""
+    if not q.rank == k.rank == v.rank == 4:
+        raise TypeRuleError(f"attention takes three tensors of rank 4, not {q}, {k}, {v}")
+    grouped = isinstance(q.shape[1], int) and isinstance(k.shape[1], int) and q.shape[1] % k.shape[1] == 0
+    pairs = ((q.shape[0], k.shape[0]), (q.shape[3], k.shape[3]), *zip(k.shape[:3], v.shape[:3], strict=True))
+    if not grouped or any(not same_dim(a, b) for a, b in pairs):
+        raise TypeRuleError(f"q {q}, k {k} and v {v} do not attend")
 
 
 def _check_past(q: TensorType, past: TensorType, causal: bool, mask: TensorType | None) -> None:

@@ -7,7 +7,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _weighed(scores, largest, total, mixed, value, PRECISION: tl.constexpr):
+def weighed(scores, largest, total, mixed, value, PRECISION: tl.constexpr):
     """One block of scores (in powers of two) folded into the running maximum, sum and mixture."""
     larger = tl.maximum(largest, tl.max(scores, 1))
     safe = tl.where(larger == float("-inf"), 0.0, larger)
@@ -19,7 +19,7 @@ def _weighed(scores, largest, total, mixed, value, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _divided(mixed, total):
+def divided(mixed, total):
     """Mixtures over their sums: zeros where no key was seen."""
     empty = tl.where(total != total, float("nan"), 0.0)
     return tl.where(total[:, None] > 0, mixed / total[:, None], empty[:, None])
@@ -121,8 +121,8 @@ def flash(
             mask=(place < keys)[:, None] & (width[None, :] < WIDTH),
             other=0.0,
         )
-        largest, total, mixed = _weighed(scores, largest, total, mixed, value.to(asked.dtype), PRECISION)
-    result = _divided(mixed, total)
+        largest, total, mixed = weighed(scores, largest, total, mixed, value.to(asked.dtype), PRECISION)
+    result = divided(mixed, total)
     across = width.to(tl.int64)[None, :]
     FINISH(result, batch, head, row, across, batch >= 0, head >= 0, row < queries, across < WIDTH, output, extras)
 
@@ -198,10 +198,10 @@ def flash_cached(
         value = READ_V(
             batch, shared, down, width[None, :], near, near, position[:, None] < last, width[None, :] < WIDTH, extras
         )
-        largest, total, mixed = _weighed(scores, largest, total, mixed, value.to(DTYPE), PRECISION)
+        largest, total, mixed = weighed(scores, largest, total, mixed, value.to(DTYPE), PRECISION)
     across = width[None, :]
     if SPLITS == 1:
-        result = _divided(mixed, total)
+        result = divided(mixed, total)
         FINISH(result, batch, head, query, across, near, near, row < rows, across < WIDTH, output, extras)
     else:
         line = (pair * SPLITS + part) * rows + row
