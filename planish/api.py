@@ -40,6 +40,7 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     generate: "Generation | None" = None,
     precision: str = "f32",
     threads: int | None = None,
+    tune: int | None = None,
     progress: Progress | None = None,
 ) -> "CompiledModel":
     """Compile a model for one target; the result computes the same numbers, faster.
@@ -61,6 +62,9 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
         bytes and products half the time where the processor has a dot product of bf16; the report says what stays in
         f32, and why. Inputs and outputs keep their dtypes.
     threads: how many threads a call uses; all cores of the process by default.
+    tune: how many variants of each kernel of a GPU are measured on the one at hand, of which the fastest is taken. By
+        default three where the target's GPU is here, those that a static model ranks first, and none elsewhere; 0
+        measures none. Times on record count in any case, and what is measured is put on record (docs/gpu.md).
     progress: called with the name of each stage as it starts.
 
     Raises InputError (wrong example inputs), ImportGraphError (a model that cannot be captured), ProfileError (an
@@ -73,7 +77,7 @@ def compile(  # noqa: A001 - the name that users of torch and TVM know
     say = progress or (lambda stage: None)
     folder = _new_folder(model)
     try:
-        done = run(model, target, inputs, dynamic, workload, passes, folder.path, say, generate, precision)
+        done = run(model, target, inputs, dynamic, workload, passes, folder.path, say, generate, precision, tune)
         say("checking against the model")
         compiled = _model(done.artifact, done.report, done.imported, threads=threads)
     except BaseException:

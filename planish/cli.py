@@ -81,6 +81,9 @@ def compile_command(
     cache: Annotated[str | None, typer.Option(help="f32, f16 or i8, with --generate.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json or its folder, with --generate.")] = None,
     precision: Annotated[str, typer.Option(help="What products compute in: f32 or bf16.")] = "f32",
+    tune: Annotated[
+        int | None, typer.Option(min=0, help="GPUs: variants of each kernel to measure here; 3 where the GPU is.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what is at the output even if it is no artifact.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -107,6 +110,7 @@ def compile_command(
             passes=passes,
             generate=wanted,
             precision=precision,
+            tune=tune,
             progress=status.update,
         )
         status.update("saving")

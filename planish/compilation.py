@@ -29,7 +29,7 @@ from planish.passes.compute_bf16 import ComputeBf16
 from planish.recording import record
 from planish.runtime.artifact import Contents, Language, write
 from planish.runtime.golden import Golden
-from planish.targets import isa_of_profile, manifest_target, profile_of
+from planish.targets import isa_of_profile, manifest_target, profile_of, refuse_measuring
 
 if TYPE_CHECKING:
     from planish.generation import Generation
@@ -74,6 +74,7 @@ def run(
     say: Callable[[str], None],
     generate: "Generation | None" = None,
     precision: str = "f32",
+    tune: int | None = None,
 ) -> Compiled:
     """Compile into `folder`; see `planish.compile` for the arguments and errors."""
     clock = _Clock(say)
@@ -82,7 +83,8 @@ def run(
         kwargs, dynamic = with_sizes(model, args, kwargs, dynamic, generate)
     pipeline = Pipeline(_with_precision(_chosen_passes(passes, generate), precision))
     profile = profile_of(target)
-    generate_code = _code_generator(profile)
+    tuning: list[str] = []
+    generate_code = _code_generator(profile, tune, tuning)
     with clock.stage("importing the model"):
         imported = _import(model, args, kwargs, dynamic)
         program = with_workload(imported.program, workload)
@@ -95,7 +97,8 @@ def run(
         recorded = _record(model, imported, program, generate, args, kwargs)
         _trim()
     unserved = torch_notes(built.selections, profile.name)
-    notes = {**program.notes, **({"torch": unserved} if unserved else {})}
+    found = {"torch": unserved, "tuning": tuple(tuning)}
+    notes = {**program.notes, **{topic: lines for topic, lines in found.items() if lines}}
     rows = kernel_rows(built.selections)
     report = CompileReport(passed, rows, dict(clock.seconds), notes, built.variants)
     with clock.stage("writing the artifact"):
@@ -106,16 +109,40 @@ def run(
     return Compiled(folder / "artifact", report, imported)
 
 
-def _code_generator(profile: "Profile") -> _CodeGenerator:
-    """What makes the files of an artifact for the profile; raises ProfileError for one without code generation."""
-    if profile.backend == "triton":
-        from planish.codegen.triton.build import build_for_device
-        from planish.codegen.triton.device import device_of
+def _code_generator(profile: "Profile", tune: int | None, notes: list[str]) -> _CodeGenerator:
+    """What makes the files of an artifact for the profile, and adds to the notes of the report.
 
-        device = device_of(profile)
-        return lambda program, interfaces, _, say: build_for_device(program, interfaces, device, progress=say)
+    Raises ProfileError for a profile without code generation, InputError where `tune` asks for what cannot be.
+    """
+    if tune is not None and (type(tune) is not int or tune < 0):
+        raise InputError(f"compile: tune is a number of variants from 0 on, not {tune!r}")
+    if profile.backend == "triton":
+        return _device_generator(profile, tune, notes)
     isa = isa_of_profile(profile)
+    if tune is not None:
+        raise InputError(f"compile: tune is for GPUs; kernels for '{profile.name}' are chosen without measuring")
     return lambda program, interfaces, folder, say: build(program, interfaces, isa, folder, progress=say)
+
+
+def _device_generator(profile: "Profile", tune: int | None, notes: list[str]) -> _CodeGenerator:
+    from planish.autotune.tuner import measuring, recorded
+    from planish.codegen.triton.build import Library, build_for_device
+    from planish.codegen.triton.choose import COMPILED
+    from planish.codegen.triton.device import device_of
+
+    device = device_of(profile)
+    why = None if tune == 0 else refuse_measuring(profile)
+    if tune and why is not None:
+        raise InputError(f"compile: tune={tune} measures on the device, but {why}; leave tune out")
+    tuner = measuring(device) if tune != 0 and why is None else recorded(device)
+
+    def generate(program: Program, interfaces: Mapping[str, Interface], _: Path, say: Callable[[str], None]) -> Built:
+        library = Library(device, tuner=tuner, most=tune or COMPILED)
+        built = build_for_device(program, interfaces, device, progress=say, library=library)
+        notes.extend(tuner.notes)
+        return built
+
+    return generate
 
 
 def _interfaces(imported: Imported, program: Program, generate: "Generation | None") -> Mapping[str, Interface]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from planish.codegen.select import Choice, Selection
-from planish.codegen.variants import VariantRow
+from planish.codegen.variants import VariantRow, model_error
 from planish.compiler.report import Report
 
 
@@ -52,6 +52,7 @@ class CompileReport:
         for row in self.kernels:
             lines += [f"  {row.scope or row.function}: {row.template} not {t}: {why}" for t, why in row.refused]
         lines += [_variant_line(row) for row in self.variants]
+        lines += _model_lines(self.variants)
         for topic, notes in self.notes.items():
             lines += [f"{topic}: {note}" for note in notes]
         lines.append("seconds: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.stages.items()))
@@ -63,6 +64,18 @@ def _variant_line(row: VariantRow) -> str:
         return f"    not {row}"
     until = "any size" if row.most is None else f"sizes up to {row.most}"
     return f"  {row.kernel}.{row.launch} for {until}, judged at {row.size}: {row}"
+
+
+def _model_lines(rows: tuple[VariantRow, ...]) -> list[str]:
+    if not rows:
+        return []
+    found = model_error(rows)
+    if found is None:
+        return ["times of kernels are predicted; none was measured"]
+    count, factor = found
+    return [
+        f"{count} of {len(rows)} variants were measured; predicted times are off by a factor of {factor:.2f} (median)"
+    ]
 
 
 def torch_notes(selections: Mapping[str, Selection], target: str) -> tuple[str, ...]:

@@ -32,18 +32,37 @@ def manifest_target(profile: Profile) -> Target:
     return Target(profile.name, cpu.triple, tuple(cpu.features), profile.fingerprint)
 
 
+def refuse_measuring(profile: Profile) -> str | None:
+    """Why kernels for a GPU profile cannot be measured on this machine, or None. Imports torch."""
+    from planish.runtime.device.load import device_absent
+
+    wanted = manifest_target(profile)
+    if (why := device_absent(wanted.device)) is not None:
+        return why
+    found = _profile_at_hand()
+    if found is not None and profile.name in profile_names() and found.name != profile.name:
+        return f"the GPU here is of the profile {found.name}"
+    return None
+
+
 def _gpu_at_hand() -> Profile:
     import torch
 
     if not torch.cuda.is_available():
         raise ProfileError("target 'gpu' is the GPU of this machine, which has none that torch can use; name a profile")
-    name = torch.cuda.get_device_name()
-    words = set(name.lower().replace("-", " ").split())
-    known = [p for p in map(load_profile, profile_names()) if p.backend == "triton"]
-    for profile in known:
-        if set(profile.name.split("-")) <= words:
-            return profile
-    raise ProfileError(f"no profile is for the {name} here; name the nearest of {', '.join(p.name for p in known)}")
+    if (found := _profile_at_hand()) is not None:
+        return found
+    names = ", ".join(name for name in profile_names() if load_profile(name).backend == "triton")
+    raise ProfileError(f"no profile is for the {torch.cuda.get_device_name()} here; name the nearest of {names}")
+
+
+def _profile_at_hand() -> Profile | None:
+    """The built-in profile all of whose words are in the name of torch's device."""
+    import torch
+
+    words = set(torch.cuda.get_device_name().lower().replace("-", " ").split())
+    known = (p for p in map(load_profile, profile_names()) if p.backend == "triton")
+    return next((profile for profile in known if set(profile.name.split("-")) <= words), None)
 
 
 def isa_of_profile(profile: Profile) -> "Isa":

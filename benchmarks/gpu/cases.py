@@ -16,6 +16,8 @@ class GpuCase:
 
     `moved_bytes` and `flops` of a size are what no implementation can do without; `rate` is the dtype whose peak bounds
     the flops. `tolerance` is relative to the largest magnitude of the f32 reference. `peers` run the module on the GPU.
+    `tune` variants of each kernel are measured, where that is not left to the run, and `timeout_seconds` is for all:
+    compilation, sizes and peers.
     """
 
     name: str
@@ -30,6 +32,8 @@ class GpuCase:
     rate: str = "f16"
     tolerance: float = 5e-3
     peers: tuple[str, ...] = ("torch",)
+    tune: int | None = None
+    timeout_seconds: float = 180.0
 
 
 def exact_weights(rows: int, columns: int, *, bits: int, group: int, seed: int = 0) -> Tensor:

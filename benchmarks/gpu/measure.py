@@ -14,6 +14,7 @@ from benchmarks.gpu.cases import GpuCase
 from benchmarks.gpu.clock import on_events, recorded
 from benchmarks.gpu.results import GpuResult
 from benchmarks.zoo import tensors
+from planish.compiler.pass_ import Pass
 from planish.hardware_profiles import limit
 from planish.passes import EXACT
 from planish.targets import profile_of
@@ -21,11 +22,11 @@ from planish.targets import profile_of
 _EXAMPLE = 64  # rows or length that is captured: any would do, a small one is quickly recorded
 
 
-def measure(case: GpuCase, sizes: tuple[int, ...], *, seconds: float) -> Iterator[GpuResult]:
+def measure(case: GpuCase, sizes: tuple[int, ...], *, seconds: float, tune: int) -> Iterator[GpuResult]:
     """The results at each of the sizes, one after another. Raises what planish, Triton or the driver raise."""
     start = time.perf_counter()
     module = case.module()
-    compiled = _compiled(case, module)
+    compiled = _compiled(case, module, tune)
     prepared = time.perf_counter() - start
     with torch.inference_mode():
         exact = copy.deepcopy(module).float().cuda()
@@ -36,11 +37,12 @@ def measure(case: GpuCase, sizes: tuple[int, ...], *, seconds: float) -> Iterato
             yield _measured(case, size, compiled, peers, wanted[size], prepared, seconds)
 
 
-def _compiled(case: GpuCase, module: nn.Module) -> Any:
+def _compiled(case: GpuCase, module: nn.Module, tune: int) -> Any:
     names = list(inspect.signature(module.forward).parameters)
     dynamic = {name: dict(axes) for name, axes in zip(names, case.axes, strict=False) if axes}
-    passes = None if case.passes is None else [*EXACT, *case.passes]
-    return planish.compile(module, "gpu", inputs=case.inputs(_EXAMPLE), dynamic=dynamic, passes=passes)
+    passes: list[Pass | str] | None = None if case.passes is None else [*EXACT, *case.passes]
+    wanted = tune if case.tune is None else case.tune
+    return planish.compile(module, "gpu", inputs=case.inputs(_EXAMPLE), dynamic=dynamic, passes=passes, tune=wanted)
 
 
 def _measured(

@@ -2,30 +2,44 @@
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from benchmarks.gpu.cases import CASES, GpuCase
-from benchmarks.gpu.child import Child, ChildError, Measure
 from benchmarks.gpu.clock import copy_gbs
 from benchmarks.gpu.llama import MODELS
 from benchmarks.gpu.results import GpuResult, GpuSuite, resumed, save
 from benchmarks.run import Say, code_digest
+from planish.autotune.child import Child, ChildError
 from planish.errors import InputError
 
 ALL: tuple[GpuCase, ...] = (*CASES, *MODELS)
-_CASE_SECONDS = 180.0  # for one case: its compilation, all sizes, all peers
 
 
 @dataclass(frozen=True, slots=True)
 class GpuRun:
-    """What to measure: `seconds` a size, and no case is begun after `minutes`."""
+    """What to measure: `seconds` a size, and no case is begun after `minutes`; `tune` is that of `planish.compile`."""
 
     cases: tuple[GpuCase, ...] = ALL
     seconds: float = 0.15
     minutes: float = 8.0
+    tune: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the process that measures is asked for: sizes of a case by its name."""
+
+    case: str
+    sizes: tuple[int, ...]
+    seconds: float
+    tune: int
+
+
+Measure: TypeAlias = Callable[[Asked], Sequence[GpuResult]]
 
 
 def begin() -> GpuSuite:
@@ -47,7 +61,7 @@ def run_gpu(run: GpuRun, begun: GpuSuite, path: Path, say: Say, *, measure: Meas
     Raises InputError where the file is of another GPU or other versions.
     """
     suite = begun if fresh else resumed(path, begun)
-    start, child = time.monotonic(), Child(measure)
+    start, child = time.monotonic(), Child(measure, parent=True)
     try:
         for case in run.cases:
             missing = tuple(size for size in case.sizes if not suite.measured(case.name, size))
@@ -56,7 +70,7 @@ def run_gpu(run: GpuRun, begun: GpuSuite, path: Path, say: Say, *, measure: Meas
             if time.monotonic() - start > 60 * run.minutes:
                 break
             say(case.name)
-            suite = suite.with_results(_of_case(child, case, missing, run.seconds))
+            suite = suite.with_results(_of_case(child, case, missing, run))
             save(suite, path)
     finally:
         child.end()
@@ -68,16 +82,18 @@ def left(run: GpuRun, suite: GpuSuite) -> list[str]:
     return [c.name for c in run.cases if not all(suite.measured(c.name, size) for size in c.sizes)]
 
 
-def measure_named(name: str, sizes: tuple[int, ...], seconds: float) -> Sequence[GpuResult]:
+def measure_named(asked: Asked) -> Sequence[GpuResult]:
     """Measure the case of that name on the GPU at hand."""
     from benchmarks.gpu.measure import measure
 
-    case = next(case for case in ALL if case.name == name)
-    return list(measure(case, sizes, seconds=seconds))
+    case = next(case for case in ALL if case.name == asked.case)
+    return list(measure(case, asked.sizes, seconds=asked.seconds, tune=asked.tune))
 
 
-def _of_case(child: Child, case: GpuCase, sizes: tuple[int, ...], seconds: float) -> Sequence[GpuResult]:
+def _of_case(
+    child: Child[Asked, Sequence[GpuResult]], case: GpuCase, sizes: tuple[int, ...], run: GpuRun
+) -> Sequence[GpuResult]:
     try:
-        return child.run(case.name, sizes, seconds=seconds, timeout=_CASE_SECONDS)
+        return child.run(Asked(case.name, sizes, run.seconds, run.tune), timeout=case.timeout_seconds)
     except ChildError as error:
         return [GpuResult(case.name, case.group, size, failure=str(error)) for size in sizes]

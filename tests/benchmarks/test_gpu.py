@@ -13,26 +13,29 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.gpu.cases import CASES, GpuCase, exact_weights
-from benchmarks.gpu.child import Child, ChildError
 from benchmarks.gpu.llama import MODELS, linear_weights
 from benchmarks.gpu.results import GpuResult, GpuSuite, gpu_markdown, load, plot_gpu, resumed, save
-from benchmarks.gpu.run import GpuRun, left, run_gpu
+from benchmarks.gpu.run import Asked, GpuRun, left, run_gpu
 from planish.errors import InputError
 from planish.passes.weight_codes import Format
 
 SUITE = GpuSuite("Device", "now", {"torch": "1"}, 1000.0)
 
 
-def fake(case: str, sizes: tuple[int, ...], seconds: float) -> Sequence[GpuResult]:
+def fake(asked: Asked) -> Sequence[GpuResult]:
     """Stands for the measurement; the name of the case says what happens."""
-    if case == "dies":
+    if asked.case == "dies":
         os._exit(7)
-    if case == "hangs":
+    if asked.case == "hangs":
         time.sleep(60)
-    if case == "raises":
+    if asked.case == "raises":
         raise RuntimeError("CUDA error:\n an illegal memory access")
     times = {"planish": 0.5, "torch": 1.0}
-    return [GpuResult(case, "g", s, times, times, limit_ms=0.25, error=1e-3, tolerance=2e-3) for s in sizes]
+    return [GpuResult(asked.case, "g", s, times, times, limit_ms=0.25, error=1e-3, tolerance=2e-3) for s in asked.sizes]
+
+
+def _faked(case: str, *sizes: int) -> Sequence[GpuResult]:
+    return fake(Asked(case, sizes, 0.0, 0))
 
 
 def _case(name: str, *sizes: int) -> GpuCase:
@@ -67,9 +70,10 @@ def test_a_case_that_dies_or_raises_is_a_failure_and_the_next_is_measured(tmp_pa
     assert left(run, suite) == ["dies", "raises"]
 
 
-def test_a_measurement_that_hangs_is_stopped() -> None:
-    with pytest.raises(ChildError, match="took longer than 0 s"):
-        Child(fake).run("hangs", (1,), seconds=0, timeout=0.1)
+def test_a_measurement_that_hangs_is_stopped(tmp_path: Path) -> None:
+    run = GpuRun((replace(_case("hangs", 1), timeout_seconds=0.1),))
+    (result,) = run_gpu(run, SUITE, tmp_path / "r.json", _silent, measure=fake).results
+    assert result.failure == "took longer than 0 s"
 
 
 def test_a_run_goes_on_with_what_its_file_lacks(tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def test_refuses_to_go_on_with_another_gpus_results(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_speed_share_and_what_is_wrong() -> None:
-    good, wrong = fake("a", (1,), 0)[0], replace(fake("b", (2,), 0)[0], error=0.5)
+    good, wrong = _faked("a", 1)[0], replace(_faked("b", 2)[0], error=0.5)
     text = gpu_markdown(SUITE.with_results([good, wrong, GpuResult("c", "g", 3, failure="it broke")]))
     assert "| a | 1 | 500.0 | 1000.0 | 2.00 | 0.50 | 1.0e-03 | yes |" in text
     assert "| b | 2 | 500.0 | 1000.0 | 2.00 | 0.50 | 5.0e-01 | NO |" in text
@@ -105,7 +109,7 @@ def test_the_table_shows_speed_share_and_what_is_wrong() -> None:
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    plot_gpu(SUITE.with_results(fake("a", (1, 8), 0)), tmp_path / "p.png")
+    plot_gpu(SUITE.with_results(_faked("a", 1, 8)), tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -12,7 +12,7 @@ from planish.codegen.schedule import Kernels, Schedule, schedule, slot_size
 from planish.codegen.select import Choice, Fallback, TorchCall, select
 from planish.codegen.template import Template
 from planish.codegen.triton.arguments import addresses, dimension
-from planish.codegen.triton.choose import Chosen, Measured, choose, unmeasured
+from planish.codegen.triton.choose import COMPILED, UNTUNED, Chosen, Tuner, choose
 from planish.codegen.triton.compile import Binary, Compiler, check_backend, compile_all
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.kernel import Kernel, Launch, Packing, Variant
@@ -84,12 +84,14 @@ def _choices(schedules: Iterable[Schedule]) -> Iterable[Choice]:
 class Library:
     """The kernels of a program, each built and compiled once for all calls that it serves.
 
-    Where `measured` has a kernel's time, it counts instead of the predicted one.
+    Where `tuner` has a kernel's time, it counts instead of the predicted one. At most `most` variants of each regime of
+    sizes are compiled.
     """
 
     device: Device
     compiler: Compiler = compile_all
-    measured: Measured = unmeasured
+    tuner: Tuner = UNTUNED
+    most: int = COMPILED
     names: dict[str, str] = field(default_factory=dict)
     built: dict[str, Kernel] = field(default_factory=dict)
     first: dict[str, Choice] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class Library:
     def compile(self, hints: Mapping[str, int], progress: Callable[[str], None]) -> None:
         """Compile the candidates of every launch and choose one for each regime."""
         calls = {name: (self.first[name].call, kernel) for name, kernel in self.built.items()}
-        self.chosen = choose(calls, self.device, hints, progress, self.compiler, self.measured)
+        self.chosen = choose(calls, self.device, hints, progress, self.compiler, self.tuner, self.most)
 
     def kernel(self, choice: Choice) -> Kernel:
         return self.built[self.uses[id(choice)]]

@@ -3,9 +3,9 @@
 Where times were measured on the device, they count instead of the model's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Final, Protocol
 
 from planish.codegen.call import Call
 from planish.codegen.triton.compile import Binary, Compiler, Request, compile_all
@@ -18,16 +18,8 @@ from planish.codegen.variants import VariantRow
 from planish.compiler.types import evaluate_dim
 from planish.errors import TemplateError
 
-_COMPILED = 3  # of a regime's variants: the ranking without registers is right about the first few or nearly
+COMPILED = 3  # of a regime's variants: the ranking without registers is right about the first few or nearly
 _HOPELESS = 2.0  # times the best prediction, beyond which registers will not change the order
-
-# seconds that a kernel took for these named sizes, where the device was there to tell
-Measured: TypeAlias = Callable[[Request, Mapping[str, int]], float | None]
-
-
-def unmeasured(request: Request, sizes: Mapping[str, int]) -> float | None:
-    """Nothing was measured."""
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,52 +51,118 @@ class Candidate:
         return repr(self.request)
 
 
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The compiled variants of one regime of one launch that fit the device, the best by the model first."""
+
+    call: Call
+    kernel: Kernel
+    candidates: tuple[Candidate, ...]
+    binaries: tuple[Binary, ...]
+
+
+class Tuner(Protocol):
+    """Measurements on the device.
+
+    `known` gives the seconds that a kernel took for these named sizes, or why the device would not run it, or None
+    where nobody has measured; `measure` fills in what is not known of the contests.
+    """
+
+    def known(self, request: Request, sizes: Mapping[str, int]) -> float | str | None: ...
+
+    def measure(self, contests: Sequence[Contest], progress: Callable[[str], None]) -> None: ...
+
+
+class Untuned:
+    """Nothing is measured."""
+
+    def known(self, request: Request, sizes: Mapping[str, int]) -> None:
+        """Nothing."""
+
+    def measure(self, contests: Sequence[Contest], progress: Callable[[str], None]) -> None:
+        """Does nothing."""
+
+
+UNTUNED: Final[Tuner] = Untuned()
+
+
 def choose(
     calls: Mapping[str, tuple[Call, Kernel]],
     device: Device,
     hints: Mapping[str, int],
     progress: Callable[[str], None],
     compiler: Compiler = compile_all,
-    measured: Measured = unmeasured,
+    tuner: Tuner = UNTUNED,
+    most: int = COMPILED,
 ) -> dict[str, tuple[tuple[Chosen, ...], ...]]:
     """For each kernel by name, for each of its launches, the chosen variant of each regime.
 
+    Of each regime `most` variants are compiled, the best by the model, and the best of those whose time is known.
+
     Raises TemplateError where no variant of a regime fits the device.
     """
-    found = {name: candidates(name, call, kernel, device, hints) for name, (call, kernel) in calls.items()}
+    found = {name: candidates(name, call, kernel, device, hints, most, tuner) for name, (call, kernel) in calls.items()}
     requests = {c.key: c.request for launches in found.values() for regimes in launches for r in regimes for c in r}
     progress(f"compiling {len(requests)} kernels")
     binaries = dict(zip(requests, compiler(list(requests.values()), device), strict=True))
+    contests = [
+        _contest(*calls[name], regime, binaries, device)
+        for name, launches in found.items()
+        for regimes in launches
+        for regime in regimes
+    ]
+    tuner.measure(contests, progress)
     return {
-        name: tuple(tuple(_best(regime, binaries, device, measured) for regime in regimes) for regimes in launches)
+        name: tuple(tuple(_best(regime, binaries, device, tuner) for regime in regimes) for regimes in launches)
         for name, launches in found.items()
     }
 
 
 def candidates(
-    name: str, call: Call, kernel: Kernel, device: Device, hints: Mapping[str, int], most: int = _COMPILED
+    name: str,
+    call: Call,
+    kernel: Kernel,
+    device: Device,
+    hints: Mapping[str, int],
+    most: int = COMPILED,
+    tuner: Tuner = UNTUNED,
 ) -> tuple[tuple[tuple[Candidate, ...], ...], ...]:
-    """For each launch of a kernel and each of its regimes, at most so many variants, the best by the model first."""
+    """For each launch of a kernel and each of its regimes, at most so many variants, the best by the model first; with
+    the fastest of those whose time is known."""
     return tuple(
-        tuple(_ranked(name, i, call, launch, at, device, hints, most) for at in reached(launch))
+        tuple(_kept(_ranked(name, i, call, launch, at, device, hints), most, device, tuner) for at in reached(launch))
         for i, launch in enumerate(kernel.launches)
     )
 
 
 def _ranked(
-    name: str, index: int, call: Call, launch: Launch, at: int, device: Device, hints: Mapping[str, int], most: int
+    name: str, index: int, call: Call, launch: Launch, at: int, device: Device, hints: Mapping[str, int]
 ) -> tuple[Candidate, ...]:
-    regime, sizes = launch.regimes[at], judged_sizes(launch, at, hints)
+    """All variants of a regime, the best by the model first."""
+    regime, judged = launch.regimes[at], judged_sizes(launch, at, hints)
+    sizes = {name: judged[name] for name in call.sizes(launch.size)}
     size = evaluate_dim(launch.size, sizes)
-    seconds = [predicted_seconds(v, device, sizes, None) for v in regime.variants]
-    order = sorted(range(len(seconds)), key=lambda i: seconds[i])
-    kept = [i for i in order[:most] if seconds[i] <= _HOPELESS * seconds[order[0]]]
-    variants = [regime.variants[i] for i in kept]
+    variants = sorted(regime.variants, key=lambda v: predicted_seconds(v, device, sizes, None))
     return tuple(Candidate(name, index, regime, v, request_of(call, launch, v), sizes, size) for v in variants)
 
 
-def _best(found: tuple[Candidate, ...], binaries: Mapping[str, Binary], device: Device, measured: Measured) -> Chosen:
-    rows = [(_row(c, binaries[c.key], device, measured), c) for c in found]
+def _kept(ranked: tuple[Candidate, ...], most: int, device: Device, tuner: Tuner) -> tuple[Candidate, ...]:
+    seconds = [predicted_seconds(c.variant, device, c.sizes, None) for c in ranked]
+    kept = [c for c, s in zip(ranked[:most], seconds, strict=False) if s <= _HOPELESS * seconds[0]]
+    times = [(time, i) for i, c in enumerate(ranked) if isinstance(time := tuner.known(c.request, c.sizes), float)]
+    fastest = ranked[min(times)[1]] if times else kept[0]
+    return tuple(kept) if fastest in kept else (*kept, fastest)
+
+
+def _contest(
+    call: Call, kernel: Kernel, found: tuple[Candidate, ...], binaries: Mapping[str, Binary], device: Device
+) -> Contest:
+    pairs = [(c, b) for c in found if refuse_resources(b := binaries[c.key], device) is None]
+    return Contest(call, kernel, tuple(c for c, _ in pairs), tuple(b for _, b in pairs))
+
+
+def _best(found: tuple[Candidate, ...], binaries: Mapping[str, Binary], device: Device, tuner: Tuner) -> Chosen:
+    rows = [(_row(c, binaries[c.key], device, tuner), c) for c in found]
     fitting = [(row, c) for row, c in rows if row.refused is None]
     if not fitting:
         raise TemplateError(f"{found[0].kernel} does not fit {device.profile.name}: {rows[0][0].refused}")
@@ -116,9 +174,10 @@ def _best(found: tuple[Candidate, ...], binaries: Mapping[str, Binary], device: 
     )
 
 
-def _row(candidate: Candidate, binary: Binary, device: Device, measured: Measured) -> VariantRow:
+def _row(candidate: Candidate, binary: Binary, device: Device, tuner: Tuner) -> VariantRow:
     prediction = predict(candidate.variant, device, candidate.sizes, binary)
-    seconds = measured(candidate.request, candidate.sizes)
+    found = tuner.known(candidate.request, candidate.sizes)
+    seconds = None if isinstance(found, str) else found
     return VariantRow(
         kernel=candidate.kernel,
         launch=candidate.launch,
@@ -129,7 +188,8 @@ def _row(candidate: Candidate, binary: Binary, device: Device, measured: Measure
         basis="predicted" if seconds is None else "measured",
         bound=prediction.bound,
         chosen=False,
-        refused=refuse_resources(binary, device),
+        refused=found if isinstance(found, str) else refuse_resources(binary, device),
+        predicted_seconds=prediction.seconds,
     )
 
 

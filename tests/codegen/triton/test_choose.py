@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from planish.codegen.triton.choose import Measured, choose
+from planish.codegen.triton.choose import UNTUNED, Tuner, Untuned, choose
 from planish.codegen.triton.compile import Binary, Request
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
@@ -68,13 +68,23 @@ def _too_large(request: Request) -> Binary:
     return Binary(request.name, b"", "", request.num_warps, 1 << 20, 64, 0, 0.0)
 
 
-def _product(rows: Dim, compiler: _Compiler, measured: Measured = lambda r, s: None):  # type: ignore[no-untyped-def]
+class _Times(Untuned):
+    """Says of each request what a test has measured."""
+
+    def __init__(self, known: Callable[[Request], float | str | None]) -> None:
+        self._known = known
+
+    def known(self, request: Request, sizes: Mapping[str, int]) -> float | str | None:  # type: ignore[override]
+        return self._known(request)
+
+
+def _product(rows: Dim, compiler: _Compiler, tuner: Tuner = UNTUNED, most: int = 3):  # type: ignore[no-untyped-def]
     x = ops.input_(name="x0", shape=(rows, 4096), dtype=DType.f16)
     w = ops.input_(name="x1", shape=(4096, 4096), dtype=DType.f16)
     sizes = () if isinstance(rows, int) else (Size("batch", hint=64),)
     call = call_of(Graph("main", (x, w), (ops.linear(x, w),), sizes), ops.linear)
     kernel = Gemm().build(call, device())
-    found = choose({"k0": (call, kernel)}, device(), {"batch": 64}, lambda text: None, compiler, measured)
+    found = choose({"k0": (call, kernel)}, device(), {"batch": 64}, lambda text: None, compiler, tuner, most)
     return found["k0"][0]
 
 
@@ -99,11 +109,30 @@ def test_a_measured_time_counts_more_than_a_predicted_one() -> None:
     compiler = _Compiler(_fits)
     (plain,) = _product(64, compiler)
     last = compiler.asked[-1]
-    (chosen,) = _product(64, _Compiler(_fits), lambda request, sizes: 1.0 if request == last else None)
+    (chosen,) = _product(64, _Compiler(_fits), _Times(lambda request: 1.0 if request == last else None))
     assert chosen.rows[0].basis == "measured"
     assert chosen.seconds == 1.0
     assert chosen.variant.constants.items() <= last.constants.items()
     assert chosen.variant.constants != plain.variant.constants
+
+
+def test_the_fastest_on_record_is_compiled_though_the_model_ranks_it_low() -> None:
+    every = _Compiler(_fits)
+    _product(64, every, most=99)
+    low = every.asked[-1]
+    few = _Compiler(_fits)
+    (chosen,) = _product(64, few, _Times(lambda request: 1e-6 if request == low else None), most=1)
+    assert few.asked == [every.asked[0], low]
+    assert chosen.variant.constants.items() <= low.constants.items()
+
+
+def test_what_the_device_would_not_run_is_not_chosen_and_says_why() -> None:
+    compiler = _Compiler(_fits)
+    _product(64, compiler)
+    first = compiler.asked[0]
+    (chosen,) = _product(64, _Compiler(_fits), _Times(lambda request: "it died" if request == first else None))
+    assert not chosen.variant.constants.items() <= first.constants.items()
+    assert [row.refused for row in chosen.rows if row.refused] == ["it died"]
 
 
 def test_variants_that_do_not_fit_are_not_chosen_and_say_why() -> None:

@@ -43,6 +43,7 @@ class InterpretedLauncher:
         self.recordings = 0
         self.free, self.stream = 1 << 40, 0
         self._tape: list[Callable[[], object]] | None = None
+        self.given: list[Sequence[Passed]] = []
 
     def launch(self, kernel: str, grid: tuple[int, int, int], arguments: Sequence[Passed]) -> None:
         if self._tape is not None:
@@ -50,6 +51,9 @@ class InterpretedLauncher:
             return
         launch, variant = self.kernels[kernel]
         self.launched.append(kernel)
+        self.given.append(arguments)
+        if 0 in grid:
+            return
         given = iter(arguments)
         passed: dict[str, Any] = {}
         for name, argument in launch.arguments.items():

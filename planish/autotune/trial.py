@@ -1,0 +1,101 @@
+"""One variant of a kernel to be timed, as plain data that another process gets, and what comes of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from planish.runtime.device.launcher import Whole
+from planish.runtime.dtypes import DTypeName
+from planish.runtime.launches import KernelSpec
+
+REFERENCE, CANDIDATE = "reference", "candidate"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Memory of so many bytes, filled with `pattern` again and again; with zeros where that is empty."""
+
+    size: int
+    pattern: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The address `start` bytes into a block, seen as elements of `dtype`."""
+
+    block: int
+    start: int
+    dtype: DTypeName
+
+
+Given: TypeAlias = Place | Whole | float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A compiled kernel and the grid that it is launched with."""
+
+    spec: KernelSpec
+    code: bytes
+    grid: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A launch."""
+
+    kernel: Loaded
+    arguments: tuple[Given, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The launch of one variant, `candidate`, which must do what `reference` does.
+
+    `before` and `after` are the other launches of the kernel, so that what the whole kernel computes can be compared:
+    the block at `output`, as elements of `dtype`. Without all of them `output` is None, and nothing is compared.
+    `rotated_bytes` is how much memory launches must use in turns so that none finds what it reads in the L2.
+    """
+
+    backend: str
+    blocks: tuple[Block, ...]
+    arguments: tuple[Given, ...]
+    reference: Loaded
+    candidate: Loaded
+    before: tuple[Stage, ...]
+    after: tuple[Stage, ...]
+    output: int | None
+    dtype: DTypeName
+    rotated_bytes: int
+
+    def kernels(self) -> Mapping[str, Loaded]:
+        """All kernels by the names that they are launched with."""
+        named = {REFERENCE: self.reference, CANDIDATE: self.candidate}
+        for word, stages in (("before", self.before), ("after", self.after)):
+            named |= {f"{word}{i}": stage.kernel for i, stage in enumerate(stages)}
+        return named
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of one launch among many."""
+
+    median_seconds: float
+    p10_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The variant cannot be used, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Nothing was measured, which is no fault of the variant."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Times | Dropped | Skipped
