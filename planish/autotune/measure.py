@@ -23,8 +23,8 @@ from planish.autotune.trial import (
     Trial,
 )
 from planish.runtime.device.driver import INTERFACES, Driver
-from planish.runtime.device.launcher import DriverLauncher, Launcher, Passed
-from planish.runtime.dtypes import ITEMSIZE, TORCH, DTypeName
+from planish.runtime.device.launcher import DriverLauncher, Launcher, Part, Passed
+from planish.runtime.dtypes import TORCH, DTypeName
 
 # of the largest result: two orders of summation over operands rounded like this
 _CLOSE: Final[Mapping[DTypeName, float]] = {"f64": 1e-6, "f32": 2e-3, "f16": 1e-2, "bf16": 4e-2}
@@ -77,7 +77,8 @@ def answer(trial: Trial) -> Outcome:
     specs, code = {name: k.spec for name, k in kernels}, {name: k.code for name, k in kernels}
     launcher = DriverLauncher(driver, device, specs, code, warp_size)
     try:
-        return measure(trial, launcher, EventClock(), Effort())
+        with launcher.entered():
+            return measure(trial, launcher, EventClock(), Effort())
     except torch.OutOfMemoryError:
         needed = sum(block.size for block in trial.blocks)
         return Skipped(f"the device has no room for the {needed} bytes of a launch")
@@ -146,7 +147,7 @@ def _result(trial: Trial, name: str, blocks: Sequence[Any], launcher: Launcher) 
     launcher.launch(name, trial.kernels()[name].grid, _passed(trial.arguments, blocks))
     _launch_all("after", trial.after, blocks, launcher)
     launcher.wait()
-    return _elements(blocks[trial.output], 0, trial.dtype).clone()
+    return _part(blocks[trial.output], 0, trial.dtype).tensor().clone()
 
 
 def _launch_all(word: str, stages: Sequence[Stage], blocks: Sequence[Any], launcher: Launcher) -> None:
@@ -169,15 +170,13 @@ def _difference(dtype: DTypeName, wanted: Any, found: Any) -> str | None:
 
 
 def _passed(arguments: Sequence[Given], blocks: Sequence[Any]) -> list[Passed]:
-    return [_elements(blocks[a.block], a.start, a.dtype) if isinstance(a, Place) else a for a in arguments]
+    return [_part(blocks[a.block], a.start, a.dtype) if isinstance(a, Place) else a for a in arguments]
 
 
-def _elements(memory: Any, start: int, dtype: DTypeName) -> Any:
-    """Bytes of a block from `start` on, as elements as far as they are whole."""
+def _part(memory: Any, start: int, dtype: DTypeName) -> Part:
     import torch
 
-    count = (memory.numel() - start) // ITEMSIZE[dtype]
-    return memory[start : start + count * ITEMSIZE[dtype]].view(getattr(torch, TORCH[dtype]))
+    return Part(memory, start, getattr(torch, TORCH[dtype]))
 
 
 def _filled(block: Block, device: Any) -> Any:
