@@ -118,10 +118,10 @@ def torch_weights(program: Program, schedules: Iterable[Schedule]) -> Mapping[st
 
 
 def as_array(tensor: "torch.Tensor") -> numpy.ndarray:
-    """The tensor's memory as numpy; bf16 as uint16 bits."""
+    """The tensor's memory as numpy; bf16 as uint16 bits, f8 as uint8 bits."""
     import torch
 
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype is torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(numpy.uint16)
-    return tensor.numpy()
+    return (tensor.view(torch.uint8) if tensor.dtype is torch.float8_e4m3fn else tensor).numpy()

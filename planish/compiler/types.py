@@ -16,12 +16,17 @@ Shape: TypeAlias = tuple[Dim, ...]
 
 
 class DType(enum.Enum):
-    """Element types, valued by the name that texts and reports print."""
+    """Element types, valued by the name that texts and reports print.
+
+    f8 is e4m3 of the OCP 8-bit floating point specification: up to 448, without infinities. It is stored, cast and, as
+    codes, multiplied; no other arithmetic takes it.
+    """
 
     f64 = "f64"
     f32 = "f32"
     f16 = "f16"
     bf16 = "bf16"
+    f8 = "f8"
     i64 = "i64"
     i32 = "i32"
     i16 = "i16"
@@ -42,11 +47,12 @@ class DType(enum.Enum):
 
     @property
     def is_float(self) -> builtins.bool:
+        """Whether arithmetic takes it as a float; f8 is none of these."""
         return self in (DType.f64, DType.f32, DType.f16, DType.bf16)
 
     @property
     def is_integer(self) -> builtins.bool:
-        return not self.is_float and self is not DType.bool
+        return not self.is_float and self not in (DType.bool, DType.f8)
 
 
 _ITEMSIZE = {
@@ -54,6 +60,7 @@ _ITEMSIZE = {
     DType.f32: 4,
     DType.f16: 2,
     DType.bf16: 2,
+    DType.f8: 1,
     DType.i64: 8,
     DType.i32: 4,
     DType.i16: 2,

@@ -14,29 +14,41 @@ from planish.compiler.ops import dequantize, embedding, linear, quantization_sca
 from planish.compiler.ops.structure import FROM_TORCH
 from planish.compiler.pass_ import Change, Context, Contract, Lossy
 from planish.compiler.rewrite import Hit, substitute
+from planish.compiler.types import DType
 from planish.compiler.weights import Weights
 from planish.errors import PassError
-from planish.passes.weight_codes import NF4, Codes, Format
+from planish.passes.weight_codes import FP4, NF4, Codes, Format
 
 _RULE = "quantize"
 _LEAST_WIDTH = 32
+# bits of a code, and what activations may be rounded to
+_FORMATS: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    "int": (4, ("int8",)),
+    "nf4": (4, ()),
+    "fp4": (4, ()),
+    "f8": (8, ("f8",)),
+}
+_CODEBOOKS = {"nf4": NF4, "fp4": FP4}
+_ACTIVATIONS = ("float", "int8", "f8")
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeWeights:
     """Stores the weights of linear maps in 8 or 4 bits, rounded to nearest, and computes with them as they are.
 
-    bits: 4 or 8. format: "int", or "nf4" (arXiv 2305.14314), which has 4 bits.
+    bits: 4 or 8; as the format has it if not given, 4 of integers.
+    format: "int"; "nf4" (arXiv 2305.14314) and "fp4" (e2m1, arXiv 2310.16836), which have 4 bits; "f8" (e4m3, arXiv
+        2209.05433), which has 8 bits, one scale a row, and GPUs alone compute.
     group: columns that share a scale; 0 for a whole row. By default 128 at 4 bits and whole rows at 8. Where it does
         not divide the width, the last group of a row is shorter.
     symmetric: without zero points; with `false` every group has one (4 bits).
-    activations: "float" keeps the inputs of the maps as they are, "int8" also rounds those to 8 bits, with one scale a
-        group and token, so that products are of integers.
+    activations: "float" keeps the inputs of the maps as they are, "int8" and "f8" also round those to 8 bits, with one
+        scale a group and token, so that products are of integers or, with the format "f8", of f8.
     embeddings: whether tables that embeddings look up are quantized too.
     skip: patterns of scopes to leave alone, such as `["lm_head", "layers.0.*"]`.
     """
 
-    bits: int = 4
+    bits: int | None = None
     format: str = "int"
     group: int | None = None
     symmetric: bool = True
@@ -48,17 +60,35 @@ class QuantizeWeights:
     contract: ClassVar[Contract] = Lossy("perplexity or the task's metric")
 
     def __post_init__(self) -> None:
-        for option, allowed in (("bits", (4, 8)), ("format", ("int", "nf4")), ("activations", ("float", "int8"))):
+        for option, allowed in (("bits", (None, 4, 8)), ("format", tuple(_FORMATS)), ("activations", _ACTIVATIONS)):
             if (value := getattr(self, option)) not in allowed:
-                raise PassError(f"quantize-weights: {option} is {' or '.join(map(str, allowed))}, not {value}")
-        if self.format == "nf4" and (self.bits != 4 or not self.symmetric or self.activations != "float"):
-            raise PassError("quantize-weights: nf4 has 4 bits, no zero points and float activations")
-        if self.bits == 8 and not self.symmetric:
+                words = " or ".join(str(each) for each in allowed if each is not None)
+                raise PassError(f"quantize-weights: {option} is {words}, not {value}")
+        if self.format != "int":
+            self._check_format()
+        elif self.activations == "f8":
+            raise PassError('quantize-weights: activations of f8 go with weights of f8: format="f8"')
+        if self.code_bits == 8 and not self.symmetric:
             raise PassError("quantize-weights: 8-bit weights are symmetric")
         if self.group is not None and self.group != 0 and (self.group < 16 or self.group % 16):
             raise PassError(f"quantize-weights: a group is a multiple of 16 columns, or 0 for rows, not {self.group}")
 
+    def _check_format(self) -> None:
+        bits, others = _FORMATS[self.format]
+        if self.bits not in (None, bits) or not self.symmetric or self.activations not in ("float", *others):
+            words = " or ".join(("float", *others))
+            raise PassError(f"quantize-weights: {self.format} has {bits} bits, no zero points and {words} activations")
+        if self.format == "f8" and self.group:
+            raise PassError("quantize-weights: f8 has one scale a row, which its own exponents refine; leave group out")
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code."""
+        return _FORMATS[self.format][0] if self.bits is None else self.bits
+
     def apply(self, program: Program, context: Context) -> Change:
+        if self.format == "f8" and context.profile is not None and context.profile.backend != "triton":
+            raise PassError(f"quantize-weights: {context.profile.name} computes no f8; bits=8 takes as much memory")
         work = _Quantizer(self, program.weights)
         hits: tuple[Hit, ...] = ()
         for graph in program.functions.values():
@@ -70,8 +100,9 @@ class QuantizeWeights:
 
     def format_of(self, width: int) -> Format:
         """The format of a weight with `width` columns."""
-        group = (0 if self.bits == 8 else 128) if self.group is None else self.group
-        return Format(self.bits, min(group, width) or width, self.symmetric, self.format == "nf4")
+        group = (0 if self.code_bits == 8 else 128) if self.group is None else self.group
+        codebook = _CODEBOOKS.get(self.format, ())
+        return Format(self.code_bits, min(group, width) or width, self.symmetric, codebook, self.format == "f8")
 
 
 @dataclass(slots=True)
@@ -101,8 +132,9 @@ class _Quantizer:
             name = str(of.node.attrs["name"])
             stored = values[name] if name in values else values.setdefault(name, self._stored(name, of))
             inputs = [*node.inputs[:at], stored, *node.inputs[at + 1 :]]
-            if node.op is linear and self.options.activations == "int8":
-                inputs[0] = _rounded(node.operands[0], int(str(stored.node.attrs["group"])))
+            if node.op is linear and self.options.activations != "float":
+                dtype = DType.f8 if self.options.activations == "f8" else DType.i8
+                inputs[0] = _rounded(node.operands[0], int(str(stored.node.attrs["group"])), dtype)
             return node.op.node(tuple(inputs), node.attrs, node.scope).values
 
         return substitute(graph, visit), tuple(hits)
@@ -137,8 +169,7 @@ class _Quantizer:
             self.made.update({f"{name}.{part}": t for part, t in parts.items() if t is not None})
         names = (f"{name}.{part}" for part in ("codes", "scale", "zero"))
         leaves = [_leaf(part, self.made[part]) for part in names if part in self.made]
-        codebook = NF4 if layout.nf4 else ()
-        attrs = {"group": layout.group, "bits": layout.bits, "codebook": codebook, "dtype": of.dtype}
+        attrs = {"group": layout.group, "bits": layout.bits, "codebook": layout.codebook, "dtype": of.dtype}
         return dequantize(*leaves, scope=of.node.scope, **attrs)
 
     def summary(self) -> tuple[str, ...]:
@@ -154,16 +185,16 @@ class _Quantizer:
 
     def _bytes(self, codes: Codes) -> int:
         zeros = 0 if codes.zero is None else codes.zero.nbytes
-        return codes.codes.nbytes * self.options.bits // 8 + codes.scale.nbytes + zeros
+        return codes.codes.nbytes * self.options.code_bits // 8 + codes.scale.nbytes + zeros
 
 
 def _leaf(name: str, tensor: Tensor) -> Value:
     return weight(name=name, shape=tuple(tensor.shape), dtype=FROM_TORCH[tensor.dtype])
 
 
-def _rounded(x: Value, group: int) -> Value:
-    """x as codes of 8 bits and back: one scale a group of its last axis."""
+def _rounded(x: Value, group: int, dtype: DType) -> Value:
+    """x as codes of 8 bits, i8 or f8, and back: one scale a group of its last axis."""
     scope = x.node.scope
-    scale = quantization_scale(x, group=group, scope=scope)
-    codes = quantize(x, scale, group=group, scope=scope)
+    scale = quantization_scale(x, group=group, dtype=dtype, scope=scope)
+    codes = quantize(x, scale, group=group, dtype=dtype, scope=scope)
     return dequantize(codes, scale, group=group, dtype=x.dtype, scope=scope)

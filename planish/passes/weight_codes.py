@@ -1,15 +1,15 @@
-"""Round-to-nearest quantization of weights: int8, int4 and nf4 codes with one scale a group."""
+"""Round-to-nearest quantization of weights: integers, levels of a codebook, or f8, with one scale a group."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.ops.quantize import groups_of
+from planish.compiler.ops.structure import LARGEST_F8
 
 # Levels of NormalFloat4: quantiles of a normal distribution (arXiv 2305.14314, appendix E).
 NF4 = (
@@ -18,12 +18,18 @@ NF4 = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
+# Numbers of two bits of exponent and one of mantissa, by code (OCP Microscaling specification; arXiv 2310.16836).
+FP4 = (*(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0), *(-0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0))
+_F8 = torch.float8_e4m3fn
 _BLOCK = 1 << 17  # elements that are quantized at once: their copies stay in a cache
 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """A weight [N, K] as codes i8 or u8 [N, K], scales f16 [N, G], zero points u8 [N, G] and its relative RMS error."""
+    """A weight [N, K] as codes i8, u8 or f8 [N, K], scales [N, G], zero points u8 [N, G] and its relative RMS error.
+
+    Scales are f16, those of f8 f32.
+    """
 
     codes: Tensor
     scale: Tensor
@@ -33,15 +39,18 @@ class Codes:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Codes of `bits` in groups of `group` along K; `nf4` takes its codebook's levels, `symmetric` no zero points."""
+    """Codes of `bits` in groups of `group` along K. `symmetric` ones have no zero points; `codebook` gives the levels
+    of codes that are no integers, and `f8` codes are floats themselves, of 8 bits."""
 
     bits: int
     group: int
     symmetric: bool = True
-    nf4: bool = False
+    codebook: tuple[float, ...] = ()
+    f8: bool = False
 
     def encode(self, weight: Tensor) -> Codes:
-        """The nearest codes of weight [N, K]; float scales are rounded to f16 first, so codes fit what is stored.
+        """The nearest codes of weight [N, K]; scales are rounded to f16 first, so codes fit what is stored. Those of f8
+        stay f32: where codes reach 448, scales of small weights are too small for f16.
 
         Symmetric 4-bit scales are chosen among three for the least squared error: the largest magnitude at code 7,
         the signed largest value at code -8, and 0.9 of the latter.
@@ -52,15 +61,15 @@ class Format:
 
     def _encode(self, weight: Tensor, rows: int, width: int) -> Codes:
         groups = int(groups_of(width, self.group))
-        codes = torch.empty(rows, width, dtype=torch.int8 if self.bits == 8 else torch.uint8)
-        scale = torch.empty(rows, groups, dtype=torch.float16)
+        codes = torch.empty(rows, width, dtype=_F8 if self.f8 else torch.int8 if self.bits == 8 else torch.uint8)
+        scale = torch.empty(rows, groups, dtype=torch.float32 if self.f8 else torch.float16)
         zero = None if self.symmetric else torch.empty(rows, groups, dtype=torch.uint8)
         lost = total = 0.0
         for part in _blocks(rows, width):
             x = self._grouped(weight[part])
             q, s, z = self._nearest(x)
             codes[part] = q.flatten(1)[:, :width].to(codes.dtype)
-            scale[part] = s.half()
+            scale[part] = s.to(scale.dtype)
             if zero is not None and z is not None:
                 zero[part] = z.to(torch.uint8)
             lost += float(torch.addcmul(x, self._levels(q, z), s[..., None], value=-1).norm()) ** 2
@@ -72,12 +81,14 @@ class Format:
         return functional.pad(weight.float(), (0, missing)).reshape(weight.shape[0], -1, self.group)
 
     def _nearest(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes [N, G, group], scales f32 [N, G] (f16 values) and zero points f32 [N, G] of groups x."""
+        """Codes [N, G, group], scales f32 [N, G] and zero points f32 [N, G] of groups x."""
         largest = x.abs().amax(-1)
-        if self.nf4:
-            scale = _as_f16(largest)
-            middles = torch.tensor([(a + b) / 2 for a, b in pairwise(NF4)])
-            return torch.bucketize(x * _inverse(scale), middles), scale, None
+        if self.f8:
+            scale = largest / LARGEST_F8
+            return (x * _inverse(scale)).clamp_(-LARGEST_F8, LARGEST_F8).to(_F8), scale, None
+        if self.codebook:
+            scale = _as_f16(largest / max(map(abs, self.codebook)))
+            return _nearest_level(x * _inverse(scale), self.codebook), scale, None
         if not self.symmetric:
             low, high = x.amin(-1).clamp(max=0.0), x.amax(-1).clamp(min=0.0)
             scale = _as_f16((high - low) / self._top)
@@ -104,10 +115,18 @@ class Format:
         return torch.stack(tried).gather(0, best)[0]
 
     def _levels(self, q: Tensor, zero: Tensor | None) -> Tensor:
-        if self.nf4:
-            return torch.tensor(NF4)[q]
+        if self.codebook:
+            return torch.tensor(self.codebook)[q]
+        if self.f8:
+            return q.float()
         middle = 0 if self.bits == 8 else 8
         return q - (middle if zero is None else zero[..., None])
+
+
+def _nearest_level(x: Tensor, codebook: tuple[float, ...]) -> Tensor:
+    """The codes of the nearest levels, which the codebook has in any order."""
+    levels, order = torch.tensor(codebook).sort(stable=True)
+    return order[torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)]
 
 
 @contextmanager

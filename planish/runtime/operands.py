@@ -14,7 +14,7 @@ from planish.runtime.dtypes import ITEMSIZE, NUMPY, TORCH, DTypeName
 from planish.runtime.plan import InputSpec
 
 _NUMPY_TYPES = {name: np.dtype(word) for name, word in NUMPY.items()}
-_NAME_OF_NUMPY = {word: name for name, word in NUMPY.items() if name != "bf16"} | {"bfloat16": "bf16"}
+_NAME_OF_NUMPY = {word: name for name, word in NUMPY.items() if name not in ("bf16", "f8")} | {"bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True)

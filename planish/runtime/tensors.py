@@ -23,10 +23,10 @@ ALIGNMENT: Final = 64
 _READERS: Final = 2
 _DROP_SECONDS: Final = 0.002  # at the bandwidth of memory a few dozen MB are read meanwhile
 _NAMES: Final[dict[str, str]] = {NUMPY[name]: word for name, word in SAFETENSORS.items()} | {
-    "uint16": "U16", "uint32": "U32", "uint64": "U64", "bfloat16": "BF16",
+    "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64", "bfloat16": "BF16",
 }  # fmt: skip
 _ITEMSIZE: Final[dict[str, int]] = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "U16": 2, "U32": 4, "U64": 8,
 }  # fmt: skip
 
@@ -138,12 +138,15 @@ class TensorFile:
         return self._bytes
 
     def array(self, name: str, dtype: DTypeName, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """The first elements of a tensor, read-only, as `dtype` (bf16 as u16 bits) and `shape`."""
+        """The first elements of a tensor, read-only, as `dtype` (bf16 and f8 as their bits) and `shape`."""
         stored = self.tensors.get(name)
         if stored is None:
             raise ArtifactError(f"{self._name} has no tensor '{name}'")
         count, numpy_type = prod(shape), np.dtype(NUMPY[dtype])
-        if stored.dtype != SAFETENSORS[dtype] or stored.end - stored.begin < count * numpy_type.itemsize:
+        if (
+            stored.dtype not in (SAFETENSORS[dtype], _NAMES[NUMPY[dtype]])
+            or stored.end - stored.begin < count * numpy_type.itemsize
+        ):
             raise ArtifactError(
                 f"{self._name}: '{name}' is {stored.dtype}{list(stored.shape)}, needed as {dtype}{list(shape)}"
             )

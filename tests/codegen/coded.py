@@ -9,7 +9,7 @@ from torch.nn import functional
 from planish.compiler import ops
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, Shape
-from planish.passes.weight_codes import NF4
+from planish.passes.weight_codes import FP4, NF4
 
 Tensors = dict[str, torch.Tensor]
 
@@ -21,20 +21,23 @@ class Form:
     bits: int
     signed: bool = False
     zero: bool = False
-    nf4: bool = False
+    codebook: tuple[float, ...] = ()
 
     @property
     def attrs(self) -> dict[str, object]:
-        return {"bits": self.bits, "codebook": NF4 if self.nf4 else ()}
+        return {"bits": self.bits, "codebook": self.codebook}
 
 
+TABLE = (0.3, -2.0, 1.5, 0.1, -0.1, 2.5, -1.0, 0.9, -0.6, 0.6, 2.0, -1.4, 0.0, 1.2, -0.3, -3.0)
 FORMS = {
     "int8": Form(8, signed=True),
     "uint8": Form(8),
     "int4": Form(4),
     "int4 signed": Form(4, signed=True),
     "int4 with zeros": Form(4, zero=True),
-    "nf4": Form(4, nf4=True),
+    "nf4": Form(4, codebook=NF4),
+    "fp4": Form(4, codebook=FP4),
+    "table": Form(4, codebook=TABLE),
 }
 EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 
@@ -66,7 +69,7 @@ def weight_of(t: Tensors, group: int, form: Form) -> torch.Tensor:
     at = torch.arange(depth) // group
     middle = 0 if form.signed else 1 << (form.bits - 1)
     offset = t["z"].double()[:, at] if form.zero else torch.full((columns, depth), float(middle)).double()
-    levels = torch.tensor(NF4)[t["q"].long()].double() if form.nf4 else t["q"].double() - offset
+    levels = torch.tensor(form.codebook)[t["q"].long()].double() if form.codebook else t["q"].double() - offset
     return levels * t["s"].double()[:, at]
 
 

@@ -290,3 +290,13 @@ def test_refuses_hints_for_no_size() -> None:
 def test_refuses_too_many_arguments() -> None:
     with pytest.raises(InputError, match=r"the model takes 1 positional arguments \(input\), not 2"):
         import_torch(nn.Linear(2, 2).eval(), (X, X))
+
+
+@pytest.mark.parametrize("word", ["input", "output"])
+def test_refuses_f8_at_the_edge(word: str) -> None:
+    f8 = torch.float8_e4m3fn
+    net = Pair(lambda x, _: x.float() * 2) if word == "input" else Pair(lambda x, _: (x * 2).to(f8))
+    with pytest.raises(
+        ImportGraphError, match=f"an {word} is f8.*; callers pass and get no f8: cast it inside the model"
+    ):
+        import_torch(net, (X.to(f8) if word == "input" else X,), {})

@@ -170,6 +170,9 @@ MIXED: tuple[tuple[Op, tuple[Tensor, ...], Mapping[str, Attr]], ...] = (
     (ops.grouped_linear, (ROWS[INDEX].bfloat16(), torch.ones(3, 5, 4).bfloat16(), INDEX.int()), {"dtype": DType.f32}),
     (ops.quantization_scale, (ROWS,), {"group": 3}),
     (ops.quantize, (ROWS, torch.ones(*ROWS.shape[:-1], 2)), {"group": 3}),
+    (ops.quantization_scale, (ROWS,), {"group": 3, "dtype": DType.f8}),
+    (ops.quantize, (ROWS, torch.ones(*ROWS.shape[:-1], 2)), {"group": 3, "dtype": DType.f8}),
+    (ops.dequantize, (ROWS.to(torch.float8_e4m3fn), torch.ones(*ROWS.shape[:-1], 2)), {"group": 3}),
     (ops.dequantize, (ROWS.to(torch.uint8), torch.ones(*ROWS.shape[:-1], 2)), {"group": 3, "bits": 4}),
     (
         ops.dequantize,
@@ -330,6 +333,27 @@ def test_batch_and_group_norm_are_those_of_torch_modules() -> None:
     torch.testing.assert_close(ops.batch_norm.reference(mean, variance, x, w, b, eps=1e-5), batch)
     group = functional.group_norm(x.movedim(-1, 1), 2, w, b).movedim(1, -1)
     torch.testing.assert_close(ops.group_norm.reference(x, w, b, groups=2, eps=1e-5), group)
+
+
+def test_codes_of_f8_are_the_nearest_numbers_of_three_bits_of_mantissa() -> None:
+    """Powers of two from 2**-6 with eighths between, below them multiples of 2**-9, at most 448 (OCP 8-bit floating
+    point specification)."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 200) * 10.0 ** torch.randint(-4, 3, (4, 200))
+    scale = ops.quantization_scale.reference(x, group=200, bits=8, dtype=DType.f8)
+    torch.testing.assert_close(scale, x.abs().amax(1, keepdim=True) / 448)
+    found = ops.quantize.reference(x, scale, group=200, bits=8, dtype=DType.f8).double()
+    levels = x.double() / scale.double()
+    step = 2.0 ** (torch.frexp(levels)[1].clamp(min=-5) - 4)
+    assert torch.equal(found / step, (found / step).round())
+    assert ((found - levels).abs() <= 0.5001 * step).all()
+    assert found.abs().amax() == 448
+
+
+def test_codes_of_f8_saturate() -> None:
+    x, scale = torch.tensor([[1e9, -1e9, 3.0]]), torch.ones(1, 1)
+    found = ops.quantize.reference(x, scale, group=3, bits=8, dtype=DType.f8)
+    assert found.float().tolist() == [[448, -448, 3]]
 
 
 @pytest.mark.parametrize("op", [ops.input_, ops.weight])

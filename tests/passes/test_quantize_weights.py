@@ -9,8 +9,9 @@ from planish.compiler.pass_ import Context
 from planish.compiler.types import DType
 from planish.compiler.verify import verify
 from planish.errors import PassError
+from planish.hardware_profiles import load_profile
 from planish.passes import EXACT, QuantizeWeights, parse_pass
-from planish.passes.weight_codes import NF4, Codes, Format
+from planish.passes.weight_codes import FP4, NF4, Codes, Format
 from tests.passes.harness import evaluate_program, graph_text, program_of, random_inputs, refusals
 
 LINEAR = graph_text(
@@ -29,8 +30,7 @@ TIED = graph_text(
 
 
 def _restored(codes: Codes, layout: Format) -> torch.Tensor:
-    codebook = NF4 if layout.nf4 else ()
-    attrs = {"group": layout.group, "bits": layout.bits, "codebook": codebook}
+    attrs = {"group": layout.group, "bits": layout.bits, "codebook": layout.codebook}
     return dequantize.reference(codes.codes, codes.scale, codes.zero, dtype=DType.f32, **attrs)
 
 
@@ -63,31 +63,59 @@ def test_zero_points_hold_one_sided_groups_at_half_a_step() -> None:
     assert ((_restored(codes, layout) - weight).abs() <= 0.5 * step * 1.01).all()
 
 
-def test_nf4_takes_the_nearest_of_its_levels() -> None:
-    weight, layout = _weight(8, 64), Format(4, 64, nf4=True)
+TABLE = (0.3, -2.0, 1.5, 0.1, -0.1, 2.5, -1.0, 0.9, -0.6, 0.6, 2.0, -1.4, 0.0, 1.2, -0.3, -3.0)
+
+
+@pytest.mark.parametrize("codebook", [NF4, FP4, TABLE], ids=["nf4", "fp4", "any"])
+def test_codes_of_a_codebook_take_the_nearest_of_its_levels(codebook: tuple[float, ...]) -> None:
+    weight, layout = _weight(8, 64), Format(4, 64, codebook=codebook)
     codes = layout.encode(weight)
-    scale = weight.abs().amax(1, keepdim=True).half().float()
-    nearest = np.abs((weight / scale).numpy()[..., None] - np.array(NF4, np.float32)).argmin(-1)
-    assert (codes.codes.numpy() == nearest).all()
+    levels = np.array(codebook, np.float32)
+    scale = (weight.abs().amax(1, keepdim=True) / float(np.abs(levels).max())).half().float()
+    error = np.abs((weight / scale).numpy()[..., None] - levels)
+    found = np.take_along_axis(error, codes.codes.numpy()[..., None].astype(int), -1)[..., 0]
+    np.testing.assert_allclose(found, error.min(-1), atol=1e-6)
+
+
+def test_fp4_has_the_levels_of_e2m1() -> None:
+    def level(code: int) -> float:
+        exponent, mantissa = code >> 1 & 3, code & 1
+        size = 2.0 ** (exponent - 1) * (1 + mantissa / 2) if exponent else mantissa / 2
+        return -size if code >> 3 else size
+
+    assert [level(code) for code in range(16)] == list(FP4)
+
+
+def test_f8_keeps_three_bits_of_mantissa_at_any_magnitude() -> None:
+    weight = _weight() * 10.0 ** -torch.arange(0.0, 8.0).repeat(5)[:, None]
+    codes = Format(8, 100, f8=True).encode(weight)
+    assert codes.codes.dtype is torch.float8_e4m3fn
+    assert codes.scale.dtype is torch.float32
+    restored, scale = _restored(codes, Format(8, 100, f8=True)), weight.abs().amax(1, keepdim=True) / 448
+    assert ((restored - weight).abs() <= 1.001 * torch.maximum(2.0**-4 * weight.abs(), 2.0**-10 * scale)).all()
+
+
+CODED = (Format(4, 32, codebook=NF4), Format(4, 32, codebook=FP4), Format(8, 100, f8=True))
 
 
 def test_the_stated_error_is_that_of_the_restored_weight() -> None:
     weight = _weight()
-    for layout in (Format(4, 32), Format(8, 100), Format(4, 32, symmetric=False), Format(4, 32, nf4=True)):
+    for layout in (Format(4, 32), Format(8, 100), Format(4, 32, symmetric=False), *CODED):
         codes = layout.encode(weight)
         error = float((_restored(codes, layout) - weight).norm() / weight.norm())
         assert codes.error == pytest.approx(error, rel=1e-3)
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
-    for layout in (Format(4, 16), Format(8, 16), Format(4, 16, symmetric=False), Format(4, 16, nf4=True)):
+    for layout in (Format(4, 16), Format(8, 16), Format(4, 16, symmetric=False), *CODED):
         assert not _restored(layout.encode(torch.zeros(2, 40)), layout).any()
 
 
 @pytest.mark.parametrize(
     ("options", "largest"),
     [("{bits=8}", 0.02), ("{group=32}", 0.2), ("{group=32, symmetric=false}", 0.2), ('{format="nf4"}', 0.2),
-     ('{bits=8, activations="int8"}', 0.04)],
+     ('{format="fp4"}', 0.2), ('{bits=8, activations="int8"}', 0.04), ('{format="f8"}', 0.05),
+     ('{format="f8", activations="f8"}', 0.08)],
 )  # fmt: skip
 def test_results_stay_near(options: str, largest: float) -> None:
     program = program_of(LINEAR)
@@ -120,6 +148,28 @@ def test_embeddings_and_scopes_can_be_left_alone() -> None:
     assert refusals(change.hits) == ["skipped by its scope"]
 
 
+F8 = """\
+graph main<B: 1..64 = 2, S: 1..32 = 5>(%x: f32[B, S, 64]) {
+  %0 = quantization_scale(%x) {group=64, dtype=f8}: f32[B, S, 1]
+  %1 = quantize(%x, %0) {group=64, dtype=f8}: f8[B, S, 64]
+  %2 = dequantize(%1, %0) {group=64}: f32[B, S, 64]
+  %3 = dequantize(@w.codes: f8[96, 64], @w.scale: f32[96, 1]) {group=64}: f32[96, 64]
+  %4 = linear(%2, %3): f32[B, S, 96]  # up
+  return %4
+}"""
+
+
+def test_rows_and_weight_become_f8() -> None:
+    before = graph_text("%x: f32[B, S, 64]", "linear(%x, @w: f32[96, 64]): f32[B, S, 96]  # up", outputs="%0")
+    after = parse_pass('quantize-weights{format="f8", activations="f8"}').apply(program_of(before), Context()).program
+    assert str(after.main) == F8
+
+
+def test_a_cpu_refuses_f8() -> None:
+    with pytest.raises(PassError, match="zen5 computes no f8; bits=8 takes as much memory"):
+        QuantizeWeights(format="f8").apply(program_of(LINEAR), Context(load_profile("zen5")))
+
+
 def test_a_second_time_changes_nothing() -> None:
     once = QuantizeWeights().apply(program_of(LINEAR), Context()).program
     assert str(QuantizeWeights().apply(once, Context()).program) == str(once)
@@ -136,7 +186,11 @@ def test_undefined_weights_are_refused_by_name() -> None:
     [
         ("bits=3", "bits is 4 or 8, not 3"),
         ("group=24", "a group is a multiple of 16 columns, or 0 for rows, not 24"),
-        ('format="fp4"', "format is int or nf4, not fp4"),
+        ('format="f4"', "format is int or nf4 or fp4 or f8, not f4"),
+        ('format="f8", bits=4', "f8 has 8 bits, no zero points and float or f8 activations"),
+        ('format="f8", group=64', "f8 has one scale a row"),
+        ('format="fp4", activations="f8"', "fp4 has 4 bits, no zero points and float activations"),
+        ('bits=8, activations="f8"', 'activations of f8 go with weights of f8: format="f8"'),
         ('bits=8, format="nf4"', "nf4 has 4 bits"),
         ("bits=8, symmetric=false", "8-bit weights are symmetric"),
     ],

@@ -84,10 +84,27 @@ def test_the_safetensors_library_reads_our_weights(tmp_path: Path) -> None:
         np.testing.assert_array_equal(padded[: WEIGHTS[name].size], WEIGHTS[name].reshape(-1))
 
 
-def test_the_safetensors_library_reads_our_bf16(tmp_path: Path) -> None:
-    values = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    write_tensors(tmp_path / "t.safetensors", {"x": ("bf16", values.view(torch.int16).numpy().view(np.uint16))})
-    assert torch.equal(load_torch(tmp_path / "t.safetensors")["x"], values)
+def test_the_safetensors_library_reads_our_bf16_and_f8(tmp_path: Path) -> None:
+    values = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    wide, narrow = values.to(torch.bfloat16), values.to(torch.float8_e4m3fn)
+    written = {
+        "x": ("bf16", wide.view(torch.int16).numpy().view(np.uint16)),
+        "y": ("f8", narrow.view(torch.uint8).numpy()),
+    }
+    write_tensors(tmp_path / "t.safetensors", written)
+    found = load_torch(tmp_path / "t.safetensors")
+    assert torch.equal(found["x"], wide)
+    assert torch.equal(found["y"].float(), narrow.float())
+
+
+def test_weights_without_a_numpy_dtype_are_read_as_their_bits(tmp_path: Path) -> None:
+    weights = {"x": np.arange(6, dtype=np.uint16), "y": np.arange(6, dtype=np.uint8)}
+    write_weights(tmp_path / "w.safetensors", weights)
+    file = TensorFile(tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(file.array("x", "bf16", (2, 3)).reshape(-1), weights["x"])
+    np.testing.assert_array_equal(file.array("y", "f8", (6,)), weights["y"])
+    with pytest.raises(ArtifactError, match="needed as f16"):
+        file.array("x", "f16", (6,))
 
 
 def test_we_read_what_the_safetensors_library_writes(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ _BYTES_OF_A_THREAD = 64  # four loads of 16 bytes that it has under way
 _SPILL_USES = 16  # how often what a thread spills goes out and comes back
 _RESERVED_BYTES = 1024  # of shared memory, which CUDA keeps of each block
 
-_RATED = frozenset({DType.f16, DType.bf16, DType.f32, DType.f64, DType.i8})
+_RATED = frozenset({DType.f16, DType.bf16, DType.f32, DType.f64, DType.f8, DType.i8})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What elementwise ops compute, as Triton text over blocks of elements.
 
-Inside expressions a bool is a predicate, f16 and bf16 are f32 (rounded by a cast and by the store), and every other
-dtype is its own.
+Inside expressions a bool is a predicate, f16 and bf16 are f32 (rounded by a cast and by the store), f8 is its bits, and
+every other dtype is its own.
 """
 
 import math
@@ -16,6 +16,7 @@ TRITON_DTYPE = {
     DType.f32: "float32",
     DType.f16: "float16",
     DType.bf16: "bfloat16",
+    DType.f8: "uint8",  # not every architecture lets Triton name f8
     DType.i64: "int64",
     DType.i32: "int32",
     DType.i16: "int16",
@@ -67,6 +68,8 @@ def refuse_elementwise(node: Node) -> str | None:
 def number(value: object, dtype: DType) -> str:
     """The text of a literal of `dtype`."""
     assert isinstance(value, bool | int | float)
+    if dtype is DType.f8:
+        return f"tm.to_f8({number(value, DType.f32)})"
     plain = float(value) if dtype.is_float else int(value)
     text = repr(plain) if math.isfinite(plain) else f'float("{plain}")'
     return f"tl.full((), {text}, tl.{compute_dtype(dtype)})"
@@ -80,6 +83,10 @@ def _cast(node: Node, x: str) -> str:
     source, target = node.operands[0].dtype, node.types[0].dtype
     if source is target:
         return x
+    if source is DType.f8:
+        x = f"tm.from_f8({x})"
+    if target is DType.f8:
+        return f"tm.to_f8({x}.to(tl.float32))"
     if target is DType.bool:
         return f"({x} != 0)"
     if target in _COMPUTED:

@@ -17,8 +17,8 @@ from planish.codegen.triton.places import Place, address_text, axis_text, parts,
 from planish.codegen.triton.sources import Generated
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.ops.quantize import middle
-from planish.compiler.types import Dim, dim_text, same_dim, symbol
+from planish.compiler.ops.quantize import largest_code, middle
+from planish.compiler.types import Dim, DType, dim_text, same_dim, symbol
 from planish.errors import TemplateError
 
 
@@ -311,6 +311,8 @@ def _dequantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
         level = w.keep(f"tl.full((), {book[0]!r}, tl.float32)")
         for i, known in enumerate(book[1:], start=1):
             level = w.keep(f"tl.where({code} == {i}, {known!r}, {level})")
+    elif codes.dtype is DType.f8:
+        level = w.keep(f"tm.from_f8({code})")
     else:
         centre = w.at(zero[0], grouped) + ".to(tl.float32)" if zero else str(float(middle(codes.dtype, bits)))
         level = w.keep(f"{code}.to(tl.float32) - {centre}")
@@ -318,14 +320,17 @@ def _dequantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
 
 
 def _quantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    """round(x / scale), within the range of the codes; 0 where the scale is 0."""
+    """x / scale rounded to the codes, within their range; 0 where the scale is 0."""
     x, scale = node.operands
-    group, limit = integer_of(node, "group"), (1 << (integer_of(node, "bits") - 1)) - 1
+    dtype, group = node.types[0].dtype, integer_of(node, "group")
+    limit = float(largest_code(dtype, integer_of(node, "bits")))
     part = w.axis(places[-1]) if group == 1 else f"({w.axis(places[-1])} // {group})"
     size = w.at(scale, (*places[:-1], "0" if same_dim(scale.shape[-1], 1) else part))
     inverse = w.keep(f"tl.where({size} == 0, 0.0, 1.0 / {size})")
-    rounded = w.keep(f"tm.round_even({w.at(x, places)} * {inverse})")
-    return w.keep(f"tl.minimum(tl.maximum({rounded}, -{limit}.0), {limit}.0).to(tl.int8)")
+    level = f"{w.at(x, places)} * {inverse}"
+    if dtype is DType.f8:
+        return w.keep(f"tm.to_f8(tm.minimum(tm.maximum({level}, -{limit}), {limit}))")
+    return w.keep(f"tl.minimum(tl.maximum(tm.round_even({level}), -{limit}), {limit}).to(tl.int8)")
 
 
 def _full(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:

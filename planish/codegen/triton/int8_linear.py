@@ -1,4 +1,4 @@
-"""Linear layers over quantized activations and weights on GPUs: products of 8-bit integers."""
+"""Linear layers over quantized activations and weights on GPUs: products of 8-bit integers, and of f8."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from planish.codegen.triton.kernel import (
 )
 from planish.codegen.triton.kernels.int8 import int8_gemm
 from planish.codegen.triton.packed_weight import PackedWeight, by_group
+from planish.codegen.triton.sources import Existing
 from planish.codegen.triton.tiles import blocks
 from planish.codegen.view import View
 from planish.compiler import ops
@@ -54,6 +55,7 @@ _REGIMES: tuple[tuple[int | None, tuple[_Tile, ...]], ...] = (
     (64, (_Tile(32, 32, 128, 4, 4, 3), _Tile(64, 64, 128, 1, 4, 4))),
     (None, (_Tile(128, 128, 128, 1, 8, 3), _Tile(64, 128, 128, 1, 4, 3))),
 )
+_TALL = _Tile(256, 128, 128, 1, 8, 3)  # of f8, whose operands both lie in shared memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Int8Linear:
     ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
 
     def refuse(self, call: Call, device: Device) -> str | None:
-        return _refuse_nodes(call) or _refuse_views(call) or _refuse_groups(call) or refuse_around(call)
+        return _refuse_nodes(call, DType.i8) or _refuse_call(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
         product = _Product.of(call, device)
@@ -84,15 +86,38 @@ class Int8Linear:
         return fuses_slices(anchor, slices)
 
 
-def _refuse_nodes(call: Call) -> str | None:
+@dataclass(frozen=True, slots=True)
+class F8Linear(Int8Linear):
+    """dequantize(xq, xs) times dequantize(q, ws) of f8 codes, plus bias and elementwise nodes, summed in f32.
+
+    Within the matrix units of compute capability 9.0 sums keep fewer bits than f32 (arXiv 2412.19437, section 3.3.2),
+    as they do in the forward pass of NVIDIA's Transformer Engine. AMD's units multiply e4m3fnuz, in which the same bits
+    mean half of the number.
+    """
+
+    name: ClassVar[str] = "f8-linear"
+
+    def refuse(self, call: Call, device: Device) -> str | None:
+        if not device.has_f8:
+            return f"{device.profile.name} has no f8 matrix units"
+        return _refuse_nodes(call, DType.f8) or _refuse_call(call)
+
+
+def _refuse_call(call: Call) -> str | None:
+    return _refuse_views(call) or _refuse_groups(call) or refuse_around(call)
+
+
+def _refuse_nodes(call: Call, codes: DType) -> str | None:
     x, w = (value.node for value in call.anchor.operands[:2])
     for role, node in (("rows", x), ("weight", w)):
         if node.op is not ops.dequantize or node not in call.nodes:
             return f"the {role} are not dequantized in the kernel"
         if node.attrs["codebook"]:
             return f"the {role} have a codebook"
-    if len(x.operands) > 2 or x.operands[0].dtype is not DType.i8 or x.operands[1].dtype is not DType.f32:
-        return "the rows are no i8 codes with f32 scales and no zero points"
+    if len(x.operands) > 2 or x.operands[0].dtype is not codes or x.operands[1].dtype is not DType.f32:
+        return f"the rows are no {codes} codes with f32 scales and no zero points"
+    if (w.operands[0].dtype is DType.f8) != (codes is DType.f8):
+        return f"codes of {w.operands[0].dtype} are not multiplied with codes of {codes}"
     if any(value.node.op is not ops.weight for value in w.operands):
         return "the weight is computed"
     if len(w.operands) > 2 and _int(w.attrs["bits"]) > 4:
@@ -139,8 +164,16 @@ class _Product:
     def of(cls, call: Call, device: Device) -> "_Product":
         lines = _lines(call)
         assert lines is not None
-        weight = PackedWeight(call.anchor.operands[1].node, DType.i8, device, halves_of(call))
-        return cls(call, weight, lines)
+        w = call.anchor.operands[1].node
+        codes = DType.f8 if w.operands[0].dtype is DType.f8 else DType.i8
+        return cls(call, PackedWeight(w, codes, device, halves_of(call)), lines)
+
+    @property
+    def f8(self) -> str | None:
+        """Triton's name of the f8 that the matrix units multiply, or None for integers."""
+        if self.weight.dtype is not DType.f8:
+            return None
+        return "float8e4nv" if self.weight.device.backend == "cuda" else "float8e4b8"
 
     @property
     def nibbles(self) -> bool:
@@ -161,7 +194,7 @@ class _Product:
     @property
     def shift(self) -> int:
         """What packing adds to codes: nibbles are unsigned, bytes signed."""
-        signed = self.weight.node.operands[0].dtype is DType.i8
+        signed = self.weight.node.operands[0].dtype is not DType.u8
         return (8 if signed else 0) if self.nibbles else (0 if signed else -128)
 
     def packings(self) -> dict[Value, Packing]:
@@ -169,6 +202,8 @@ class _Product:
         codes, *groups = self.weight.node.operands
         kind = "nibbles" if nibbles else "bytes"
         found = {value: packing("groups of columns", by_group) for value in groups}
+        if self.f8 is not None:
+            return {codes: packing("rows of f8", pack_f8), **found}
         rows = packing(f"rows of {kind} plus {shift}", lambda array: pack_rows(array, nibbles, shift))
         return {codes: rows, **found}
 
@@ -195,6 +230,8 @@ class _Product:
             **({"zero": None} if weight.zero is None else {}),
             "FINISH": finish_of(self.call, groups),
             "HALF": 0 if weight.halves is None else weight.halves.width,
+            "F8": None if self.f8 is None else Existing("triton.language", self.f8),
+            "GAIN": 4.0 if self.f8 == "float8e4b8" else 1.0,
             "NIBBLES": self.nibbles,
             "OFFSET": centre + self.shift,
             "X_GROUP": self.x_group,
@@ -202,7 +239,10 @@ class _Product:
             "SCALED": self.scaled,
             "GROUP_M": 8,
         }
-        regimes = tuple(Regime(most, tuple(map(self._variant, tiles))) for most, tiles in _REGIMES)
+        regimes = tuple(
+            Regime(most, tuple(map(self._variant, (*tiles, _TALL) if self.f8 and most is None else tiles)))
+            for most, tiles in _REGIMES
+        )
         return Launch(int8_gemm, arguments, constants, regimes, size=self.rows)
 
     def _variant(self, wanted: _Tile) -> Variant:
@@ -216,7 +256,7 @@ class _Product:
             of_x, of_w = tile.m * weight.depth, tile.n * weight.depth * weight.byte_count
             flops = 2.0 * tile.m * tile.n * weight.depth
             written = tile.m * tile.n * self.call.view.dtype.itemsize
-            return Work(flops, DType.i8, of_x + of_w, of_x / across + of_w / down, written)
+            return Work(flops, weight.dtype, of_x + of_w, of_x / across + of_w / down, written)
 
         constants = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "SPLIT": tile.split}
         grid = (elements((blocks(rows, tile.m), blocks(weight.columns, tile.n))), 1, 1)
@@ -230,6 +270,12 @@ def pack_rows(array: NDArray[numpy.generic], nibbles: bool, shift: int) -> NDArr
         return codes.astype(numpy.int8).view(numpy.asarray(array).dtype)
     halves = (codes & 15).astype(numpy.uint8).reshape(codes.shape[0], -1, 2, 16)
     return (halves[:, :, 0] | halves[:, :, 1] << 4).view(numpy.asarray(array).dtype)
+
+
+def pack_f8(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
+    """Codes [columns, depth], as bytes, in rows of whole 64s; zeros lose their sign, which e4m3fnuz has not."""
+    codes = numpy.pad(array.view(numpy.uint8), ((0, 0), (0, -array.shape[1] % _PADDING)))
+    return numpy.where(codes == 0x80, 0, codes).astype(numpy.uint8)
 
 
 def _int(value: object) -> int:

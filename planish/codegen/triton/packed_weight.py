@@ -83,12 +83,15 @@ class PackedWeight:
     def unpacking(self) -> Unpacking:
         """How words become numbers."""
         assembly = self.device.backend == "cuda" and self.dtype in (DType.f16, DType.bf16)
-        return Unpacking(self.codes, self.dtype, self.codebook, not self.is_scaled_by_rows, assembly)
+        f8 = self.node.operands[0].dtype is DType.f8
+        return Unpacking(
+            self.codes, self.dtype, self.codebook, not self.is_scaled_by_rows, assembly, f8, f8 and self.device.has_f8
+        )
 
     @property
     def offset(self) -> float:
         """What a code of level 0 is unpacked as, less the zero point where there is one."""
-        if self.codebook:
+        if self.unpacking.levels:
             return 0.0
         centre = 0 if self.zero is not None else middle(self.node.operands[0].dtype, self.bits)
         return float(self._sign + centre + self.unpacking.magic)

@@ -1,4 +1,4 @@
-"""Scales of activations for products of integers on GPUs; the codes themselves are an expression."""
+"""Scales of activations for products of codes on GPUs; the codes themselves are an expression."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from planish.codegen.triton.kernels.quantization import group_scales
 from planish.codegen.triton.tiles import blocks, power_of_two
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
+from planish.compiler.ops.quantize import largest_code
 from planish.compiler.types import Dim, DType, elements
 
 _ELEMENTS = 2048  # of a block
@@ -30,9 +31,10 @@ class Quantization:
 
     def build(self, call: Call, device: Device) -> Kernel:
         anchor, x = call.anchor, call.anchor.operands[0]
-        group, bits = anchor.attrs["group"], anchor.attrs["bits"]
+        group, bits, dtype = (anchor.attrs[name] for name in ("group", "bits", "dtype"))
         assert isinstance(group, int)
         assert isinstance(bits, int)
+        assert isinstance(dtype, DType)
         lead, fragments = len(x.shape) - 1, Fragments(call)
         count, width = elements(anchor.types[0].shape), min(_ELEMENTS, power_of_two(group))
         down = max(1, _ELEMENTS // width)
@@ -49,7 +51,7 @@ class Quantization:
                 "READ": fragments.read("read", x, (Group("row", lead), Group("column", 1))),
                 "FINISH": fragments.finish("finish", (Group("row", lead), Group("column", 1))),
                 "GROUP": group,
-                "LIMIT": (1 << (bits - 1)) - 1,
+                "LIMIT": largest_code(dtype, bits),
             },
             (Regime(None, (_variant(call, (blocks(count, down), down, width)),)),),
         )

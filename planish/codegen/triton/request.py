@@ -14,6 +14,7 @@ _POINTEE = {
     DType.f32: "fp32",
     DType.f16: "fp16",
     DType.bf16: "bf16",
+    DType.f8: "u8",
     DType.i64: "i64",
     DType.i32: "i32",
     DType.i16: "i16",

@@ -7,7 +7,7 @@ from planish.codegen.triton.cache_update import CacheUpdate
 from planish.codegen.triton.cached_attention import CachedAttention
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
-from planish.codegen.triton.int8_linear import Int8Linear
+from planish.codegen.triton.int8_linear import F8Linear, Int8Linear
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.map import Map
 from planish.codegen.triton.matmul import Matmul
@@ -20,6 +20,7 @@ TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     Gemm(),
     QuantizedLinear(),
     Int8Linear(),
+    F8Linear(),
     Matmul(),
     CachedAttention(),
     Attention(),

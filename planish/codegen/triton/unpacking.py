@@ -1,7 +1,8 @@
 """Triton functions that turn words of packed codes into numbers: plain ones, and PTX for halves of registers.
 
 In PTX a register holds two neighbouring words, and each result two numbers: one instruction computes both. Small codes
-become numbers as the low bits of a mantissa: 1024 + code in f16, 128 + code in bf16.
+become numbers as the low bits of a mantissa: 1024 + code in f16, 128 + code in bf16. Codes of f8 have the fields of f16
+and bf16, whose exponents only count from elsewhere.
 """
 
 import struct
@@ -15,6 +16,8 @@ from planish.compiler.types import DType
 _AND_OR = "0xEA"  # lop3: (a & b) | c
 _MAGIC = {DType.f16: 1024, DType.bf16: 128}
 _MAGIC_BITS = {DType.f16: 0x64006400, DType.bf16: 0x43004300}
+# how far the seven bits beside the sign move down from the upper byte, where they end, and what that divides by
+_F8_FIELDS = {DType.f16: (1, 0x3F803F80, "0x5C005C00"), DType.bf16: (4, 0x07F007F0, "0x7B807B80")}  # 2**8, 2**120
 _OF_BF16 = (".reg .b32 minus, nothing;", "mov.b32 minus, 0xBF80BF80;", "mov.b32 nothing, 0x80008000;")  # -1 and -0
 
 
@@ -23,7 +26,7 @@ class Unpacking:
     """How words of `codes` codes each, 4 or 2, become numbers of `dtype`: (code - offset) * scale, or level * scale.
 
     `codebook` has up to 16 levels or none; `assembly` asks for PTX, which knows f16 and bf16. Without `scaled` the
-    scale is left out.
+    scale is left out. Codes of `f8` are levels themselves, which `converts` leaves to an instruction of the device.
     """
 
     codes: int
@@ -31,12 +34,19 @@ class Unpacking:
     codebook: tuple[float, ...]
     scaled: bool
     assembly: bool
+    f8: bool = False
+    converts: bool = False
+
+    @property
+    def levels(self) -> bool:
+        """Whether codes stand for levels, not for integers that have an offset."""
+        return self.f8 or bool(self.codebook)
 
     @property
     def magic(self) -> int:
         """What unpacked codes are too large by."""
         small = self.codes == 4 or self.dtype is DType.f16
-        return _MAGIC[self.dtype] if self.assembly and small and not self.codebook else 0
+        return _MAGIC[self.dtype] if self.assembly and small and not self.levels else 0
 
     @property
     def instructions(self) -> float:
@@ -59,7 +69,9 @@ class Unpacking:
         for i, part in enumerate(parts):
             lines.append(f"code{i} = (words >> {bits * i}) & {(1 << bits) - 1}")
             level = f"code{i}.to(tl.float32) - offset.to(tl.float32)"
-            if self.codebook:
+            if self.f8:
+                level = f"tm.from_f8(code{i})"
+            elif self.codebook:
                 level = "tl.zeros((), tl.float32)"
                 for code, known in enumerate(self.codebook):
                     level = f"tl.where(code{i} == {code}, {known!r}, {level})"
@@ -82,13 +94,15 @@ class Unpacking:
         word = f"${self.codes}"
         if self.codebook:
             lines = _looked_up(word, self.codebook, self.dtype)
+        elif self.f8:
+            lines = _converted(word) if self.converts and self.dtype is DType.f16 else _refielded(word, self.dtype)
         elif self.codes == 4:
             lines = _nibbles(word, self.dtype)
         else:
             lines = _bytes_of_f16(word) if self.dtype is DType.f16 else _bytes_of_bf16(word)
         offset, scale = f"${self.codes + 1}", f"${self.codes + 2}"
         for i in range(self.codes):
-            if not self.codebook:
+            if not self.levels:
                 lines.append(_less(f"${i}", offset, self.dtype))
             if self.scaled:
                 lines.append(_times(f"${i}", scale, self.dtype))
@@ -117,6 +131,25 @@ def _bytes_of_bf16(word: str) -> list[str]:
             lines.append(f"prmt.b32 t, {word}, magic, 0x744{byte};")
             lines += [f"mov.b32 {half}, t;", f"sub.f32 {half}, {half}, 0f4B000000;"]
         lines.append(f"cvt.rn.bf16x2.f32 ${i}, high, low;")
+    return lines
+
+
+def _converted(word: str) -> list[str]:
+    """Pairs of f8 by the instruction of compute capability 8.9 and above."""
+    lines = [".reg .b32 t;", ".reg .b16 pair;", f"prmt.b32 t, {word}, 0, 0x3120;", "cvt.u16.u32 pair, t;"]
+    lines += ["cvt.rn.f16x2.e4m3x2 $0, pair;", "shr.u32 t, t, 16;", "cvt.u16.u32 pair, t;"]
+    return [*lines, "cvt.rn.f16x2.e4m3x2 $1, pair;"]
+
+
+def _refielded(word: str, dtype: DType) -> list[str]:
+    """The bits of f8 where those of a half lie, times the power of two by which their exponents differ."""
+    down, mask, factor = _F8_FIELDS[dtype]
+    lines = [".reg .b32 t, u;"]
+    for i in range(2):
+        upper = word if i else "u"
+        lines += [] if i else [f"shl.b32 u, {word}, 8;"]
+        lines += [f"shr.u32 t, {upper}, {down};", f"and.b32 t, t, 0x{mask:08X};"]
+        lines += [f"lop3.b32 ${i}, {upper}, 0x80008000, t, {_AND_OR};", _times(f"${i}", factor, dtype)]
     return lines
 
 

@@ -28,7 +28,7 @@ from planish.compiler.importers.dynamic import (
 from planish.compiler.importers.trees import Computed, Imported, positional, positional_names, signature_of
 from planish.compiler.importers.walk import Walk
 from planish.compiler.ir import Graph, Program, Value
-from planish.compiler.types import Size, symbol
+from planish.compiler.types import DType, Size, symbol
 from planish.errors import ImportGraphError, InputError, nearest
 from planish.runtime.tree import describe
 
@@ -285,10 +285,19 @@ def _build(
     kept = [value for value, leaf in zip(results, _outputs(exported)[0], strict=True) if isinstance(leaf, Computed)]
     builder.scope = ""
     outputs = tuple(v if isinstance(v, Value) else builder.emit(ops.dim_value, value=v) for v in kept)
+    _check_edges(inputs, outputs)
     graph = Graph("main", tuple(inputs), outputs, tuple(ranges.values()))
     used = {n.attrs["name"] for n in graph.nodes() if n.op is ops.weight}
     notes = {"opaque": tuple(walk.opaque)} if walk.opaque else {}
     return graph, notes, {name: t for name, t in builder.weights.items() if name in used}
+
+
+def _check_edges(inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
+    for word, values in (("input", inputs), ("output", outputs)):
+        if narrow := [value for value in values if value.dtype is DType.f8]:
+            raise ImportGraphError(
+                f"an {word} is {narrow[0].type}; callers pass and get no f8: cast it inside the model"
+            )
 
 
 def _bind(exported: ExportedProgram, walk: Walk) -> tuple[list[Any], list[Value]]:

@@ -12,10 +12,18 @@ def check_float(*operands: TensorType | None) -> None:
 
 
 def check_number(*operands: TensorType | None) -> None:
-    """No operand that is present is bool."""
+    """No operand that is present is bool or f8."""
     for of in operands:
         if of is not None and of.dtype is DType.bool:
             raise TypeRuleError(f"takes numbers, not {of}; cast it")
+    check_computed(*operands)
+
+
+def check_computed(*operands: TensorType | None) -> None:
+    """No operand that is present is f8, which is stored, moved, cast and multiplied as codes."""
+    for of in operands:
+        if of is not None and of.dtype is DType.f8:
+            raise TypeRuleError(f"does not compute in f8: cast {of}")
 
 
 def check_same_dtype(*operands: TensorType | None) -> None:

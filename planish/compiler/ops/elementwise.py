@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.ir import Op, op
-from planish.compiler.ops.checks import check_float, check_number, check_same_dtype
-from planish.compiler.ops.structure import TORCH_DTYPE
+from planish.compiler.ops.checks import check_computed, check_float, check_number, check_same_dtype
+from planish.compiler.ops.structure import LARGEST_F8, TORCH_DTYPE
 from planish.compiler.types import Dim, DType, Shape, TensorType, same_dim
 from planish.errors import TypeRuleError
 
@@ -26,10 +26,6 @@ def _broadcast_dim(dims: list[Dim]) -> Dim:
     return wide[0] if wide else 1
 
 
-def _any(*_: TensorType) -> None:
-    """Operands of every dtype fit."""
-
-
 Check = Callable[..., None]
 
 
@@ -42,7 +38,11 @@ def _unary(name: str, reference: Callable[..., Tensor], check: Check, *, result:
 
 
 def _binary(
-    name: str, reference: Callable[..., Tensor], *traits: str, check: Check = _any, result: DType | None = None
+    name: str,
+    reference: Callable[..., Tensor],
+    *traits: str,
+    check: Check = check_computed,
+    result: DType | None = None,
 ) -> Op:
     def infer(x: TensorType, y: TensorType) -> TensorType:
         check_same_dtype(x, y)
@@ -69,8 +69,8 @@ silu = _unary("silu", functional.silu, check_float)
 floor = _unary("floor", torch.floor, check_number)
 ceil = _unary("ceil", torch.ceil, check_number)
 round_ = _unary("round", torch.round, check_number)
-logical_not = _unary("logical_not", torch.logical_not, _any, result=DType.bool)
-isnan = _unary("isnan", torch.isnan, _any, result=DType.bool)
+logical_not = _unary("logical_not", torch.logical_not, check_computed, result=DType.bool)
+isnan = _unary("isnan", torch.isnan, check_computed, result=DType.bool)
 
 add = _binary("add", torch.add, "commutative")
 sub = _binary("sub", torch.sub, check=check_number)
@@ -118,12 +118,14 @@ def clamp(x: TensorType, *, low: float | None = None, high: float | None = None)
 
 
 def _cast(x: Tensor, *, dtype: DType) -> Tensor:
+    if dtype is DType.f8:  # beyond the largest number versions of torch differ
+        x = x.float().clamp(-LARGEST_F8, LARGEST_F8)
     return x.to(TORCH_DTYPE[dtype])
 
 
 @op(_cast, "elementwise")
 def cast(x: TensorType, *, dtype: DType) -> TensorType:
-    """The same values as another dtype."""
+    """The same values as another dtype; what is beyond the largest f8 becomes that."""
     return x.with_dtype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""Quantization: numbers as codes with one scale a group, and back."""
+"""Quantization: numbers as codes, integers or f8, with one scale a group, and back."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from planish.compiler.ir import op
 from planish.compiler.ops.checks import check_float
-from planish.compiler.ops.structure import FROM_TORCH, TORCH_DTYPE
+from planish.compiler.ops.structure import FROM_TORCH, LARGEST_F8, TORCH_DTYPE
 from planish.compiler.types import Dim, DType, TensorType, same_shape, simplify
 from planish.errors import TypeRuleError
 
@@ -24,41 +24,51 @@ def _spread(x: Tensor, width: int, group: int) -> Tensor:
     return x.repeat_interleave(group, -1)[..., :width]
 
 
-def _quantization_scale(x: Tensor, *, group: int, bits: int) -> Tensor:
+def largest_code(dtype: DType, bits: int) -> float:
+    """The magnitude that symmetric codes reach: 448 of f8, 2**(bits - 1) - 1 of integers."""
+    return LARGEST_F8 if dtype is DType.f8 else (1 << (bits - 1)) - 1
+
+
+def _quantization_scale(x: Tensor, *, group: int, bits: int, dtype: DType) -> Tensor:
     missing = -x.shape[-1] % group
     grouped = torch.nn.functional.pad(x.float(), (0, missing)).reshape(*x.shape[:-1], -1, group)
     largest: Tensor = grouped.abs().amax(-1)
-    return largest / ((1 << (bits - 1)) - 1)
+    return largest / largest_code(dtype, bits)
 
 
 @op(_quantization_scale)
-def quantization_scale(x: TensorType, *, group: int, bits: int = 8) -> TensorType:
-    """The scale of symmetric quantization by group: max |x| / (2**(bits - 1) - 1).
+def quantization_scale(x: TensorType, *, group: int, bits: int = 8, dtype: DType = DType.i8) -> TensorType:
+    """The scale of symmetric quantization by group: max |x| / (2**(bits - 1) - 1), or max |x| / 448 for codes of f8.
 
     x [..., K] in groups of `group` along the last axis, of which the last may be shorter -> f32 [..., ceil(K / group)].
     """
     check_float(x)
     _check_groups(x, group, bits)
+    _check_codes(dtype, bits, DType.i8)
     return TensorType((*x.shape[:-1], groups_of(x.shape[-1], group)), DType.f32)
 
 
-def _quantize(x: Tensor, scale: Tensor, *, group: int, bits: int) -> Tensor:
-    limit = (1 << (bits - 1)) - 1
+def _quantize(x: Tensor, scale: Tensor, *, group: int, bits: int, dtype: DType) -> Tensor:
+    limit = largest_code(dtype, bits)
     wide = _spread(scale, x.shape[-1], group)
     inverse = torch.where(wide == 0, 0.0, 1.0 / wide)
-    return (x.float() * inverse).round().clamp(-limit, limit).to(torch.int8)
+    levels = x.float() * inverse
+    levels = levels if dtype is DType.f8 else levels.round()
+    return levels.clamp(-limit, limit).to(TORCH_DTYPE[dtype])
 
 
 @op(_quantize)
-def quantize(x: TensorType, scale: TensorType, *, group: int, bits: int = 8) -> TensorType:
-    """Symmetric codes: round(x * (1 / scale)), ties to even, clamped to +-(2**(bits - 1) - 1); zero where scale is 0.
+def quantize(x: TensorType, scale: TensorType, *, group: int, bits: int = 8, dtype: DType = DType.i8) -> TensorType:
+    """Symmetric codes: x * (1 / scale), clamped to +-(2**(bits - 1) - 1), or to +-448 for f8, and rounded to the
+    nearest code, ties to even; zero where scale is 0.
 
-    x [..., K], scale f32 [..., ceil(K / group)] -> i8 [..., K].
+    x [..., K], scale f32 [..., ceil(K / group)] -> i8 or f8 [..., K].
     """
     check_float(x)
     _check_groups(x, group, bits)
+    _check_codes(dtype, bits, DType.i8)
     _check_scale(x, scale, group)
-    return TensorType(x.shape, DType.i8)
+    return TensorType(x.shape, dtype)
 
 
 def _dequantize(
@@ -88,7 +98,7 @@ def _levels(q: Tensor, zeros: Tensor | None, bits: int, codebook: tuple[float, .
 
 
 def middle(codes: DType, bits: int) -> int:
-    """The code that means zero where no zero point is given: half the range of unsigned codes, 0 of signed ones."""
+    """The code that means zero where no zero point is given: half the range of unsigned codes, 0 of i8 and f8."""
     return 1 << (bits - 1) if codes is DType.u8 else 0
 
 
@@ -105,15 +115,19 @@ def dequantize(
 ) -> TensorType:
     """Codes as numbers: (q - zero) * scale, or codebook[q] * scale.
 
-    q i8 or u8 [..., K] of codes that fit in `bits` (one code an element; kernels pack them); scale f32, f16 or bf16 and
-    zero u8 [..., ceil(K / group)]. Without `zero`, unsigned codes are centred at 2**(bits - 1) and signed ones at 0.
-    `codebook` has 2**bits levels, such as those of nf4 (arXiv 2305.14314), and takes unsigned codes and no zero.
+    q i8 or u8 [..., K] of codes that fit in `bits` (one code an element; kernels pack them), or f8, whose codes are
+    numbers themselves; scale f32, f16 or bf16 and zero u8 [..., ceil(K / group)]. Without `zero`, unsigned codes are
+    centred at 2**(bits - 1), signed ones and f8 at 0. `codebook` has 2**bits levels in any order, such as those of nf4
+    (arXiv 2305.14314), and takes unsigned codes and no zero.
     """
     _check_groups(q, group, bits)
-    if q.dtype not in (DType.i8, DType.u8) or not dtype.is_float:
-        raise TypeRuleError(f"dequantize takes codes of i8 or u8 to a float, not {q} to {dtype}")
+    if not dtype.is_float:
+        raise TypeRuleError(f"dequantize takes codes of i8, u8 or f8 to a float, not {q} to {dtype}")
+    _check_codes(q.dtype, bits, DType.i8, DType.u8)
     check_float(scale)
     _check_scale(q, scale, group)
+    if zero is not None and q.dtype is DType.f8:
+        raise TypeRuleError("codes of f8 have no zero points")
     if zero is not None and (zero.dtype is not DType.u8 or not same_shape(zero.shape, scale.shape)):
         raise TypeRuleError(f"zero is u8 of the scale's shape, not {zero} for {scale}")
     if codebook and (len(codebook) != 2**bits or q.dtype is not DType.u8 or zero is not None):
@@ -124,6 +138,13 @@ def dequantize(
 def _check_groups(x: TensorType, group: int, bits: int) -> None:
     if x.rank < 1 or group < 1 or not 2 <= bits <= 8:
         raise TypeRuleError(f"groups of {group} at {bits} bits do not fit {x}; bits are 2 to 8")
+
+
+def _check_codes(codes: DType, bits: int, *integers: DType) -> None:
+    if codes not in (*integers, DType.f8):
+        raise TypeRuleError(f"codes are {', '.join(map(str, integers))} or f8, not {codes}")
+    if codes is DType.f8 and bits != 8:
+        raise TypeRuleError(f"codes of f8 have 8 bits, not {bits}")
 
 
 def _check_scale(x: TensorType, scale: TensorType, group: int) -> None:

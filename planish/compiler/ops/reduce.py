@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.ir import Op, op
-from planish.compiler.ops.checks import check_axes, check_float, check_number, check_windows
+from planish.compiler.ops.checks import check_axes, check_computed, check_float, check_number, check_windows
 from planish.compiler.types import Dim, DType, Shape, TensorType, floor_div, simplify
 from planish.errors import TypeRuleError
 
@@ -22,6 +22,7 @@ def reduced(x: TensorType, axes: tuple[int, ...], keep: bool) -> Shape:
 
 def _reduction(name: str, reference: Callable[..., Tensor], result: DType | None = None) -> Op:
     def infer(x: TensorType, *, axes: tuple[int, ...], keep: bool = False) -> TensorType:
+        check_computed(x)
         return TensorType(reduced(x, axes, keep), result or x.dtype)
 
     return Op(name, infer, reference, frozenset({"reduction"}))

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.ir import op
-from planish.compiler.ops.checks import check_axes, check_index, check_same_dtype
+from planish.compiler.ops.checks import check_axes, check_computed, check_index, check_same_dtype
 from planish.compiler.types import Dim, Shape, TensorType, elements, same_dim, simplify
 from planish.errors import TypeRuleError
 
@@ -125,6 +125,7 @@ def _flip(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
 @op(_flip)
 def flip(x: TensorType, *, axes: tuple[int, ...]) -> TensorType:
     """The elements of non-negative `axes` in reverse."""
+    check_computed(x)
     check_axes(x, axes)
     return x
 

@@ -17,6 +17,7 @@ TORCH_DTYPE = {
     DType.f32: torch.float32,
     DType.f16: torch.float16,
     DType.bf16: torch.bfloat16,
+    DType.f8: torch.float8_e4m3fn,
     DType.i64: torch.int64,
     DType.i32: torch.int32,
     DType.i16: torch.int16,
@@ -24,6 +25,7 @@ TORCH_DTYPE = {
     DType.u8: torch.uint8,
     DType.bool: torch.bool,
 }
+LARGEST_F8 = torch.finfo(torch.float8_e4m3fn).max
 FROM_TORCH = {dtype: name for name, dtype in TORCH_DTYPE.items()}
 
 
@@ -50,6 +52,8 @@ def _full(*, shape: tuple[int, ...], value: float, dtype: DType) -> "Tensor":
 @op(_full)
 def full(*, shape: Shape = (), value: float, dtype: DType) -> TensorType:
     """A tensor of one repeated value; with an empty shape, a scalar literal."""
+    if dtype is DType.f8:
+        raise TypeRuleError("no literal is f8; cast one of f32")
     return TensorType(shape, dtype)
 
 

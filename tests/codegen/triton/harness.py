@@ -6,6 +6,7 @@ import numpy
 import torch
 
 from planish.codegen.call import Call
+from planish.codegen.function_plan import as_array
 from planish.codegen.template import Template
 from planish.codegen.triton.device import Device, device_of
 from planish.codegen.triton.kernel import Argument, Input, Kernel, Launch, Number, Output, Real, Scratch, Variant
@@ -139,16 +140,12 @@ class _Memory:
 def _packed(value: Value, kernel: Kernel, buffers: Mapping[str, torch.Tensor]) -> torch.Tensor:
     tensor = buffers[str(value.node.attrs["name"])]
     packing = kernel.packings.get(value)
-    if packing is None:
-        return tensor
-    array = tensor.contiguous()
-    bits = array.view(torch.uint16).numpy() if array.dtype is torch.bfloat16 else array.numpy()
-    return torch.from_numpy(packing.pack(bits))
+    return tensor if packing is None else torch.from_numpy(packing.pack(as_array(tensor)))
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """A bool lies in memory as a byte."""
-    return tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
+    """A bool lies in memory as a byte, and f8 as its bits."""
+    return tensor.view(torch.uint8) if tensor.dtype in (torch.bool, torch.float8_e4m3fn) else tensor
 
 
 def _view(tensor: torch.Tensor) -> View:

@@ -1,11 +1,13 @@
 """Quantized activations on GPUs against torch in Triton's interpreter: scales of groups and rows, and codes."""
 
 import pytest
+import torch
 
 from planish.codegen.triton.map import Map
 from planish.codegen.triton.quantization import Quantization
 from planish.compiler import ops
-from planish.compiler.types import Size
+from planish.compiler.ir import Value
+from planish.compiler.types import DType, Size
 from tests.codegen.compare import normal
 from tests.codegen.triton.harness import check
 
@@ -24,3 +26,34 @@ def test_codes_round_to_even_and_are_zero_where_the_scale_is() -> None:
     x, scale = 4 * normal(3, 70), normal(3, 3).abs()
     x[0, :4], scale[0, 0], scale[1, 1] = 0.5, 1.0, 0.0
     check(Map(), lambda x, s: ops.quantize(x, s, group=32, bits=4), x, scale)
+
+
+def test_scales_of_f8_reach_its_largest_number() -> None:
+    check(Quantization(), lambda x: ops.quantization_scale(x, group=100, dtype=DType.f8), normal(5, 100))
+
+
+def _spread_out() -> torch.Tensor:
+    """Numbers of all magnitudes, halves between two codes, and what is beyond the last."""
+    x = torch.randn(4, 300) * 2.0 ** torch.randint(-14, 10, (4, 300))
+    codes = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    x[0, :126], x[1, :127] = (codes[1:] + codes[:-1]) / 2, -codes
+    x[2, :6] = torch.tensor([464.0, 465.0, -1e9, torch.inf, torch.nan, -0.0])
+    return x
+
+
+def test_casts_to_f8_round_as_torch_does() -> None:
+    check(Map(), lambda x: ops.cast(ops.cast(x, dtype=DType.f8), dtype=DType.f32), _spread_out(), rtol=0, atol=0)
+
+
+def test_every_code_of_f8_is_read() -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).reshape(2, 128)
+    check(Map(), lambda x: ops.cast(x, dtype=DType.f32), codes, rtol=0, atol=0)
+
+
+def test_codes_of_f8_saturate_and_become_numbers_again() -> None:
+    x, scale = _spread_out(), torch.tensor([[1.0], [0.3], [2.0], [0.0]])
+
+    def build(x: Value, s: Value) -> Value:
+        return ops.dequantize(ops.quantize(x, s, group=300, dtype=DType.f8), s, group=300)
+
+    check(Map(), build, x, scale, anchor=ops.dequantize)

@@ -171,7 +171,8 @@ def _plain(value: Passed) -> Any:
     if isinstance(value, Whole):
         return value.value
     value = value.tensor() if isinstance(value, Part) else value
-    return value.view(torch.uint8) if isinstance(value, torch.Tensor) and value.dtype is torch.bool else value
+    bits = isinstance(value, torch.Tensor) and value.dtype in (torch.bool, torch.float8_e4m3fn)
+    return value.view(torch.uint8) if bits else value
 
 
 def uncompiled(requests: Sequence[Request], device: Device) -> tuple[Binary, ...]:

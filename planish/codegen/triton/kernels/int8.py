@@ -1,4 +1,4 @@
-"""Products of quantized activations and quantized weights: sums of integers, scaled group by group."""
+"""Products of quantized activations and quantized weights: sums of integers or f8, scaled group by group."""
 
 import triton
 import triton.language as tl
@@ -32,6 +32,8 @@ def int8_gemm(
     x_stride,
     extras,
     FINISH: tl.constexpr,
+    F8: tl.constexpr,
+    GAIN: tl.constexpr,
     NIBBLES: tl.constexpr,
     OFFSET: tl.constexpr,
     X_GROUP: tl.constexpr,
@@ -44,7 +46,8 @@ def int8_gemm(
     SPLIT: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """Codes x i8 [rows, depth] times codes [columns, depth]; sums of a block are exact.
+    """Codes x i8 [rows, depth] times codes [columns, depth]; sums of a block are exact. With F8 both are bytes that the
+    matrix units take as that dtype; they are summed in f32, and the sums times GAIN are those of the codes.
 
     Without SCALED both have one scale a row, which is applied to the sums; else BLOCK_K divides both groups. Each of
     SPLIT groups of warps takes its own blocks of the depth. HALF: columns of each of two
@@ -67,25 +70,31 @@ def int8_gemm(
     sums: tl.constexpr = (BLOCK_N, BLOCK_M) if SPLIT == 1 else (SPLIT, BLOCK_N, BLOCK_M)
     byte, k = byte + part * (BLOCK_K // packed), k + part * BLOCK_K
     x_at, w_at = x + row.to(tl.int64) * x_stride + k, codes + column.to(tl.int64) * stored + byte
-    total = tl.zeros(sums, tl.float32 if SCALED else tl.int32)
+    if F8 is not None:
+        x_at, w_at = x_at.to(tl.pointer_type(F8), bitcast=True), w_at.to(tl.pointer_type(F8), bitcast=True)
+    outside: tl.constexpr = 0 if F8 is None else 0.0
+    summed: tl.constexpr = tl.int32 if F8 is None else tl.float32
+    total = tl.zeros(sums, tl.float32 if SCALED else summed)
     for start in range(0, depth, SPLIT * BLOCK_K):
-        left = tl.load(w_at, mask=byte < stored - start // packed, other=0)
-        right = tl.load(x_at, mask=(row < rows) & (k < depth - start), other=0)
+        left = tl.load(w_at, mask=byte < stored - start // packed, other=outside)
+        right = tl.load(x_at, mask=(row < rows) & (k < depth - start), other=outside)
         offset = OFFSET
         first = tl.minimum(start + part * BLOCK_K, depth - 1)
         if zero is not None:
             offset = (tl.load(zero + first // W_GROUP * padded + column) + OFFSET).to(tl.int8)
-        levels = _codes(left, offset, NIBBLES, shape)
+        levels = left if F8 is not None else _codes(left, offset, NIBBLES, shape)
         if SCALED:
             of_x = tl.load(x_scale + row.to(tl.int64) * x_groups + first // X_GROUP, mask=row < rows, other=0.0)
             of_w = tl.load(w_scale + first // W_GROUP * padded + column).to(tl.float32)
-            total += tl.dot(levels, right, out_dtype=tl.int32).to(tl.float32) * (of_x * of_w)
+            total += tl.dot(levels, right, out_dtype=summed).to(tl.float32) * (of_x * of_w)
         else:
-            total = tl.dot(levels, right, total, out_dtype=tl.int32)
+            total = tl.dot(levels, right, total, out_dtype=summed)
         w_at += SPLIT * BLOCK_K // packed
         x_at += SPLIT * BLOCK_K
     if SPLIT > 1:
         total = tl.sum(total, 0)
+    if GAIN != 1.0:
+        total *= GAIN
     if not SCALED:
         of_x = tl.load(x_scale + down, mask=down < rows, other=0.0)[None, :]
         of_w = tl.load(w_scale + across, mask=across < columns, other=0.0).to(tl.float32)[:, None]

@@ -105,3 +105,24 @@ def remainder_integer(x, y):
     rest = x - (x // safe) * safe
     down = (rest != 0) & ((rest < 0) != (safe < 0))
     return tl.where(y == 0, x, tl.where(down, rest + safe, rest))
+
+
+@triton.jit
+def from_f8(code):
+    """The numbers of f8 codes, given as bytes, in f32: f16 has their fields with the exponent 8 lower."""
+    bits = code.to(tl.int16) & 255
+    half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.int16).to(tl.float16, bitcast=True)
+    return tl.where((bits & 0x7F) == 0x7F, float("nan"), half.to(tl.float32) * 256.0)
+
+
+@triton.jit
+def to_f8(x):
+    """f32 rounded to f8, halves to even, as bytes: at most 448, and zeros without a sign, which AMD's f8 has not."""
+    bits, size = x.to(tl.int32, bitcast=True), tl.abs(x)
+    known = size.to(tl.int32, bitcast=True)
+    normal = ((known + 0x7FFFF + ((known >> 20) & 1)) >> 20) - (120 << 3)
+    # beside 2**14 the last bit of f32 is 2**-9, the smallest number of f8
+    small = (size + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
+    code = tl.minimum(tl.where(size < 0.015625, small, normal), 0x7E)
+    code = tl.where(x != x, 0x7F, code)
+    return tl.where(code == 0, 0, code | ((bits >> 24) & 0x80)).to(tl.uint8)
