@@ -9,7 +9,7 @@ from torch.nn import functional
 from planish.compiler import ops
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, Shape
-from planish.passes.weight_codes import FP4, NF4
+from planish.passes.weight_codes import NF4
 
 Tensors = dict[str, torch.Tensor]
 
@@ -22,10 +22,15 @@ class Form:
     signed: bool = False
     zero: bool = False
     codebook: tuple[float, ...] = ()
+    f8: bool = False
 
     @property
     def attrs(self) -> dict[str, object]:
         return {"bits": self.bits, "codebook": self.codebook}
+
+    @property
+    def dtype(self) -> DType:
+        return DType.f8 if self.f8 else DType.i8 if self.signed else DType.u8
 
 
 TABLE = (0.3, -2.0, 1.5, 0.1, -0.1, 2.5, -1.0, 0.9, -0.6, 0.6, 2.0, -1.4, 0.0, 1.2, -0.3, -3.0)
@@ -36,9 +41,9 @@ FORMS = {
     "int4 signed": Form(4, signed=True),
     "int4 with zeros": Form(4, zero=True),
     "nf4": Form(4, codebook=NF4),
-    "fp4": Form(4, codebook=FP4),
     "table": Form(4, codebook=TABLE),
 }
+F8 = Form(8, f8=True)  # of GPUs alone, with one scale a row
 EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 
 
@@ -49,14 +54,21 @@ def tensors(
 
     def codes(*size: int) -> torch.Tensor:
         span = 1 << form.bits
+        if form.f8:
+            return torch.randn(size, generator=generator).mul_(100).clamp_(-448, 448).to(torch.float8_e4m3fn)
         found = torch.randint(0, span, size, generator=generator) - (span // 2 if form.signed else 0)
         return found.to(torch.int8 if form.signed else torch.uint8)
 
     groups = -(-depth // group)
+
+    def scales() -> torch.Tensor:
+        drawn = torch.rand(columns, groups, generator=generator) / 2**form.bits + 0.01
+        return drawn / 100 if form.f8 else drawn.half()
+
     return {
         "x": torch.randn(*rows, depth, generator=generator).to(dtype),
         "q": codes(columns, depth),
-        "s": (torch.rand(columns, groups, generator=generator) / 2**form.bits + 0.01).half(),
+        "s": scales(),
         "z": torch.randint(0, 16, (columns, groups), generator=generator).to(torch.uint8),
         "b": torch.randn(columns, generator=generator).to(dtype),
         "r": torch.randn(*rows, columns, generator=generator).to(dtype),
@@ -67,7 +79,7 @@ def weight_of(t: Tensors, group: int, form: Form) -> torch.Tensor:
     """The numbers that the codes stand for, by the definition of each format."""
     columns, depth = t["q"].shape
     at = torch.arange(depth) // group
-    middle = 0 if form.signed else 1 << (form.bits - 1)
+    middle = 0 if form.signed or form.f8 else 1 << (form.bits - 1)
     offset = t["z"].double()[:, at] if form.zero else torch.full((columns, depth), float(middle)).double()
     levels = torch.tensor(form.codebook)[t["q"].long()].double() if form.codebook else t["q"].double() - offset
     return levels * t["s"].double()[:, at]
@@ -78,7 +90,7 @@ def linear(rows: Shape, t: Tensors, group: int, form: Form, dtype: DType = DType
     columns, depth = t["q"].shape
     scale = t["s"]
     x = ops.input_(name="x", shape=(*rows, depth), dtype=dtype)
-    q = ops.weight(name="q", shape=(columns, depth), dtype=DType.i8 if form.signed else DType.u8)
+    q = ops.weight(name="q", shape=(columns, depth), dtype=form.dtype)
     s = ops.weight(name="s", shape=tuple(scale.shape), dtype=DType.f16 if scale.dtype is torch.float16 else DType.f32)
     z = ops.weight(name="z", shape=tuple(scale.shape), dtype=DType.u8) if form.zero else None
     b = ops.weight(name="b", shape=(columns,), dtype=dtype)

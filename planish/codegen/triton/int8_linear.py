@@ -55,7 +55,6 @@ _REGIMES: tuple[tuple[int | None, tuple[_Tile, ...]], ...] = (
     (64, (_Tile(32, 32, 128, 4, 4, 3), _Tile(64, 64, 128, 1, 4, 4))),
     (None, (_Tile(128, 128, 128, 1, 8, 3), _Tile(64, 128, 128, 1, 4, 3))),
 )
-_TALL = _Tile(256, 128, 128, 1, 8, 3)  # of f8, whose operands both lie in shared memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +238,7 @@ class _Product:
             "SCALED": self.scaled,
             "GROUP_M": 8,
         }
-        regimes = tuple(
-            Regime(most, tuple(map(self._variant, (*tiles, _TALL) if self.f8 and most is None else tiles)))
-            for most, tiles in _REGIMES
-        )
+        regimes = tuple(Regime(most, tuple(map(self._variant, tiles))) for most, tiles in _REGIMES)
         return Launch(int8_gemm, arguments, constants, regimes, size=self.rows)
 
     def _variant(self, wanted: _Tile) -> Variant:

@@ -144,12 +144,12 @@ def _converted(word: str) -> list[str]:
 def _refielded(word: str, dtype: DType) -> list[str]:
     """The bits of f8 where those of a half lie, times the power of two by which their exponents differ."""
     down, mask, factor = _F8_FIELDS[dtype]
-    lines = [".reg .b32 t, u;"]
+    lines = [".reg .b32 t, u, factor;", f"mov.b32 factor, {factor};"]
     for i in range(2):
         upper = word if i else "u"
         lines += [] if i else [f"shl.b32 u, {word}, 8;"]
         lines += [f"shr.u32 t, {upper}, {down};", f"and.b32 t, t, 0x{mask:08X};"]
-        lines += [f"lop3.b32 ${i}, {upper}, 0x80008000, t, {_AND_OR};", _times(f"${i}", factor, dtype)]
+        lines += [f"lop3.b32 ${i}, {upper}, 0x80008000, t, {_AND_OR};", _times(f"${i}", "factor", dtype)]
     return lines
 
 

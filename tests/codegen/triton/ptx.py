@@ -68,10 +68,18 @@ def _to_bf16(_: torch.dtype, upper: Register, lower: Register) -> Register:
     return _register(both.bfloat16())
 
 
+def _of_f8(pair: Register) -> Register:
+    codes = torch.from_numpy(pair.astype(numpy.uint16).view(numpy.uint8)).view(torch.float8_e4m3fn)
+    return _register(codes.to(torch.float16))
+
+
 _RUN: dict[str, Callable[..., Register]] = {
     "mov.b32": lambda _, a: a,
     "and.b32": lambda _, a, b: a & b,
     "shr.u32": lambda _, a, b: a >> b,
+    "shl.b32": lambda _, a, b: a << b,
+    "cvt.u16.u32": lambda _, a: a & 0xFFFF,
+    "cvt.rn.f16x2.e4m3x2": lambda _, a: _of_f8(a),
     "prmt.b32": _permute,
     "lop3.b32": _logic,
     "sub.f32": lambda _, a, b: (a.view(numpy.float32) - b.view(numpy.float32)).view(numpy.uint32),

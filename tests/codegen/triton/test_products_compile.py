@@ -8,7 +8,7 @@ from planish.codegen.triton.compile import Request, compile_all
 from planish.codegen.triton.cost import refuse_resources
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
-from planish.codegen.triton.int8_linear import Int8Linear
+from planish.codegen.triton.int8_linear import F8Linear, Int8Linear
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.matmul import Matmul
 from planish.codegen.triton.quantized_linear import QuantizedLinear
@@ -48,10 +48,17 @@ def _of_codes(bits: int, group: int, codebook: tuple[float, ...] = (), zero: boo
     return call_of(Graph("main", (_X,), (_gated(y) if gate else y,)), ops.linear)
 
 
-def _of_integers(gate: bool = False) -> Call:
-    x = ops.input_(name="x", shape=(_M, _SIZE), dtype=DType.i8)
+def _of_f8() -> Call:
+    w = ops.dequantize(
+        _weight("q", DType.f8, _SIZE, _SIZE), _weight("s", DType.f32, _SIZE, 1), group=_SIZE, dtype=DType.f16
+    )
+    return call_of(Graph("main", (_X,), (ops.linear(_X, w),)), ops.linear)
+
+
+def _of_rows(codes: DType, gate: bool = False) -> Call:
+    x = ops.input_(name="x", shape=(_M, _SIZE), dtype=codes)
     scale = ops.input_(name="xs", shape=(_M, 1), dtype=DType.f32)
-    w = ops.dequantize(_weight("q", DType.i8, _SIZE, _SIZE), _weight("s", DType.f16, _SIZE, 1), group=_SIZE)
+    w = ops.dequantize(_weight("q", codes, _SIZE, _SIZE), _weight("s", DType.f32, _SIZE, 1), group=_SIZE)
     y = ops.linear(ops.dequantize(x, scale, group=_SIZE), w)
     return call_of(Graph("main", (x, scale), (_gated(y) if gate else y,)), ops.linear)
 
@@ -69,8 +76,11 @@ _CALLS: dict[str, tuple[Template[Device, Kernel], Call]] = {
     "nf4": (QuantizedLinear(), _of_codes(4, 64, NF4)),
     "int8": (QuantizedLinear(), _of_codes(8, _SIZE)),
     "int4 with a gate": (QuantizedLinear(), _of_codes(4, 128, gate=True)),
-    "int8 rows": (Int8Linear(), _of_integers()),
-    "int8 rows with a gate": (Int8Linear(), _of_integers(gate=True)),
+    "f8": (QuantizedLinear(), _of_f8()),
+    "int8 rows": (Int8Linear(), _of_rows(DType.i8)),
+    "int8 rows with a gate": (Int8Linear(), _of_rows(DType.i8, gate=True)),
+    "f8 rows": (F8Linear(), _of_rows(DType.f8)),
+    "f8 rows with a gate": (F8Linear(), _of_rows(DType.f8, gate=True)),
     "activations": (Matmul(), _of_activations()),
 }
 
@@ -86,10 +96,11 @@ def _requests(name: str, gpu: Device) -> list[Request]:
 @pytest.mark.parametrize("profile", ["a100", "rtx-4090", "l40s", "h200", "mi300x"])
 def test_products_fit_the_gpu_and_run_on_its_matrix_units(profile: str) -> None:
     gpu = device(profile)
-    requests = {name: _requests(name, gpu) for name in _CALLS}
+    taken = [name for name in _CALLS if gpu.has_f8 or not name.startswith("f8 rows")]
+    requests = {name: _requests(name, gpu) for name in taken}
     binaries = compile_all([r for pair in requests.values() for r in pair], gpu)
     units = ("mma.sync", "wgmma.mma_async") if gpu.backend == "cuda" else ("mfma",)
-    for name, binary in zip([n for n in _CALLS for _ in range(2)], binaries, strict=True):
+    for name, binary in zip([n for n in taken for _ in range(2)], binaries, strict=True):
         assert refuse_resources(binary, gpu) is None, name
         assert binary.spilled_bytes == 0, name
         assert any(unit in binary.assembly for unit in units), name
@@ -105,3 +116,26 @@ def test_codes_go_to_the_matrix_units_of_a_hopper_gpu_in_registers() -> None:
         assert "cp.async.cg.shared.global" in before
         assert before.count("st.shared") == before.count("st.shared.b16") <= 1
         assert "stmatrix" not in before
+
+
+_F8_UNITS = {
+    "rtx-4090": ("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32",) * 2,
+    # of few rows Triton makes f16 there, in registers
+    "h200": ("mma.sync.aligned.m16n8k16.row.col.f32.f16", "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3"),
+    "mi300x": ("_fp8_fp8",) * 2,
+}
+
+
+@pytest.mark.parametrize("profile", _F8_UNITS)
+def test_f8_is_multiplied_as_f8_straight_from_memory(profile: str) -> None:
+    gpu = device(profile)
+    for binary, unit in zip(compile_all(_requests("f8 rows", gpu), gpu), _F8_UNITS[profile], strict=True):
+        assert unit in binary.assembly
+        assert gpu.backend != "cuda" or "cp.async.cg.shared.global" in binary.assembly
+
+
+@pytest.mark.parametrize(("profile", "instruction"), [("h200", "cvt.rn.f16x2.e4m3x2"), ("a100", "mul.f16x2")])
+def test_f8_becomes_f16_in_registers(profile: str, instruction: str) -> None:
+    gpu = device(profile)
+    for binary in compile_all(_requests("f8", gpu), gpu):
+        assert instruction in binary.assembly

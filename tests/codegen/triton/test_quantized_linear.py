@@ -15,7 +15,7 @@ from planish.compiler import ops
 from planish.compiler.ir import Graph, Value
 from planish.compiler.types import DType, symbol
 from planish.passes.weight_codes import NF4
-from tests.codegen.coded import EVERY_FORM, FORMS, Form, Tensors, close, linear, tensors, wanted
+from tests.codegen.coded import EVERY_FORM, F8, FORMS, Form, Tensors, close, linear, tensors, wanted
 from tests.codegen.harness import call_of
 from tests.codegen.triton.harness import device, run_call
 from tests.codegen.triton.ptx import run_ptx
@@ -52,6 +52,12 @@ def test_few_rows(rows: int, columns: int, depth: int, group: int, form: Form) -
 def test_many_rows(rows: int, form: Form) -> None:
     t = tensors((rows,), 20, 100, 100, form, torch.float16)
     check(t, 100, form, wanted(t, 100, form))
+
+
+@pytest.mark.parametrize("rows", [3, 20, 70])
+def test_weights_of_f8(rows: int) -> None:
+    t = tensors((rows,), 40, 300, 300, F8, torch.float16)
+    check(t, 300, F8, wanted(t, 300, F8))
 
 
 @pytest.mark.parametrize(("group", "name"), [(32, "int4 with zeros"), (32, "nf4"), (16, "int8"), (192, "int4")])
@@ -107,6 +113,18 @@ def test_assembly_computes_the_numbers(codes: int, codebook: tuple[float, ...], 
             )
             expected = (level.float() * scale[half].float()).to(torch_dtype)
             assert torch.equal(result[:, half], expected)
+
+
+@pytest.mark.parametrize(("dtype", "converts"), [(DType.f16, True), (DType.f16, False), (DType.bf16, False)])
+def test_assembly_unpacks_every_f8(dtype: DType, converts: bool) -> None:
+    torch_dtype = torch.float16 if dtype is DType.f16 else torch.bfloat16
+    unpacking = Unpacking(2, dtype, (), scaled=False, assembly=True, f8=True, converts=converts)
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes[[0x7F, 0xFF]] = 0  # not-a-number, which no weight is
+    words = codes.numpy().view(numpy.uint32)
+    numbers = codes.view(torch.float8_e4m3fn).to(torch_dtype).reshape(64, 2, 2)
+    for i, result in enumerate(run_ptx(unpacking.text(), 2, [words, words, words], torch_dtype)):
+        assert torch.equal(result, numbers[:, :, i])
 
 
 def test_unpacking_four_bits_takes_less_than_two_instructions_a_code() -> None:
