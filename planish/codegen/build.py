@@ -16,8 +16,9 @@ from planish.codegen.select import Choice, Selection, TorchCall, select
 from planish.codegen.template import AnyTemplate
 from planish.codegen.variants import VariantRow
 from planish.compiler.ir import Graph, Program, Value
+from planish.compiler.types import DType
 from planish.compiler.weights import Weights
-from planish.errors import BackendMissing
+from planish.errors import BackendMissing, TemplateError
 from planish.runtime.plan import NativeStep, Plan
 from planish.runtime.tensors import Deferred, Weight, weight_offsets
 
@@ -61,6 +62,7 @@ def build(
     Raises TemplateError where an op has no kernel, BuildError where the C compiler fails, BackendMissing without TVM.
     """
     templates = _templates()
+    _check_dtypes(program)
     progress("choosing kernels")
     selections = {name: select(graph, templates, isa) for name, graph in program.functions.items()}
     schedules = {name: schedule(selection) for name, selection in selections.items()}
@@ -84,6 +86,14 @@ def build(
     }
     plan = Plan(LIBRARY if entries else None, functions, torch_weights(program, schedules.values()))
     return Built(plan, weights, selections, compiled, sources if entries else {}, declarations(entries))
+
+
+def _check_dtypes(program: Program) -> None:
+    narrow = (v for graph in program.functions.values() for n in graph.nodes() for v in n.values if v.dtype is DType.f8)
+    if (value := next(narrow, None)) is not None:
+        raise TemplateError(
+            f"{value.node.op.name} in '{value.node.scope}' is {value.type}: CPUs have no kernels for f8; make it f32 or i8"
+        )
 
 
 def _templates() -> Sequence[AnyTemplate]:

@@ -17,6 +17,7 @@ from planish.compiler.rewrite import Hit, substitute
 from planish.compiler.types import DType
 from planish.compiler.weights import Weights
 from planish.errors import PassError
+from planish.hardware_profiles import Profile
 from planish.passes.weight_codes import FP4, NF4, Codes, Format
 
 _RULE = "quantize"
@@ -81,14 +82,20 @@ class QuantizeWeights:
         if self.format == "f8" and self.group:
             raise PassError("quantize-weights: f8 has one scale a row, which its own exponents refine; leave group out")
 
+    def _check_profile(self, profile: Profile) -> None:
+        if profile.backend != "triton":
+            raise PassError(f"quantize-weights: {profile.name} computes no f8; bits=8 takes as much memory")
+        if self.activations == "f8" and profile.rates.f8 is None:
+            raise PassError(f'quantize-weights: {profile.name} has no f8 matrix units; take activations="float"')
+
     @property
     def code_bits(self) -> int:
         """Bits of a code."""
         return _FORMATS[self.format][0] if self.bits is None else self.bits
 
     def apply(self, program: Program, context: Context) -> Change:
-        if self.format == "f8" and context.profile is not None and context.profile.backend != "triton":
-            raise PassError(f"quantize-weights: {context.profile.name} computes no f8; bits=8 takes as much memory")
+        if self.format == "f8" and context.profile is not None:
+            self._check_profile(context.profile)
         work = _Quantizer(self, program.weights)
         hits: tuple[Hit, ...] = ()
         for graph in program.functions.values():

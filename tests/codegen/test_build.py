@@ -11,6 +11,7 @@ from planish.compiler.evaluate import evaluate
 from planish.compiler.ir import Program
 from planish.compiler.ops import weight
 from planish.compiler.text import parse
+from planish.errors import TemplateError
 from planish.runtime.artifact import Contents, write
 from planish.runtime.executor import Executable
 from planish.runtime.loading import load
@@ -162,3 +163,9 @@ def test_a_barrier_fetches_the_first_codes_of_the_next_product(tmp_path: Path) -
     assert ranges.endswith(", 131072, 32768}};")
     assert ", 0, 4096}" in ranges
     assert wait.strip().endswith("w, ahead1, 2);")
+
+
+def test_refuses_f8_by_name(tmp_path: Path) -> None:
+    text = "graph main(%x: f32[4]) {\n  %0 = cast(%x) {dtype=f8}: f8[4]  # up\n  %1 = cast(%0) {dtype=f32}: f32[4]\n  return %1\n}"
+    with pytest.raises(TemplateError, match=r"cast in 'up' is f8\[4\]: CPUs have no kernels for f8; make it f32 or i8"):
+        built_of(program_of(text), tmp_path)

@@ -170,6 +170,13 @@ def test_a_cpu_refuses_f8() -> None:
         QuantizeWeights(format="f8").apply(program_of(LINEAR), Context(load_profile("zen5")))
 
 
+def test_a_gpu_without_f8_units_takes_it_for_weights_alone() -> None:
+    a100 = Context(load_profile("a100"))
+    assert QuantizeWeights(format="f8").apply(program_of(LINEAR), a100).program.weights.keys() >= {"w.codes"}
+    with pytest.raises(PassError, match='a100 has no f8 matrix units; take activations="float"'):
+        QuantizeWeights(format="f8", activations="f8").apply(program_of(LINEAR), a100)
+
+
 def test_a_second_time_changes_nothing() -> None:
     once = QuantizeWeights().apply(program_of(LINEAR), Context()).program
     assert str(QuantizeWeights().apply(once, Context()).program) == str(once)
