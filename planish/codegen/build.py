@@ -92,7 +92,7 @@ def _check_dtypes(program: Program) -> None:
     narrow = (v for graph in program.functions.values() for n in graph.nodes() for v in n.values if v.dtype is DType.f8)
     if (value := next(narrow, None)) is not None:
         raise TemplateError(
-            f"{value.node.op.name} in '{value.node.scope}' is {value.type}: CPUs have no kernels for f8; make it f32 or i8"
+            f"{value.node.op.name} in '{value.node.scope}' is {value.type}: CPUs have no kernels for f8; cast it to f32"
         )
 
 

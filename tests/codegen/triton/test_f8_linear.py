@@ -112,6 +112,17 @@ def test_activation_and_residual_join_the_product() -> None:
         close(found, t["r"] + functional.gelu(case.wanted(t)), 1e-5)
 
 
+def test_a_gate_joins_the_product() -> None:
+    case, rows, width = Case(54, 96), 3, 27
+    t = case.tensors(rows)
+    inputs, y = case.linear(symbol("m"))
+    first, second = (ops.slice_(y, axis=1, start=s, stop=s + width) for s in (0, width))
+    call = call_of(Graph("main", inputs, (ops.mul(ops.silu(first), second),)), ops.linear)
+    expected = case.wanted(t)
+    for found in run_call(F8Linear(), call, t, sizes={"m": rows}):
+        close(found, functional.silu(expected[:, :width]) * expected[:, width:], 1e-5)
+
+
 def test_refuses_a_gpu_without_the_units() -> None:
     assert F8Linear().refuse(Case(8, 64).call(2), device("a100")) == "a100 has no f8 matrix units"
 
