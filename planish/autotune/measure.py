@@ -27,8 +27,8 @@ from planish.runtime.device.launcher import DriverLauncher, Launcher, Part, Pass
 from planish.runtime.dtypes import TORCH, DTypeName
 
 # of the largest result: two orders of summation over operands rounded like this
-_CLOSE: Final[Mapping[DTypeName, float]] = {"f64": 1e-6, "f32": 2e-3, "f16": 1e-2, "bf16": 4e-2}
-_ROUNDED: Final = 1.0  # integers are codes, which may round to the neighbour
+_CLOSE: Final[Mapping[DTypeName, float]] = {"f64": 1e-6, "f32": 2e-3, "f16": 1e-2, "bf16": 4e-2, "f8": 8e-2}
+_ROUNDED: Final = 1.0  # integers and f8 are codes, which may round to the neighbour
 
 
 class Clock(Protocol):

@@ -10,11 +10,12 @@ from planish.passes.quantize_weights import QuantizeWeights
 from tests.runtime.device.interpreted import executable
 
 
-def exactly_quantized(columns: int, depth: int) -> nn.Linear:
-    """A layer whose weight 4 bits in groups of 32 hold exactly: the largest of a group is its scale times -8."""
+def exactly_quantized(columns: int, depth: int, largest: int = -8) -> nn.Linear:
+    """A layer whose weight 4 bits in groups of 32 hold exactly: the largest of a group is its scale times -8. With 7 as
+    the largest, f8 does: its scale takes 7 to 448, and whole numbers to multiples of 64."""
     layer = nn.Linear(depth, columns).half()
     weight = torch.randint(-7, 8, (columns, depth)) / 64
-    weight[:, ::32] = -8 / 64
+    weight[:, ::32] = largest / 64
     layer.weight.data = weight.half()
     return layer
 
@@ -33,3 +34,36 @@ def test_activations_of_eight_bits_are_multiplied_as_integers(tmp_path: Path) ->
     lean = executable(net, (x,), tmp_path, lossy=(QuantizeWeights(bits=4, group=32, activations="int8"),))
     torch.testing.assert_close(lean(x), net(x), rtol=2e-2, atol=2e-2)
     assert any("int8_linear" in name for name in lean.plan.kernels)
+
+
+@pytest.mark.parametrize("profile", ["h200", "mi300x"])
+def test_activations_of_f8_are_multiplied_as_f8(profile: str, tmp_path: Path) -> None:
+    net, x = nn.Sequential(exactly_quantized(48, 64, 7)), torch.randn(3, 64).half()
+    lean = executable(net, (x,), tmp_path, profile=profile, lossy=(QuantizeWeights(format="f8", activations="f8"),))
+    rounded = x.float() / x.float().abs().amax(1, keepdim=True) * 448
+    rounded = rounded.to(torch.float8_e4m3fn).float() * x.float().abs().amax(1, keepdim=True) / 448
+    torch.testing.assert_close(lean(x).float(), torch.nn.functional.linear(rounded, *_float(net)), rtol=2e-3, atol=2e-3)
+    assert any("f8_linear" in name for name in lean.plan.kernels)
+
+
+def test_a_tied_table_of_f8_is_looked_up_and_multiplied(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(48, 64).half()
+            self.table.weight.data = exactly_quantized(48, 64, 7).weight.data
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            """[S] -> [S, 48]."""
+            return torch.nn.functional.linear(self.table(ids), self.table.weight)
+
+    net, ids = Tied().eval(), torch.tensor([3, 0, 47])
+    lean = executable(net, (ids,), tmp_path, profile="mi300x", lossy=(QuantizeWeights(format="f8"),))
+    torch.testing.assert_close(lean(ids), net(ids), rtol=4e-3, atol=4e-3)
+    assert any("quantized_linear" in name for name in lean.plan.kernels)
+
+
+def _float(net: nn.Sequential) -> tuple[torch.Tensor, torch.Tensor]:
+    layer = net[0]
+    assert isinstance(layer, nn.Linear)
+    return layer.weight.float(), layer.bias.float()
