@@ -17,7 +17,8 @@ class Call:
     `anchor` is the node that the kernel is chosen for (a linear, a softmax, ...). Nodes before it are elementwise or
     movement and are computed while its operands are read; nodes after it are elementwise and are computed on its
     result before that is written. Every value between them has exactly one user. `inputs` gives, in argument order, the
-    values that are read from memory and where they lie; `view` says where the output is written.
+    values that are read from memory and where they lie; `view` says where the output is written. `beside` is a second
+    call that the same kernel computes: it reads no result of this one, and its inputs are among these.
     """
 
     anchor: Node
@@ -25,6 +26,18 @@ class Call:
     inputs: Mapping[Value, View]
     output: Value
     view: View
+    beside: "Call | None" = None
+
+    @property
+    def results(self) -> Mapping[Value, View]:
+        """What the kernel writes, and where: the output and that of the call beside."""
+        return {self.output: self.view, **({} if self.beside is None else self.beside.results)}
+
+    @property
+    def label(self) -> str:
+        """The ops that the kernel computes."""
+        own = "+".join(node.op.name for node in self.nodes)
+        return own if self.beside is None else f"{own}, {self.beside.label}"
 
     @property
     def scope(self) -> str:
@@ -48,7 +61,8 @@ class Call:
         for node in self.nodes:
             dims += [d for t in node.types for d in t.shape]
             dims += [a for v in node.attrs.values() for a in (v if isinstance(v, tuple) else (v,))]
-        return tuple(sorted({s.name for d in dims if isinstance(d, sympy.Expr) for s in d.free_symbols}))
+        more = () if self.beside is None else self.beside.sizes()
+        return tuple(sorted({s.name for d in dims if isinstance(d, sympy.Expr) for s in d.free_symbols} | set(more)))
 
     def stored(self, value: Value) -> Value:
         """What of an operand of the anchor lies in memory: itself, or what a node of the call converts."""
@@ -67,7 +81,12 @@ class Call:
             mark = "*" if node is self.anchor else ""
             names.update({value: f"n{i}.{value.index}" for value in node.values})
             lines.append(f"n{i}{mark} = {node.op.name}({operands}){{{attrs}}} {', '.join(map(str, node.types))}")
-        return "\n".join((*lines, f"{names[self.output]} -> {self.view}"))
+        beside = () if self.beside is None else self._key_beside(self.beside)
+        return "\n".join((*lines, f"{names[self.output]} -> {self.view}", *beside))
+
+    def _key_beside(self, other: "Call") -> tuple[str, str]:
+        shared = [list(self.inputs).index(value) for value in other.inputs]
+        return f"beside, over {shared}", other.key()
 
 
 def _attr(value: object) -> str:

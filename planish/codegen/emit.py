@@ -46,14 +46,14 @@ class Entry:
 
 def step_inputs(step: Kernels, storage: Mapping[Value, Storage]) -> tuple[Value, ...]:
     """The inputs, values and earlier results that a native step reads from outside, in order of first use."""
-    mine = {choice.call.output for choice in step.calls}
+    mine = {v for choice in step.calls for v in choice.call.results}
     found = (v for choice in step.calls for v in read(choice) if v not in mine)
     return tuple(dict.fromkeys(v for v in found if storage[v].kind in ("input", "value", "output")))
 
 
 def step_outputs(step: Kernels, storage: Mapping[Value, Storage]) -> tuple[Value, ...]:
     """The results and values that a native step writes for others, in order."""
-    found = (choice.call.output for choice in step.calls)
+    found = (v for choice in step.calls for v in choice.call.results)
     return tuple(dict.fromkeys(v for v in found if storage[v].kind in ("value", "output")))
 
 

@@ -98,8 +98,9 @@ def _calls(plan: Schedule) -> Iterable[CallSpec]:
     for i, step in enumerate(plan.steps):
         if isinstance(step, Kernels):
             for choice in step.calls:
-                label = "+".join(n.op.name for n in choice.call.nodes)
-                yield CallSpec(label, choice.template.name, choice.call.anchor.op.name, choice.call.scope, i)
+                yield CallSpec(
+                    choice.call.label, choice.template.name, choice.call.anchor.op.name, choice.call.scope, i
+                )
 
 
 def torch_weights(program: Program, schedules: Iterable[Schedule]) -> Mapping[str, TensorSpec]:

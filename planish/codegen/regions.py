@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planish.codegen.layout import Place, is_free
-from planish.codegen.template import AnyTemplate, FusesSlices
+from planish.codegen.template import AnyTemplate, FusesBeside, FusesSlices
 from planish.compiler.ir import Graph, Node, Value
 from planish.compiler.ops import (
     dequantize,
@@ -27,10 +27,12 @@ _OF_ROWS = (layer_norm, rms_norm, *_ROUNDING)
 
 @dataclass(eq=False, slots=True)
 class Region:
-    """Nodes for one kernel, operands first; `anchor` decides which templates may compute it."""
+    """Nodes for one kernel, operands first; `anchor` decides which templates may compute it. `beside` is another
+    region that the kernel computes, too."""
 
     anchor: Node
     nodes: list[Node] = field(default_factory=list)
+    beside: "Region | None" = None
 
     @property
     def output(self) -> Value:
@@ -39,7 +41,8 @@ class Region:
     def inputs(self) -> tuple[Value, ...]:
         """The values that the nodes read from outside, in order of first use."""
         inside = {value for node in self.nodes for value in node.values}
-        return tuple(dict.fromkeys(v for node in self.nodes for v in node.operands if v not in inside))
+        more = () if self.beside is None else self.beside.inputs()
+        return tuple(dict.fromkeys([*(v for n in self.nodes for v in n.operands if v not in inside), *more]))
 
 
 def fuse(graph: Graph, places: Mapping[Value, Place], templates: Sequence[AnyTemplate]) -> tuple[Region, ...]:
@@ -76,7 +79,24 @@ class _Fusion:
             self._join_product(region)
         for value in self._stored():
             self.regions[value] = Region(value.node, [value.node])
-        return tuple(sorted(self.regions.values(), key=lambda region: self.order[region.nodes[-1]]))
+        ordered = sorted(self.regions.values(), key=lambda region: self.order[region.nodes[-1]])
+        for region in tuple(ordered):
+            if (other := self._partner(region, ordered)) is not None:
+                other.beside = region
+                ordered.remove(region)
+        return tuple(ordered)
+
+    def _partner(self, region: Region, ordered: Sequence[Region]) -> Region | None:
+        """A later region that a template computes beside this one, before anything reads the result of this one."""
+        template = first_template(region.anchor, self.templates)
+        if not isinstance(template, FusesBeside) or region.beside is not None:
+            return None
+        for other in ordered[ordered.index(region) + 1 :]:
+            if any(self.places[value].root == region.output for value in other.inputs()):
+                return None
+            if other.beside is None and template.fuses_beside(other.anchor, region.anchor):
+                return other
+        return None
 
     def _stored(self) -> tuple[Value, ...]:
         """What would be repeated, but is read from memory: through a view, as an output, or by a kernel without it."""

@@ -96,7 +96,7 @@ def buffer_bytes(value: Value) -> Dim:
 
 def written(work: Work) -> tuple[Value, ...]:
     """The root values whose buffers the work fills."""
-    return work.node.values if isinstance(work, TorchCall) else (work.call.output,)
+    return work.node.values if isinstance(work, TorchCall) else tuple(work.call.results)
 
 
 def read(work: Work) -> tuple[Value, ...]:
@@ -153,14 +153,14 @@ def _lives(calls: Sequence[Choice], loops: tuple[Loop, ...]) -> dict[Value, _Lif
     lives: dict[Value, _Life] = {}
     last = {v: i for i, choice in enumerate(calls) for v in read(choice)}
     for i, choice in enumerate(calls):
-        out = choice.call.output
-        end = last.get(out, i)
-        before, after = (next((loop for loop in loops if at in loop), None) for at in (i, end))
-        if before is not None and before is after:
-            lives[out] = _Life(i, end, True)
-            continue
-        inside = [loop.last - 1 for loop in loops for at, c in enumerate(calls) if at in loop and out in read(c)]
-        lives[out] = _Life(i if before is None else before.first, max([end, *inside]))
+        for out in written(choice):
+            end = last.get(out, i)
+            before, after = (next((loop for loop in loops if at in loop), None) for at in (i, end))
+            if before is not None and before is after:
+                lives[out] = _Life(i, end, True)
+                continue
+            inside = [loop.last - 1 for loop in loops for at, c in enumerate(calls) if at in loop and out in read(c)]
+            lives[out] = _Life(i if before is None else before.first, max([end, *inside]))
     return lives
 
 
@@ -182,13 +182,13 @@ def _barriers(calls: Sequence[Choice], storage: Mapping[Value, Storage]) -> tupl
     """A barrier stands before a call that reads what calls since the last one wrote, or overwrites what they used."""
     needed, reads, writes = [], set[Storage](), set[Storage]()
     for choice in calls:
-        mine, out = {storage[v] for v in read(choice)}, storage[choice.call.output]
-        wait = bool(mine & writes) or out in reads or out in writes
+        mine, out = {storage[v] for v in read(choice)}, {storage[v] for v in written(choice)}
+        wait = bool(mine & writes or out & reads or out & writes)
         if wait:
             reads, writes = set(), set()
         needed.append(wait)
         reads |= mine
-        writes.add(out)
+        writes |= out
     return tuple(needed)
 
 

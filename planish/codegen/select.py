@@ -135,14 +135,16 @@ class _Selector:
             choice = self._choose(region, contiguous) if contiguous != inputs else choice
         if isinstance(choice, Choice):
             self.work.append(choice)
+        elif region.beside is not None:
+            self.add(region.beside)
+            self.add(Region(region.anchor, region.nodes))
         elif len(region.nodes) > 1:
             self._split(region)
         else:
             self.unserved.append(Unserved(region.anchor, choice))
 
     def _choose(self, region: Region, inputs: Mapping[Value, Place]) -> Choice | tuple[Miss, ...]:
-        views = {v: place.view for v, place in inputs.items()}
-        call = Call(region.anchor, tuple(region.nodes), views, region.output, self.places[region.output].view)
+        call = self._call(region, inputs)
         misses: list[Miss] = []
         for template in self.templates:
             if region.anchor.op in template.ops:
@@ -152,6 +154,11 @@ class _Selector:
                     return Choice(call, template, roots, tuple(misses))
                 misses.append(Miss(template.name, why))
         return tuple(misses)
+
+    def _call(self, region: Region, inputs: Mapping[Value, Place]) -> Call:
+        views = {v: inputs[v].view for v in region.inputs()}
+        beside = None if region.beside is None else self._call(region.beside, inputs)
+        return Call(region.anchor, tuple(region.nodes), views, region.output, self.places[region.output].view, beside)
 
     def _copied(self, value: Value, place: Place) -> Place:
         """The value in a contiguous buffer, copied there by a kernel of its own if it is not yet."""

@@ -37,5 +37,12 @@ class FusesSlices(Protocol):
     def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool: ...
 
 
+@runtime_checkable
+class FusesBeside(Protocol):
+    """A template whose kernels may also compute a second region of one of its ops."""
+
+    def fuses_beside(self, anchor: Node, other: Node) -> bool: ...
+
+
 # fusion and selection are the same for every kind of machine, and hand it through
 AnyTemplate: TypeAlias = Template[Any, Any]

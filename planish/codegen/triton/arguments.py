@@ -23,7 +23,7 @@ def addresses(
 ) -> Callable[[kernel.Argument], Argument]:
     """What an argument of the call's kernel is in the plan; `weights` gives the byte offset of each weight."""
     call = choice.call
-    inputs = list(call.inputs.items())
+    inputs, results = list(call.inputs.items()), list(call.results.items())
 
     def given(argument: kernel.Argument) -> Argument:
         match argument:
@@ -32,8 +32,9 @@ def addresses(
                 if value in weights:
                     return Address("weight", None, dimension(weights[value]), view.dtype.value)
                 return _address(storage[choice.roots[value]], view.dtype)
-            case Output():
-                return _address(storage[call.output], call.view.dtype)
+            case Output(index):
+                value, view = results[index]
+                return _address(storage[value], view.dtype)
             case Scratch(offset, dtype):
                 return Address("scratch", None, dimension(offset), dtype.value)
             case Number(value, wide):

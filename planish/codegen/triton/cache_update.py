@@ -1,6 +1,6 @@
-"""New tokens written into a cache of keys or values on a GPU, in place."""
+"""New tokens written into caches of keys or values on a GPU, in place."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,75 +8,116 @@ from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_before
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.fragment import Fragments, Group
-from planish.codegen.triton.kernel import Kernel, Launch, Number, Output, Regime, Variant, Work
+from planish.codegen.triton.kernel import (
+    Argument,
+    Constant,
+    Input,
+    Kernel,
+    Launch,
+    Number,
+    Output,
+    Regime,
+    Variant,
+    Work,
+)
 from planish.codegen.triton.kernels.cache_update import update
 from planish.codegen.triton.tiles import blocks, power_of_two
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
-from planish.compiler.types import Dim, DType, elements, simplify
+from planish.compiler.types import Dim, DType, elements, same_shape, simplify
 
 _ELEMENTS = 2048  # of a block
+_FUNCTIONS = ("READ_NEW", "READ_PAST", "READ_COUNT", "FINISH")
 
 
 @dataclass(frozen=True, slots=True)
 class CacheUpdate:
     """Writes the slots of the new tokens and nothing else: the output's memory holds the cache already.
 
-    What makes the tokens, such as rotary positions or a cast, is computed on the way.
+    What makes the tokens, such as rotary positions or a cast, is computed on the way. The caches of keys and of values
+    are written by one kernel.
     """
 
     name: ClassVar[str] = "cache-update"
     ops: ClassVar[tuple[Op, ...]] = (ops.cache_update,)
 
     def refuse(self, call: Call, device: Device) -> str | None:
-        if call.epilogue:
-            return "a cache is updated in place, so nothing is computed on the result"
-        if call.anchor.operands[0] not in call.inputs:
-            return "a cache is updated in place, so it must lie in memory"
-        if not all(isinstance(d, int) for d in call.anchor.operands[0].shape[3:]):
-            return "the width of its tokens is no number"
-        others = [node.op.name for node in call.prologue if not fuses_before(node)]
-        return f"{others[0]} is not computed element by element" if others else None
+        return next((why for part in _parts(call) if (why := _refuse(part)) is not None), None)
 
     def build(self, call: Call, device: Device) -> Kernel:
-        cache, new, past, count = call.anchor.operands
-        fragments, heads, rest = Fragments(call), cache.shape[1], elements(cache.shape[3:])
-        assert isinstance(heads, int)
-        assert isinstance(rest, int)
-        groups = (*(Group(name, 1) for name in ("batch", "head", "row")), Group("across", len(cache.shape) - 3))
-        pairs = simplify(new.shape[0] * heads)
-        width = power_of_two(rest)
+        cache, new, *_ = call.anchor.operands
+        parts = tuple(_parts(call))
+        tokens, pairs = new.shape[2], simplify(new.shape[0] * _known(cache.shape[1]))
+        width = power_of_two(max(map(_width, parts)))
+        own, other = (_arguments(call, part, i) for i, part in enumerate((parts[0], parts[-1])))
+        arguments: Mapping[str, Argument | tuple[Argument, ...]] = {
+            **own,
+            **({f"other_{name}": a for name, a in other.items()} if len(parts) > 1 else {}),
+            "tokens": Number(tokens),
+            "pairs": Number(pairs),
+            "slots": Number(cache.shape[2]),
+        }
+        none = {name: None for name in update.arg_names if name.lower().startswith("other_") and name not in arguments}
+        functions = [dict(zip(_FUNCTIONS, _functions(part), strict=True)) for part in parts]
+        others = {f"OTHER_{name}": f for each in functions[1:] for name, f in each.items()}
         down = max(1, _ELEMENTS // width)
-        launch = Launch(
-            update,
-            {
-                "output": Output(),
-                "tokens": Number(new.shape[2]),
-                "pairs": Number(pairs),
-                "slots": Number(cache.shape[2]),
-                "width": Number(rest),
-                "extras": fragments.extras,
-            },
-            {
-                "READ_NEW": fragments.read("read_new", new, groups),
-                "READ_PAST": fragments.read("read_past", past, groups[:1]),
-                "READ_COUNT": fragments.read("read_count", count, groups[:1]),
-                "FINISH": fragments.finish("finish", groups),
-                "HEADS": heads,
-            },
-            tuple(
-                Regime(most, (_variant(call, (blocks(new.shape[2], tokens), pairs, 1), tokens, width),))
-                for most, tokens in ((1, 1), (None, down))
-            ),
-            size=new.shape[2],
+        regimes = (
+            Regime(most, (_variant(call, (blocks(tokens, m), pairs, len(parts)), m, width),))
+            for most, m in ((1, 1), (None, down))
         )
-        return Kernel((launch,))
+        constants = {**none, **functions[0], **others, "HEADS": _known(cache.shape[1])}
+        return Kernel((Launch(update, arguments, constants, tuple(regimes), size=tokens),))
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return False
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
         return fuses_before(node)
+
+    def fuses_beside(self, anchor: Node, other: Node) -> bool:
+        """Caches of as many heads and slots, for the same tokens."""
+        if other.op is not ops.cache_update or anchor.operands[2:] != other.operands[2:]:
+            return False
+        return all(same_shape(a.shape[:3], b.shape[:3]) for a, b in zip(anchor.operands, other.operands, strict=True))
+
+
+def _parts(call: Call) -> Iterator[Call]:
+    yield call
+    if call.beside is not None:
+        yield call.beside
+
+
+def _refuse(part: Call) -> str | None:
+    if part.epilogue:
+        return "a cache is updated in place, so nothing is computed on the result"
+    if part.anchor.operands[0] not in part.inputs:
+        return "a cache is updated in place, so it must lie in memory"
+    if not all(isinstance(d, int) for d in part.anchor.operands[0].shape[3:]):
+        return "the width of its tokens is no number"
+    others = [node.op.name for node in part.prologue if not fuses_before(node)]
+    return f"{others[0]} is not computed element by element" if others else None
+
+
+def _width(part: Call) -> int:
+    return _known(elements(part.anchor.operands[0].shape[3:]))
+
+
+def _arguments(call: Call, part: Call, index: int) -> Mapping[str, Argument | tuple[Argument, ...]]:
+    """What a part is passed of its own, as arguments of the whole call."""
+    places = [list(call.inputs).index(value) for value in part.inputs]
+    extras = (Input(places[a.index]) if isinstance(a, Input) else a for a in Fragments(part).extras)
+    return {"output": Output(index), "width": Number(_width(part)), "extras": tuple(extras)}
+
+
+def _functions(part: Call) -> Iterator[Constant]:
+    """The functions that read the new tokens, the tokens before and their count, and that write the cache."""
+    cache, new, past, count = part.anchor.operands
+    fragments = Fragments(part)
+    groups = (*(Group(name, 1) for name in ("batch", "head", "row")), Group("across", len(cache.shape) - 3))
+    yield fragments.read("read_new", new, groups)
+    yield fragments.read("read_past", past, groups[:1])
+    yield fragments.read("read_count", count, groups[:1])
+    yield fragments.finish("finish", groups)
 
 
 def _variant(call: Call, grid: tuple[Dim, Dim, Dim], tokens: int, width: int) -> Variant:
@@ -86,3 +127,8 @@ def _variant(call: Call, grid: tuple[Dim, Dim, Dim], tokens: int, width: int) ->
         return Work(float(tokens * width), DType.f32, moved, moved, moved)
 
     return Variant({"BLOCK_TOKENS": tokens, "BLOCK_WIDTH": width}, grid, work, num_warps=4)
+
+
+def _known(dim: Dim) -> int:
+    assert isinstance(dim, int)
+    return dim

@@ -24,7 +24,9 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The address of the memory of the call's output."""
+    """The address of the memory of the call's result `index`, in the order of `Call.results`."""
+
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,8 @@ def _plain_type(call: Call, argument: Argument) -> str:
     match argument:
         case Input(index):
             return f"*{_POINTEE[list(call.inputs.values())[index].dtype]}"
-        case Output():
-            return f"*{_POINTEE[call.view.dtype]}"
+        case Output(index):
+            return f"*{_POINTEE[list(call.results.values())[index].dtype]}"
         case Scratch(_, dtype):
             return f"*{_POINTEE[dtype]}"
         case Number(_, wide):

@@ -1,6 +1,6 @@
 """Runs one GPU kernel in Triton's interpreter: a graph becomes one call, whose launches run on torch tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy
 import torch
@@ -69,6 +69,20 @@ def run_call(
     before: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The output of the call in its logical shape, once for each variant of the regime of the sizes."""
+    given = () if before is None else (before,)
+    return [found[0] for found in run_results(template, call, buffers, sizes=sizes, on=on, before=given)]
+
+
+def run_results(
+    template: Template,
+    call: Call,
+    buffers: Mapping[str, torch.Tensor],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    on: str = "h200",
+    before: Sequence[torch.Tensor] = (),
+) -> list[list[torch.Tensor]]:
+    """All results of the call, once for each variant; `before` is what lies in their memory at first."""
     sizes = dict(sizes or {})
     assert (why := template.refuse(call, device(on))) is None, why
     kernel: Kernel = template.build(call, device(on))
@@ -90,16 +104,16 @@ def _run(
     variants: list[Variant],
     buffers: Mapping[str, torch.Tensor],
     sizes: Mapping[str, int],
-    before: torch.Tensor | None,
-) -> torch.Tensor:
-    elements = evaluate_dim(call.view.extent, sizes)
-    out = torch.zeros(elements, dtype=TORCH_DTYPE[call.view.dtype])
-    if before is not None:
-        out[:] = before.flatten()
+    before: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    views = list(call.results.values())
+    outs = [torch.zeros(evaluate_dim(v.extent, sizes), dtype=TORCH_DTYPE[v.dtype]) for v in views]
+    for out, given in zip(outs, before, strict=False):
+        out[:] = given.flatten()
     scratch = torch.zeros(evaluate_dim(kernel.scratch_bytes, sizes) + 16, dtype=torch.uint8)
     inputs = [_packed(value, kernel, buffers) for value in call.inputs]
     for launch, variant in zip(kernel.launches, variants, strict=True):
-        memory = _Memory(inputs, out, scratch, sizes)
+        memory = _Memory(inputs, outs, scratch, sizes)
         arguments = {
             name: tuple(map(memory.of, a)) if isinstance(a, tuple) else memory.of(a)
             for name, a in launch.arguments.items()
@@ -109,26 +123,28 @@ def _run(
         grid = tuple(evaluate_dim(d, sizes) for d in variant.grid)
         with numpy.errstate(all="ignore"):  # the interpreter computes masked lanes, and infinities, with numpy
             launch.function[grid](**arguments, **known)
-    view = call.view
-    return torch.as_strided(
-        out, evaluate_shape(view.shape, sizes), evaluate_shape(view.strides, sizes), evaluate_dim(view.offset, sizes)
-    )
+    return [_seen(out, view, sizes) for out, view in zip(outs, views, strict=True)]
+
+
+def _seen(memory: torch.Tensor, view: View, sizes: Mapping[str, int]) -> torch.Tensor:
+    shape, strides = evaluate_shape(view.shape, sizes), evaluate_shape(view.strides, sizes)
+    return torch.as_strided(memory, shape, strides, evaluate_dim(view.offset, sizes))
 
 
 class _Memory:
     """What the arguments of a launch stand for."""
 
     def __init__(
-        self, inputs: list[torch.Tensor], out: torch.Tensor, scratch: torch.Tensor, sizes: Mapping[str, int]
+        self, inputs: list[torch.Tensor], outs: list[torch.Tensor], scratch: torch.Tensor, sizes: Mapping[str, int]
     ) -> None:
-        self.inputs, self.out, self.scratch, self.sizes = inputs, out, scratch, sizes
+        self.inputs, self.outs, self.scratch, self.sizes = inputs, outs, scratch, sizes
 
     def of(self, argument: Argument) -> object:
         match argument:
             case Input(index):
                 return _plain(self.inputs[index])
-            case Output():
-                return _plain(self.out)
+            case Output(index):
+                return _plain(self.outs[index])
             case Scratch(offset, dtype):
                 return self.scratch[evaluate_dim(offset, self.sizes) :].view(TORCH_DTYPE[dtype])
             case Number(value):

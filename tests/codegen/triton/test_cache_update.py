@@ -2,7 +2,9 @@
 
 import torch
 
+from planish.codegen.select import Choice, select
 from planish.codegen.triton.cache_update import CacheUpdate
+from planish.codegen.triton.templates import TEMPLATES
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.evaluate import evaluate
@@ -10,7 +12,7 @@ from planish.compiler.ir import Graph, Value
 from planish.compiler.types import DType
 from tests.codegen.compare import leaf, normal
 from tests.codegen.harness import call_of
-from tests.codegen.triton.harness import run_call
+from tests.codegen.triton.harness import device, run_call, run_results
 
 
 def _update(cache: torch.Tensor, new: torch.Tensor, past: list[int], count: list[int], half: bool = False) -> None:
@@ -35,3 +37,25 @@ def test_a_ring_wraps() -> None:
 
 def test_one_token_cast_on_its_way() -> None:
     _update(normal(1, 4, 9, 64).half(), normal(1, 4, 1, 64, seed=1), [8], [1], half=True)
+
+
+def test_keys_with_their_positions_and_values_are_written_by_one_kernel() -> None:
+    new, table = (normal(2, 2, 3, 16), normal(2, 2, 3, 8, seed=4)), normal(2, 1, 3, 16, seed=1)
+    caches = normal(2, 2, 9, 16, seed=2), normal(2, 2, 9, 8, seed=3)
+    past, count = torch.tensor([4, 7]), torch.tensor([3, 2])
+    tensors = (*new, table, table.flip(3), *caches, past, count)
+    leaves = [leaf(f"x{i}", t) for i, t in enumerate(tensors)]
+    keys, values, cosine, sine, old_keys, old_values, *tokens = leaves
+    k = ops.cache_update(old_keys, ops.rope(keys, cosine, sine), *tokens)
+    v = ops.cache_update(old_values, values, *tokens)
+    graph = Graph("main", tuple(leaves), (k, v))
+    (choice,) = select(graph, TEMPLATES, device()).work
+    assert isinstance(choice, Choice)
+    assert set(choice.call.results) == {k, v}
+    wanted = dict(zip((k, v), evaluate(graph, tensors, {}), strict=True))
+    before = dict(zip((k, v), caches, strict=True))
+    buffers = {f"x{i}": t for i, t in enumerate(tensors)}
+    results = choice.call.results
+    for found in run_results(CacheUpdate(), choice.call, buffers, before=[before[value] for value in results]):
+        for value, result in zip(results, found, strict=True):
+            torch.testing.assert_close(result, wanted[value])

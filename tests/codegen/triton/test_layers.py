@@ -1,11 +1,16 @@
 """How many kernels a layer of a language model is on a GPU: what joins the kernel of its neighbour."""
 
 from collections.abc import Sequence
+from functools import cache
 
+import pytest
 import torch
 import transformers
 
 from planish.codegen.select import Choice, select
+from planish.codegen.triton.compile import compile_all
+from planish.codegen.triton.cost import refuse_resources
+from planish.codegen.triton.request import request_of
 from planish.codegen.triton.templates import TEMPLATES
 from planish.compilation_generation import with_sizes, with_split
 from planish.compiler.importers import import_torch
@@ -20,6 +25,7 @@ from tests.codegen.triton.harness import device
 from tests.generation import architectures
 
 
+@cache
 def program(*lossy: Pass) -> Program:
     config = transformers.LlamaConfig(**architectures._GATED)
     net = architectures.build(transformers.LlamaForCausalLM, config).half()
@@ -30,22 +36,40 @@ def program(*lossy: Pass) -> Program:
     return Pipeline((*with_split(EXACT, generation), *lossy)).run(imported.program, context)[0]
 
 
-def layer(lossy: Sequence[Pass], function: str = "decode") -> list[tuple[str, int]]:
-    """The templates of the second layer's calls, and how many launches each is."""
-    work = select(program(*lossy).functions[function], TEMPLATES, device()).work
-    choices = [each for each in work if isinstance(each, Choice) and ".layers.1." in f".{each.call.scope}."]
+def layer(*lossy: Pass, gpu: str = "h200") -> list[Choice]:
+    """The calls of the second layer when it decodes a token."""
+    work = select(program(*lossy).functions["decode"], TEMPLATES, device(gpu)).work
+    return [each for each in work if isinstance(each, Choice) and ".layers.1." in f".{each.call.scope}."]
+
+
+def launches(choices: Sequence[Choice]) -> list[tuple[str, int]]:
+    """The templates of calls, and how many launches each is."""
     return [(c.template.name, len(c.template.build(c.call, device()).launches)) for c in choices]
 
 
-def test_a_layer_of_int4_decodes_in_ten_launches() -> None:
-    assert layer((QuantizeWeights(bits=4, group=32),)) == [
+def test_a_layer_of_int4_decodes_in_nine_launches() -> None:
+    assert launches(layer(QuantizeWeights(bits=4, group=32))) == [
         ("rows", 1),
         ("quantized-linear", 1),  # queries, keys and values
-        ("cache-update", 1),  # with the positions of keys
-        ("cache-update", 1),
+        ("cache-update", 1),  # keys with their positions, and values
         ("cached-attention", 2),  # with the positions of queries; parts of the keys, and their merge
         ("quantized-linear", 1),  # with the residual
         ("rows", 1),
         ("quantized-linear", 1),  # gate and up
         ("quantized-linear", 1),  # with the residual
     ]
+
+
+@pytest.mark.parametrize("gpu", ["a100", "rtx-4090", "h200", "mi300x"])
+def test_what_joined_compiles_without_spills(gpu: str) -> None:
+    choices = [c for c in layer(gpu=gpu) if "rope" in c.call.label or "silu" in c.call.label]
+    assert [c.template.name for c in choices] == ["cache-update", "cached-attention", "gemm"]
+    requests = [
+        request_of(c.call, launch, regime.variants[0])
+        for c in choices
+        for launch in c.template.build(c.call, device(gpu)).launches
+        for regime in launch.regimes[:1]
+    ]
+    for request, binary in zip(requests, compile_all(requests, device(gpu)), strict=True):
+        assert refuse_resources(binary, device(gpu)) is None
+        assert binary.spilled_bytes == 0, request.name
