@@ -171,7 +171,7 @@ def flash_cached(
     query, head = row // GROUP, shared * GROUP + row % GROUP
     depth, width = tl.arange(0, BLOCK_DEPTH).to(tl.int64), tl.arange(0, BLOCK_WIDTH).to(tl.int64)
     asked = READ_Q(batch, head, query, depth[None, :], near, near, row < rows, depth[None, :] < DEPTH, extras).to(DTYPE)
-    past = tl.max(READ_PAST(batch, near, extras))
+    past = tl.max(READ_PAST(batch, near, extras) + tl.zeros((1, 1), tl.int64))  # a batch of one is read as a scalar
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mixed = tl.zeros((BLOCK_M, BLOCK_WIDTH), tl.float32)
