@@ -50,6 +50,15 @@ class Fragments:
         text = writer.load(value, writer.start(value)) if stored else writer.at(value, writer.start(value))
         return self._function(name, [], groups, [], [*writer.lines, f"return {text}"])
 
+    def rows(self, name: str, value: Value, group: Group) -> Generated:
+        """`name(*group, extras)`: how many elements after its buffer's start the rows of an input begin, whose last
+        axis is none of the group's."""
+        writer = _Writer(self, {}, (group,))
+        places = parts(group.name, value.shape[: group.axes])
+        address = address_text(self.call.inputs[value], (*places, "0"), writer.dim)
+        body = [*writer.lines, f"return {address} + 0 * {group.name}"]
+        return self._function(name, [], (Group(group.name, group.axes),), [], body)
+
     def finish(self, name: str, groups: Sequence[Group], bias: Value | None = None) -> Generated:
         """`name(result, *groups, *masks, output, extras)`: store the call's output where it lies.
 

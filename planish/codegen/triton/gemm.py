@@ -86,10 +86,10 @@ class Gemm:
                 "w_stride": Number(w.strides[0]),
                 "extras": fragments.extras,
             },
-            {"FINISH": finish_of(call, groups), "GROUP_M": 8, "PRECISION": "ieee", **_slices(halves)},
+            {"FINISH": finish_of(call, groups), "GROUP_M": 8, "PRECISION": "ieee", **slices_of(halves)},
             tuple(
                 Regime(most, tuple(_variant(t, (rows, columns, depth), x.dtype) for t in tiles))
-                for most, tiles in _tiles(x.dtype, device)
+                for most, tiles in tiles_of(x.dtype, device)
             ),
             size=rows,
         )
@@ -105,12 +105,13 @@ class Gemm:
         return fuses_slices(anchor, slices)
 
 
-def _slices(halves: Halves | None) -> Mapping[str, Constant]:
+def slices_of(halves: Halves | None) -> Mapping[str, Constant]:
+    """What a kernel of floats takes for two slices."""
     half, (first, second) = (0, (0, 0)) if halves is None else (halves.width, halves.starts)
     return {"HALF": half, "FIRST": first, "SECOND": second}
 
 
-def _tiles(dtype: DType, device: Device) -> tuple[tuple[int | None, tuple[Tile, ...]], ...]:
+def tiles_of(dtype: DType, device: Device) -> tuple[tuple[int | None, tuple[Tile, ...]], ...]:
     """The tiles by counts of rows; f32 is multiplied without the matrix units, which the split is for."""
     if dtype is DType.f32:
         return TILES

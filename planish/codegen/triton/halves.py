@@ -57,7 +57,8 @@ def halves_of(call: Call) -> Halves | None:
 
 def finish_of(call: Call, groups: Sequence[Group]) -> Generated:
     """The function that stores what a call computes of its product: `Fragments.finish`, or of two slices of it."""
-    halves, bias = halves_of(call), next(iter(call.anchor.inputs[2:]), None)
+    halves = halves_of(call)
+    bias = next(iter(call.anchor.inputs[2:]), None) if call.anchor.op is ops.linear else None
     if halves is None:
         return Fragments(call).finish("finish", groups, bias=bias)
     return Fragments(call).finish_slices("finish", groups, dict(zip(halves.values, halves.starts, strict=True)), bias)
@@ -66,7 +67,7 @@ def finish_of(call: Call, groups: Sequence[Group]) -> Generated:
 def fuses_slices(anchor: Node, slices: Sequence[Node]) -> bool:
     """Whether the kernel of a product can take these slices of its result together."""
     last = len(anchor.types[0].shape) - 1
-    if len(slices) != 2 or anchor.op is not ops.linear:
+    if len(slices) != 2 or anchor.op not in (ops.linear, ops.grouped_linear):
         return False
     one, other = slices
     along = all(integer_of(n, "axis") == last and integer_of(n, "step") == 1 for n in slices)

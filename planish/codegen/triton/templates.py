@@ -7,6 +7,7 @@ from planish.codegen.triton.cache_update import CacheUpdate
 from planish.codegen.triton.cached_attention import CachedAttention
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
+from planish.codegen.triton.grouped import GroupedLinear
 from planish.codegen.triton.int8_linear import F8Linear, Int8Linear
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.map import Map
@@ -22,6 +23,7 @@ TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     Int8Linear(),
     F8Linear(),
     Matmul(),
+    GroupedLinear(),
     CachedAttention(),
     Attention(),
     BlockAttention(),

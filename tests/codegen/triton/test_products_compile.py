@@ -8,6 +8,7 @@ from planish.codegen.triton.compile import Request, compile_all
 from planish.codegen.triton.cost import refuse_resources
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
+from planish.codegen.triton.grouped import GroupedLinear
 from planish.codegen.triton.int8_linear import F8Linear, Int8Linear
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.matmul import Matmul
@@ -63,6 +64,12 @@ def _of_rows(codes: DType, gate: bool = False) -> Call:
     return call_of(Graph("main", (x, scale), (_gated(y) if gate else y,)), ops.linear)
 
 
+def _of_experts(gate: bool = False) -> Call:
+    index = ops.input_(name="i", shape=(_M,), dtype=DType.i64)
+    y = ops.grouped_linear(_X, _weight("w", DType.f16, 8, _SIZE, _SIZE), index)
+    return call_of(Graph("main", (_X, index), (_gated(y) if gate else y,)), ops.grouped_linear)
+
+
 def _of_activations() -> Call:
     x, y = (ops.input_(name=n, shape=(8, _SIZE, _SIZE), dtype=DType.f16) for n in "xy")
     return call_of(Graph("main", (x, y), (ops.matmul(x, y),)), ops.matmul)
@@ -81,6 +88,8 @@ _CALLS: dict[str, tuple[Template[Device, Kernel], Call]] = {
     "int8 rows with a gate": (Int8Linear(), _of_rows(DType.i8, gate=True)),
     "f8 rows": (F8Linear(), _of_rows(DType.f8)),
     "f8 rows with a gate": (F8Linear(), _of_rows(DType.f8, gate=True)),
+    "experts": (GroupedLinear(), _of_experts()),
+    "experts with a gate": (GroupedLinear(), _of_experts(gate=True)),
     "activations": (Matmul(), _of_activations()),
 }
 
@@ -89,7 +98,7 @@ def _requests(name: str, gpu: Device) -> list[Request]:
     """The first variant for the fewest rows and for the most."""
     template, call = _CALLS[name]
     assert template.refuse(call, gpu) is None
-    (launch,) = template.build(call, gpu).launches
+    launch = template.build(call, gpu).launches[-1]  # experts put their rows in order before
     return [request_of(call, launch, launch.regimes[i].variants[0]) for i in (0, -1)]
 
 
@@ -104,6 +113,14 @@ def test_products_fit_the_gpu_and_run_on_its_matrix_units(profile: str) -> None:
         assert refuse_resources(binary, gpu) is None, name
         assert binary.spilled_bytes == 0, name
         assert any(unit in binary.assembly for unit in units), name
+
+
+@pytest.mark.parametrize("profile", ["a100", "h200", "mi300x"])
+def test_rows_are_put_in_the_order_of_their_experts_without_spills(profile: str) -> None:
+    gpu, call = device(profile), _of_experts()
+    launch = GroupedLinear().build(call, gpu).launches[0]
+    (binary,) = compile_all([request_of(call, launch, launch.regimes[-1].variants[0])], gpu)
+    assert binary.spilled_bytes == 0
 
 
 def test_codes_go_to_the_matrix_units_of_a_hopper_gpu_in_registers() -> None:

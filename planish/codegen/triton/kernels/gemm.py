@@ -15,7 +15,7 @@ def tile_of(program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 
 
 @triton.jit
-def _in_turns(column, HALF: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
+def in_turns(column, HALF: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
     """The column of the weight, of slices of HALF from FIRST and from SECOND on, 8 of each in turn."""
     within = tl.minimum(column // 16 * 8 + column % 8, HALF - 1)
     return within + tl.where(column // 8 % 2 == 0, FIRST, SECOND)
@@ -30,14 +30,13 @@ def halves(total, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _few_rows(
+def few_rows(
     x,
     w,
-    first_row,
+    row,
+    row_mask,
     column,
-    rows,
     depth,
-    x_stride,
     w_stride,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -45,17 +44,17 @@ def _few_rows(
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of few rows: the weight is the left operand, which needs fewer of them; SPLIT groups of warps take their
-    own blocks of the depth, whose sums meet at the end."""
-    row = (first_row + tl.arange(0, BLOCK_M))[None, None, :]
+    """A tile of few rows, which begin at offsets `row`: the weight is the left operand, which needs fewer of them;
+    SPLIT groups of warps take their own blocks of the depth, whose sums meet at the end."""
     part, k = tl.arange(0, SPLIT)[:, None, None] * BLOCK_K, tl.arange(0, BLOCK_K)
     across, down = part + k[None, None, :], part + k[None, :, None]
     w_at = w + column[None, :, None].to(tl.int64) * w_stride + across
-    x_at = x + row.to(tl.int64) * x_stride + down
+    x_at = x + row[None, None, :] + down
+    inside = row_mask[None, None, :]
     total = tl.zeros((SPLIT, BLOCK_N, BLOCK_M), tl.float32)
     for start in range(0, depth, SPLIT * BLOCK_K):
         left = tl.load(w_at, mask=across < depth - start, other=0.0)
-        right = tl.load(x_at, mask=(row < rows) & (down < depth - start), other=0.0)
+        right = tl.load(x_at, mask=inside & (down < depth - start), other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
         w_at += SPLIT * BLOCK_K
         x_at += SPLIT * BLOCK_K
@@ -63,14 +62,12 @@ def _few_rows(
 
 
 @triton.jit
-def _many_rows(
+def many_rows(
     x,
     w,
-    first_row,
+    row,
     column,
-    rows,
     depth,
-    x_stride,
     w_stride,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -78,8 +75,9 @@ def _many_rows(
     WHOLE_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    row, k = first_row + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
-    x_at = x + (row % rows).to(tl.int64)[:, None] * x_stride + k[None, :]
+    """A tile of rows that begin at offsets `row`, all of them inside."""
+    k = tl.arange(0, BLOCK_K)
+    x_at = x + row[:, None] + k[None, :]
     w_at = w + column.to(tl.int64)[None, :] * w_stride + k[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, depth, BLOCK_K):
@@ -128,20 +126,19 @@ def gemm(
     first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
     column = first_column + tl.arange(0, BLOCK_N)
     if HALF > 0:
-        of_w = _in_turns(column, HALF, FIRST, SECOND)
+        of_w = in_turns(column, HALF, FIRST, SECOND)
     elif SPLIT > 0:
         of_w = tl.minimum(column, columns - 1)
     else:
         of_w = column % columns
+    row = first_row + tl.arange(0, BLOCK_M)
     if SPLIT > 0:
-        total = _few_rows(
-            x, w, first_row, of_w, rows, depth, x_stride, w_stride, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, PRECISION
-        )
+        at = row.to(tl.int64) * x_stride
+        total = few_rows(x, w, at, row < rows, of_w, depth, w_stride, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, PRECISION)
     else:
-        total = _many_rows(
-            x, w, first_row, of_w, rows, depth, x_stride, w_stride, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE_K, PRECISION
-        )
-    row = (first_row + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
+        at = (row % rows).to(tl.int64) * x_stride
+        total = many_rows(x, w, at, of_w, depth, w_stride, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE_K, PRECISION)
+    row = row.to(tl.int64)[:, None]
     if HALF > 0:
         first, second = halves(total, BLOCK_M, BLOCK_N)
         column = (first_column // 2 + tl.arange(0, BLOCK_N // 2)).to(tl.int64)[None, :]
