@@ -10,7 +10,18 @@ from planish.codegen.triton.device import Device
 from planish.codegen.triton.fragment import Fragments, Group
 from planish.codegen.triton.gemm import Tile, slices_of, tiles_of
 from planish.codegen.triton.halves import finish_of, fuses_slices, halves_of
-from planish.codegen.triton.kernel import Input, Kernel, Launch, Number, Output, Regime, Scratch, Variant, Work
+from planish.codegen.triton.kernel import (
+    Constant,
+    Input,
+    Kernel,
+    Launch,
+    Number,
+    Output,
+    Regime,
+    Scratch,
+    Variant,
+    Work,
+)
 from planish.codegen.triton.kernels.grouped import grouped_gemm, order_rows
 from planish.codegen.triton.tiles import blocks, power_of_two, product
 from planish.codegen.view import View
@@ -102,7 +113,7 @@ class _Experts:
     def _scratch(self) -> dict[str, Scratch]:
         return {"order": Scratch(0, DType.i32), "starts": Scratch(simplify(self.rows * _I32), DType.i32)}
 
-    def _index(self) -> dict[str, object]:
+    def _index(self) -> dict[str, Constant]:
         index = self.call.anchor.operands[2]
         return {"INDEX": Fragments(self.call).read("read_index", index, (self._group,)), "EXPERTS": self.experts}
 
