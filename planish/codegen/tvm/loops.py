@@ -19,10 +19,14 @@ _BLOCK = 2048  # elements of a unit of work: its indices are divided out once, a
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Positions that are worked on side by side; `turn` is 0 and 1 for one group after another."""
+    """Positions that are worked on side by side; `turn` is 0 and 1 for one group after another.
+
+    `after` gives the group after this one, or this one once more where it is the last.
+    """
 
     leads: tuple[Index, ...]
     turn: "tirx.PrimExpr"
+    after: "Callable[[], Group]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,8 @@ def _staged(
     def group(number: "tirx.PrimExpr") -> Group:
         at = bind(start + number * together)
         leads = tuple(unravel(k, bind(at + i), shape) for i in range(together))
-        return Group(leads, bind(tirx.bitwise_and(number, integer(1))))
+        after = lambda: group(bind(tirx.min(number + 1, count - 1)))  # noqa: E731
+        return Group(leads, bind(tirx.bitwise_and(number, integer(1))), after)
 
     with T.If(count > 0), T.Then():
         stages.enter(group(integer(0)))

@@ -1,7 +1,7 @@
 """Softmax and normalizations over the last axis, one row at a time in the first level of cache."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, TypeAlias, cast
 
@@ -18,6 +18,7 @@ from planish.codegen.tvm.folds import Fold, Read, Registers, State, line_lanes, 
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.loops import Group, Index, Stages, pipeline, vectors
+from planish.codegen.tvm.row_exponential import exponential, origin
 from planish.codegen.tvm.streaming import Stream, streaming
 from planish.codegen.view import View
 from planish.compiler import ops
@@ -30,7 +31,7 @@ _States: TypeAlias = tuple[State, ...]
 _Write: TypeAlias = Callable[["tirx.PrimExpr", int], None]
 
 _KEPT = 4  # rows of scratch memory for each row of a group: of this group and the one before, elements and exponentials
-_NUMBERS = 2  # of a row that live from its first step to its last
+_NUMBERS = 3  # of a row that live from its first step to its last
 _SAMPLED = 12  # elements of a row of which one is looked at for a value near the mean
 _TOGETHER = 2  # rows that are computed side by side: they share what all rows read, and hide each other's folds
 _MOST_WIDTH = 1024  # of rows side by side, so that they and their results stay in the first level of cache
@@ -146,40 +147,27 @@ class _Rows:
 
     def part(self, width: Dim, fold: Fold, read: _Read, ways: int = 4, *, besides: _Write | None = None) -> _States:
         """The fold of the first `width` elements of each row."""
-        lanes = line_lanes(width, self.k.isa.lanes)
+        (states,) = self.folds(width, ((fold, read),), ways, besides)
+        return states
+
+    def folds(
+        self, width: Dim, folds: Sequence[tuple[Fold, _Read]], ways: int, besides: _Write | None
+    ) -> tuple[_States, ...]:
+        """What `part` gives, of several folds in one pass; `besides` comes before what the first fold reads last."""
+        lanes, rows = line_lanes(width, self.k.isa.lanes), range(len(self.leads))
         ways = ways if not isinstance(width, int) else max(w for w in (1, 2, ways) if w <= max(1, width // lanes))
-        group = [(Registers(fold, lanes, ways), partial(read, row)) for row in range(len(self.leads))]
+        group = [(Registers(fold, lanes, ways), partial(read, row)) for fold, read in folds for row in rows]
         if besides is not None:
-            registers, last = group[-1]
-            group[-1] = registers, partial(_both, last, besides)
+            registers, last = group[rows[-1]]
+            group[rows[-1]] = registers, partial(_both, last, besides)
         lines(self.k, width, group)
-        return tuple(registers.result() for registers, _ in group)
-
-    def fold_ahead(self, fold: Fold, read: _Read, ways: int, besides: _Write | None) -> _States:
-        """The fold in a later pass, which has the next rows fetched into the first level of cache meanwhile."""
-
-        def ahead(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-            for view, buffer in self._whole:
-                step = len(self.leads) * self.k.dim(view.strides[-2])
-                self._fetch(view, buffer, row, at + step, for_writing=False)
-            if self.stream is None:
-                self._fetch(self.k.call.view, self.k.output, row, at, for_writing=True)
-            return read(row, at, lanes)
-
-        return self.fold(fold, ahead, ways, besides=besides)
-
-    def _fetch(self, view: View, buffer: "tirx.Buffer", row: int, at: "tirx.PrimExpr", *, for_writing: bool) -> None:
-        """Ask for the cache line of an element in the first level of cache; nothing happens if there is none."""
-        pointer = T.address_of(buffer[bind(self.k.address(view, (*self.leads[row], at)))])
-        hints = (T.int32(for_writing), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", pointer, *hints))
+        states = [registers.result() for registers, _ in group]
+        return tuple(tuple(states[i : i + len(rows)]) for i in range(0, len(states), len(rows)))
 
     @property
-    def _whole(self) -> "list[tuple[View, tirx.Buffer]]":
-        """The inputs of the call that are read row by row."""
-        shape = self.k.call.anchor.operands[0].shape
-        inputs = [(v, view) for v, view in self.k.call.inputs.items() if len(shape) > 1 and same_shape(v.shape, shape)]
-        return [(view, self.k.buffers[v]) for v, view in inputs if same_dim(view.strides[-1], 1)]
+    def after(self) -> "_Rows":
+        """The rows of the next group."""
+        return replace(self, group=self.group.after())
 
     def operand_of_anchor(self, row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
         """Elements of the anchor's operand, computed or read where they lie."""
@@ -249,21 +237,20 @@ def _both(read: Read, besides: _Write, at: "tirx.PrimExpr", lanes: int) -> "tirx
     return value
 
 
-def _shifted(rows: _Rows) -> _Read:
-    """The elements less the largest one, which is found first."""
-    tops = [top for (top,) in rows.fold(peak(), rows.first)]
-    rows.remember(0, tops)
-    return lambda row, at, lanes: vm.keep(rows.again(row, at, lanes) - vm.splat(tops[row], lanes))
-
-
 def _begin_softmax(rows: _Rows, besides: _Write | None) -> None:
-    shifted = _shifted(rows)
+    """The exponentials of rows whose largest elements are known, and the largest elements of the rows after them."""
+    ahead, isa = rows.after, rows.k.isa
+    tops = rows.recall(2) if besides is not None else [top for (top,) in rows.fold(peak(), rows.first)]
+    origins = [vm.keep(origin(top, isa)) for top in tops]
 
-    def exponential(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
-        return rows.keep(_slot(rows, row), at, vm.exp_nonpositive(shifted(row, at, lanes)))
+    def power(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        shifted = vm.keep(rows.again(row, at, lanes) - vm.splat(origins[row], lanes))
+        return rows.keep(_slot(rows, row), at, exponential(shifted, isa))
 
-    sums = rows.fold_ahead(total("float32"), exponential, 2, besides)
+    folds = ((total("float32"), power), (peak(), ahead.first))
+    sums, peaks = rows.folds(rows.width, folds, 2, besides)
     rows.remember(1, [tirx.const(1.0, "float32") / s for (s,) in sums])
+    rows.remember(2, [top for (top,) in peaks])
 
 
 def _softmax(rows: _Rows) -> _Read:
@@ -277,9 +264,13 @@ def _slot(rows: _Rows, row: int) -> "tirx.PrimExpr":
 
 
 def _begin_log_softmax(rows: _Rows, besides: _Write | None) -> None:
-    shifted = _shifted(rows)
-    exponential: _Read = lambda row, at, lanes: vm.exp_nonpositive(shifted(row, at, lanes))  # noqa: E731
-    rows.remember(1, [vm.log(s) for (s,) in rows.fold_ahead(total("float32"), exponential, 2, besides)])
+    tops = [top for (top,) in rows.fold(peak(), rows.first)]
+    rows.remember(0, tops)
+
+    def power(row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        return vm.exp_nonpositive(vm.keep(rows.again(row, at, lanes) - vm.splat(tops[row], lanes)))
+
+    rows.remember(1, [vm.log(s) for (s,) in rows.fold(total("float32"), power, 2, besides=besides)])
 
 
 def _log_softmax(rows: _Rows) -> _Read:
