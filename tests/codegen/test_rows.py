@@ -105,6 +105,29 @@ def test_softmax_of_extreme_rows() -> None:
     check(Rows(), lambda x: ops.softmax(x, axis=1), x)
 
 
+@pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+@pytest.mark.parametrize("top", [0.0, 3.3, -1000.0, 1e8], ids=str)
+def test_softmax_is_precise_in_small_results_too(top: float, isa: Isa) -> None:
+    x = torch.cat([-87 * torch.rand(6, 1000, generator=torch.Generator().manual_seed(5)), torch.zeros(6, 1)], 1) + top
+    value = leaf("x", x)
+    call = call_of(Graph("main", (value,), (ops.softmax(value, axis=1),)), ops.softmax)
+    found, wanted = run_call(Rows(), call, {"x": x}, isa=isa).double(), torch.softmax(x.double(), 1)
+    rounding = 2.0**-24 * (top - x.double())  # of the difference from the largest, which has to be rounded
+    error = (found - wanted).abs() / wanted
+    assert (wanted > 2e-38).any()
+    assert float((error - rounding)[wanted > 2e-38].max()) < 5e-7
+
+
+def test_softmax_vanishes_where_elements_are_masked() -> None:
+    x = normal(4, 64)
+    x[:, 5:40], x[:, 40:50] = -torch.inf, -3e38
+    value = leaf("x", x)
+    call = call_of(Graph("main", (value,), (ops.softmax(value, axis=1),)), ops.softmax)
+    found = run_call(Rows(), call, {"x": x})
+    assert float(found[:, 5:50].abs().max()) < 2.0**-125
+    assert not found[:, 5:50].signbit().any()
+
+
 def test_variance_of_large_means_is_accurate() -> None:
     x = normal(4, 384) + 1000
     check(Rows(), lambda x: ops.layer_norm(x), x, rtol=1e-3, atol=1e-3)

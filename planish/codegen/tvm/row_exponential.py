@@ -28,7 +28,7 @@ def origin(top: "tirx.PrimExpr", isa: Isa) -> "tirx.PrimExpr":
 def exponential(x: "tirx.PrimExpr", isa: Isa) -> "tirx.PrimExpr":
     """e^(x - c) of f32 elements less the `origin` of their row, where c is `origin(0)` with its sign changed.
 
-    Within 5 ulp; a denormal number or 0 where the result is below 2^-126.
+    Within 4e-7 of it, and half a unit in the last place of `x`; 0 or a number below 2^-125 where the result is.
 
     A multiple of log(2) / 32 is taken off, of which the lower five bits choose from the table and the others go into
     the exponent. The rest is squared with what the parabola turns around, so that one multiply-add and one product are

@@ -20,10 +20,9 @@ from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.loops import Group, Index, Stages, pipeline, vectors
 from planish.codegen.tvm.row_exponential import exponential, origin
 from planish.codegen.tvm.streaming import Stream, streaming
-from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.types import Dim, DType, floor_div, same_dim, same_shape, simplify
+from planish.compiler.types import Dim, DType, floor_div, same_dim, simplify
 
 _Read: TypeAlias = "Callable[[int, tirx.PrimExpr, int], tirx.PrimExpr]"
 _Scalars: TypeAlias = "Sequence[tirx.PrimExpr]"
