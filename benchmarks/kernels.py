@@ -177,9 +177,9 @@ PRODUCTS = tuple(
     for width, out in ((384, 1536), (1536, 384), (768, 3072))
     for rows in (16, 128, 1024)
 )
-# Multiply-adds that take Zen 4 as long as the instructions of an element: those of GELU and of a norm that it runs where
-# it multiplies, since sums, extremes and shifts have units of their own. Softmax has 13 instructions, of which two begin
-# in a cycle, and two stores, which hold back half of one: on registers alone they take 7.1 cycles a vector.
+# Multiply-adds that take Zen 4 as long as the instructions of an element: those of GELU and of a norm that it runs
+# where it multiplies, since sums, extremes and shifts have units of their own. Softmax has 13 instructions, of which
+# two begin in a cycle, and two stores, which hold back half of one: on registers alone they take 7.1 cycles a vector.
 _SOFTMAX, _GELU, _NORM = 7, 12, 3
 ROWWISE = tuple(
     case
@@ -200,10 +200,9 @@ _ROUNDED = {
 # a linear layer of the 1.1B LLaMA, with the rounding of its inputs; the error is that of the format
 INTEGER = tuple(
     KernelCase(
-        f"linear-{form}-{width}x{out}", _linear(width, out), rows, width, "f32", out=out, compute="i8", passes=(text,)
+        f"linear-{form}-2048x5632", _linear(2048, 5632), rows, 2048, "f32", out=5632, compute="i8", passes=(text,)
     )
     for form, text in _ROUNDED.items()
-    for width, out in ((2048, 5632),)
     for rows in (8, 128, 512)
 )
 KERNELS: tuple[KernelCase, ...] = PRODUCTS + ROWWISE + INTEGER
