@@ -61,6 +61,21 @@ NETS: Mapping[str, str] = {
   %26 = reshape(%25) {{shape=[`B`, `S`, 8]}}: f32[B, S, 8]
   return %26
 }}""",
+    "experts": """graph main<T: 1..32 = 5>(%x: f32[T, 8]) {
+  %0 = linear(%x, @gate: f32[4, 8]): f32[T, 4]  # gate
+  %1 = softmax(%0) {axis=1}: f32[T, 4]
+  %2 = argmax(%1) {axis=1, keep=true}: i64[T, 1]
+  %3 = reshape(%2) {shape=[`T`]}: i64[T]
+  %4 = index_select(@up: f32[4, 6, 8], %3) {axis=0}: f32[T, 6, 8]
+  %5 = reshape(%x) {shape=[`T`, 8, 1]}: f32[T, 8, 1]
+  %6 = matmul(%4, %5): f32[T, 6, 1]  # experts
+  %7 = reshape(%6) {shape=[`T`, 6]}: f32[T, 6]
+  %8 = relu(%7): f32[T, 6]
+  %9 = grouped_linear(%8, @down: f32[4, 8, 6], %3): f32[T, 8]  # experts
+  %10 = gather(%1, %2) {axis=1}: f32[T, 1]
+  %11 = mul(%9, %10): f32[T, 8]
+  return %11
+}""",
     "convolution": """graph main<B: 1..64 = 2>(%x: f32[B, 3, 8, 8]) {
   %0 = transpose(%x) {order=[0, 2, 3, 1]}: f32[B, 8, 8, 3]
   %1 = transpose(@conv.w: f32[4, 3, 3, 3]) {order=[0, 2, 3, 1]}: f32[4, 3, 3, 3]

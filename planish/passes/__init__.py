@@ -11,6 +11,7 @@ from planish.passes.fuse_attention import FuseAttention
 from planish.passes.fuse_bias import FuseBias
 from planish.passes.fuse_norms import FuseNorms
 from planish.passes.fuse_rope import FuseRope
+from planish.passes.group_experts import GroupExperts
 from planish.passes.merge_common_subexpressions import MergeCommonSubexpressions
 from planish.passes.merge_parallel_linears import MergeParallelLinears
 from planish.passes.quantize_weights import QuantizeWeights
@@ -27,6 +28,7 @@ ALL: tuple[type[Pass], ...] = (
     FuseActivations,
     FuseRope,
     FuseAttention,
+    GroupExperts,
     FuseBias,
     FoldBatchNorm,
     MergeParallelLinears,
@@ -44,6 +46,7 @@ EXACT: tuple[Pass, ...] = (
     FuseActivations(),
     FuseRope(),
     FuseAttention(),
+    GroupExperts(),
     CancelMovements(),
     FuseNorms(),
     FuseBias(),

@@ -3,7 +3,20 @@
 from collections.abc import Mapping
 
 from planish.compiler.ir import Node, Value, same_type
-from planish.compiler.ops import OPS, attention, concat, conv, expand, linear, matmul, pad, reshape, slice_, transpose
+from planish.compiler.ops import (
+    OPS,
+    attention,
+    concat,
+    conv,
+    expand,
+    grouped_linear,
+    linear,
+    matmul,
+    pad,
+    reshape,
+    slice_,
+    transpose,
+)
 from planish.compiler.ops.contract import conv_padding
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.rewrite import Step
@@ -164,6 +177,19 @@ def _linear_of_reshape(node: Node, uses: Uses) -> Value | None:
     return reshaped(linear(inner, *node.inputs[1:], scope=node.scope, **node.attrs), node.types[0].shape, node.scope)
 
 
+def _grouped_of_reshape(node: Node, uses: Uses) -> Value | None:
+    """The same for a grouped product, whose index takes the shape of the rows."""
+    x, w, index = node.operands
+    if x.node.op is not reshape:
+        return None
+    inner = x.node.operands[0]
+    if inner.type.rank < 2 or not same_dim(inner.shape[-1], x.shape[-1]):
+        return None
+    index = reshaped(index, inner.shape[:-1], node.scope)
+    result = grouped_linear(inner, w, index, scope=node.scope, **node.attrs)
+    return reshaped(result, node.types[0].shape, node.scope)
+
+
 _MOVEMENTS = (reshape, transpose, expand, slice_, pad)
 
 CANCEL = (
@@ -178,4 +204,5 @@ CANCEL = (
     Step("expand before matmul", (matmul,), _product_broadcasts),
     Step("pad before convolution", (conv,), _pad_in_conv),
     Step("reshape before linear", (linear,), _linear_of_reshape),
+    Step("reshape before grouped product", (grouped_linear,), _grouped_of_reshape),
 )

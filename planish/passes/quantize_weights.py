@@ -1,4 +1,4 @@
-"""quantize-weights: linear(x, @w) -> linear(x, dequantize(@w.codes, @w.scale))."""
+"""quantize-weights: linear(x, @w) -> linear(x, dequantize(@w.codes, @w.scale)), experts and embeddings alike."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from planish.compiler.analysis import weight_names
 from planish.compiler.ir import Graph, Node, Program, Value
-from planish.compiler.ops import dequantize, embedding, linear, quantization_scale, quantize, weight
+from planish.compiler.ops import dequantize, embedding, grouped_linear, linear, quantization_scale, quantize, weight
 from planish.compiler.ops.structure import FROM_TORCH
 from planish.compiler.pass_ import Change, Context, Contract, Lossy
 from planish.compiler.rewrite import Hit, substitute
@@ -31,6 +31,7 @@ _FORMATS: Mapping[str, tuple[int, tuple[str, ...]]] = {
 }
 _CODEBOOKS = {"nf4": NF4, "fp4": FP4}
 _ACTIVATIONS = ("float", "int8", "f8")
+_MAPS = (linear, grouped_linear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class QuantizeWeights:
         not divide the width, the last group of a row is shorter.
     symmetric: without zero points; with `false` every group has one (4 bits).
     activations: "float" keeps the inputs of the maps as they are, "int8" and "f8" also round those to 8 bits, with one
-        scale a group and token, so that products are of integers or, with the format "f8", of f8.
+        scale a group and token, so that products are of integers or, with the format "f8", of f8. Inputs of experts
+        stay as they are.
     embeddings: whether tables that embeddings look up are quantized too.
     skip: patterns of scopes to leave alone, such as `["lm_head", "layers.0.*"]`.
     """
@@ -126,9 +128,9 @@ class _Quantizer:
         values: dict[str, Value] = {}
 
         def visit(node: Node) -> tuple[Value, ...] | None:
-            if node.op is not linear and not (node.op is embedding and self.options.embeddings):
+            if node.op not in _MAPS and not (node.op is embedding and self.options.embeddings):
                 return None
-            at = 1 if node.op is linear else 0
+            at = 1 if node.op in _MAPS else 0
             of = node.operands[at]
             if of.node.op is dequantize:
                 return None
@@ -139,7 +141,9 @@ class _Quantizer:
             name = str(of.node.attrs["name"])
             stored = values[name] if name in values else values.setdefault(name, self._stored(name, of))
             inputs = [*node.inputs[:at], stored, *node.inputs[at + 1 :]]
-            if node.op is linear and self.options.activations != "float":
+            if self.options.activations != "float" and node.op is grouped_linear:
+                hits.append(Hit("round inputs", node.scope, "inputs of experts are multiplied as floats"))
+            elif self.options.activations != "float" and node.op is linear:
                 dtype = DType.f8 if self.options.activations == "f8" else DType.i8
                 inputs[0] = _rounded(node.operands[0], int(str(stored.node.attrs["group"])), dtype)
             return node.op.node(tuple(inputs), node.attrs, node.scope).values
@@ -151,10 +155,10 @@ class _Quantizer:
             return f"its weight is computed by {of.node.op.name}"
         if any(fnmatch(node.scope, pattern) for pattern in self.options.skip):
             return "skipped by its scope"
-        if of.type.rank != 2 or not of.dtype.is_float:
+        if not of.dtype.is_float:
             return f"its weight {of.type} is no float matrix"
-        if int(str(of.shape[1])) < _LEAST_WIDTH:
-            return f"its weight has {of.shape[1]} columns; below {_LEAST_WIDTH} nothing is gained"
+        if int(str(of.shape[-1])) < _LEAST_WIDTH:
+            return f"its weight has {of.shape[-1]} columns; below {_LEAST_WIDTH} nothing is gained"
         return self._unfit(str(of.node.attrs["name"]))
 
     def _unfit(self, name: str) -> str | None:
@@ -169,7 +173,7 @@ class _Quantizer:
 
     def _stored(self, name: str, of: Value) -> Value:
         """The weight as `dequantize` of stored codes."""
-        layout = self.options.format_of(int(str(of.shape[1])))
+        layout = self.options.format_of(int(str(of.shape[-1])))
         if name not in self.codes:
             codes = self.codes[name] = layout.encode(self.weights[name].detach())
             parts = {"codes": codes.codes, "scale": codes.scale, "zero": codes.zero}

@@ -189,6 +189,19 @@ def _index_select(node: Node, given: list[Lane | None], size: sympy.Symbol) -> L
     return x if x.axis < axis else Lane(x.axis + node.operands[1].type.rank - 1, x.inner)
 
 
+def _grouped(node: Node, given: list[Lane | None], size: sympy.Symbol) -> Lane | str:
+    """Rows and their experts lie on the same leading axes."""
+    x, w, index = given
+    if w is not None:
+        return "a parameter of it depends on them"
+    if x is not None and x.axis == node.operands[0].type.rank - 1:
+        return "it works along them"
+    first, *others = [lane for lane in (x, index) if lane is not None]
+    if any(lane.axis != first.axis or not same_dim(lane.inner, first.inner) for lane in others):
+        return "its operands hold them on different axes"
+    return first
+
+
 def _attention(node: Node, given: list[Lane | None], size: sympy.Symbol) -> Lane | str:
     """Attention within each position: all operands hold the lane on a leading axis, or keys and values nowhere."""
     if any(lane is not None and lane.axis > 1 for lane in given[1:]):
@@ -205,6 +218,7 @@ _RULES: Mapping[Op, Callable[[Node, list[Lane | None], sympy.Symbol], Lane | str
     ops.expand: _aligned,
     ops.argmax: _argmax,
     ops.matmul: _matmul,
+    ops.grouped_linear: _grouped,
     ops.reshape: _reshape,
     ops.transpose: _transpose,
     ops.slice_: _slice,

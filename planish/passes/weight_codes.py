@@ -26,7 +26,7 @@ _BLOCK = 1 << 17  # elements that are quantized at once: their copies stay in a 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """A weight [N, K] as codes i8, u8 or f8 [N, K], scales [N, G], zero points u8 [N, G] and its relative RMS error.
+    """A weight [..., K] as codes i8, u8 or f8 [..., K], scales and zero points u8 [..., G], and its relative RMS error.
 
     Scales are f16, those of f8 f32.
     """
@@ -49,15 +49,17 @@ class Format:
     f8: bool = False
 
     def encode(self, weight: Tensor) -> Codes:
-        """The nearest codes of weight [N, K]; scales are rounded to f16 first, so codes fit what is stored. Those of f8
-        stay f32: where codes reach 448, scales of small weights are too small for f16.
+        """The nearest codes of weight [..., K]; scales are rounded to f16 first, so codes fit what is stored. Those of
+        f8 stay f32: where codes reach 448, scales of small weights are too small for f16.
 
         Symmetric 4-bit scales are chosen among three for the least squared error: the largest magnitude at code 7,
         the signed largest value at code -8, and 0.9 of the latter.
         """
-        rows, width = weight.shape
+        lead, width = weight.shape[:-1], weight.shape[-1]
         with _one_thread():
-            return self._encode(weight, rows, width)
+            found = self._encode(weight.reshape(-1, width), lead.numel(), width)
+        zero = None if found.zero is None else found.zero.reshape(*lead, -1)
+        return Codes(found.codes.reshape(weight.shape), found.scale.reshape(*lead, -1), zero, found.error)
 
     def _encode(self, weight: Tensor, rows: int, width: int) -> Codes:
         groups = int(groups_of(width, self.group))

@@ -127,6 +127,36 @@ def test_results_stay_near(options: str, largest: float) -> None:
     assert 1e-4 < error < largest
 
 
+EXPERTS = graph_text(
+    "%x: f32[B, S, 64], %i: i64[B, S]",
+    "grouped_linear(%x, @w: f32[3, 96, 64], %i): f32[B, S, 96]  # experts.up",
+    outputs="%0",
+)
+
+
+@pytest.mark.parametrize("options", ["bits=8", "bits=4,group=32", "bits=4,symmetric=false", 'format="nf4"'])
+def test_each_expert_is_quantized_as_a_matrix_of_its_own(options: str) -> None:
+    program, each = program_of(EXPERTS), parse_pass(f"quantize-weights{{{options}}}")
+    assert isinstance(each, QuantizeWeights)
+    after = each.apply(program, Context()).program
+    verify(after)
+    layout = each.format_of(64)
+    for i, weight in enumerate(program.weights["w"]):
+        alone = layout.encode(weight)
+        assert torch.equal(after.weights["w.codes"][i], alone.codes)
+        assert torch.equal(after.weights["w.scale"][i], alone.scale)
+    inputs = random_inputs(program.main, {"B": 2, "S": 5})
+    (expected,), (found,) = evaluate_program(program, inputs), evaluate_program(after, inputs)
+    assert (found - expected).norm() / expected.norm() < (0.01 if "8" in options else 0.2)
+
+
+def test_inputs_of_experts_are_not_rounded() -> None:
+    program, plain = program_of(EXPERTS), QuantizeWeights(bits=8)
+    change = QuantizeWeights(bits=8, activations="int8").apply(program, Context())
+    assert str(change.program) == str(plain.apply(program, Context()).program)
+    assert refusals(change.hits) == ["inputs of experts are multiplied as floats"]
+
+
 def test_plain_weights_are_gone_and_sizes_are_told() -> None:
     change = QuantizeWeights(group=32).apply(program_of(LINEAR), Context())
     assert set(change.program.weights) == {"w.codes", "w.scale", "v.codes", "v.scale", "b"}

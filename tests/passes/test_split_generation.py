@@ -350,6 +350,15 @@ LANES = {
         "transpose(%3) {order=[1, 2, 0]}: f32[B, S, 3]",
         "concat(%4, %1) {axis=2}: f32[B, S, 4]",
     ),
+    "experts": (
+        "argmax(%x) {axis=2}: i64[B, S]",
+        "grouped_linear(%x, @w: f32[4, 6, 4], %0): f32[B, S, 6]",
+        "reshape(%1) {shape=[`B*S*2`, 3]}: f32[2*B*S, 3]",
+        "reshape(%0) {shape=[`B*S`, 1]}: i64[B*S, 1]",
+        "expand(%3) {shape=[`B*S`, 2]}: i64[B*S, 2]",
+        "reshape(%4) {shape=[`B*S*2`]}: i64[2*B*S]",
+        "grouped_linear(%2, @v: f32[4, 5, 3], %5): f32[2*B*S, 5]",
+    ),
     "reductions": (
         "mean(%x) {axes=[2], keep=true}: f32[B, S, 1]",
         "expand(%0) {shape=[`B`, `S`, 3]}: f32[B, S, 3]",

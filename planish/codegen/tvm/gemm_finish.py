@@ -6,11 +6,13 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.call import Call
+from planish.codegen.tvm.experts import WHOLE, Part
 from planish.codegen.tvm.expression import Expression, store
 from planish.codegen.tvm.gemm_rows import unravel
 from planish.codegen.tvm.gemm_tile import Tile
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.view import View
+from planish.compiler import ops
 from planish.compiler.ir import Node, Value
 from planish.compiler.types import Shape, same_dim, same_shape
 
@@ -19,7 +21,8 @@ from planish.compiler.types import Shape, same_dim, same_shape
 class Finish:
     """Writes tiles that lie in `sums` ([rows][width] f32) to the output of the call.
 
-    A row is a position in all axes but the last, of which columns `first` to `first + columns - 1` are these.
+    A row is a position in all axes but the last, of which columns `first` to `first + columns - 1` are these. Of a
+    `part` of the product, rows are counted within it.
     """
 
     k: KernelBuilder
@@ -27,6 +30,7 @@ class Finish:
     sums: "tirx.Buffer"
     columns: int
     first: "tirx.PrimExpr | int" = 0
+    part: Part = WHOLE
 
     def __call__(self, row: "tirx.PrimExpr", rows: "tirx.PrimExpr", column: "tirx.PrimExpr") -> None:
         lanes, width = self.tile.lanes, self.tile.width
@@ -34,7 +38,7 @@ class Finish:
         if self.columns % width:
             whole = bind(tirx.min(whole, T.truncdiv(self.columns - column, tirx.const(lanes, "int64"))))
         with T.serial(rows) as r:
-            lead = self._lead(bind(row + r))
+            lead = self._lead(self.part.row(bind(row + r)))
             with T.serial(whole) as v:
                 self._write(lead, r, bind(v * lanes), column, lanes)
             self._rest(lead, r, column)
@@ -87,10 +91,14 @@ class Finish:
             sums = self.sums[ramp(r * self.tile.width + within, lanes)]
             return sums if bias is None else sums + Expression(self.k).at(bias, (place,), lanes)
 
-        bias = call.anchor.inputs[2] if len(call.anchor.inputs) > 2 else None
+        bias = _bias(call.anchor)
         index = (*lead, place)
         value = Expression(self.k, {anchor: total}).at(call.output, index, lanes)
         store(self.k, call.view, index, value, lanes)
+
+
+def _bias(anchor: Node) -> Value | None:
+    return anchor.inputs[2] if len(anchor.inputs) > 2 and anchor.op is not ops.grouped_linear else None
 
 
 def _rows_in_line(call: Call) -> bool:

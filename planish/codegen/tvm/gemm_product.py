@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
@@ -73,7 +72,7 @@ class Product:
         def left(k: KernelBuilder, grid: Grid, group: "tirx.PrimExpr") -> Rows:
             stride = copied_stride(grid.depth, grid.tile.lanes)
             dtype = DType.i32 if self.pairs else self.dtype
-            target = k.scratch_buffer(grid.block * stride, dtype, _tile_bytes(grid.tile))
+            target = k.scratch_buffer(grid.block * stride, dtype, tile_bytes(grid.tile))
             run = Run(k.buffers[self.x], target, self.x.dtype, grid.tile.lanes, self.pairs)
             return Copied(target, stride, fill(k, run, group))
 
@@ -93,14 +92,11 @@ class Product:
                 finish = Finish(k, tile, sums, self.columns, group * self.columns)
                 emit(k, grid, rows, weights, group * (grid.panels * grid.depth * tile.width), sums, finish)
         scratch = grid.block * copied_stride(grid.depth, tile.lanes) * self.dtype.itemsize if copies else 0
-        return Kernel(done[0], _tile_bytes(tile) + scratch, {self.w: packing})
+        return Kernel(done[0], tile_bytes(tile) + scratch, {self.w: packing})
 
     def _packed(self, k: KernelBuilder, grid: Grid) -> "tirx.Buffer":
         """The buffer of packed panels that the weight is passed as."""
-        pointer = tvm.ir.PointerType(tvm.ir.PrimType(grid.tile.unit))
-        data = T.bind(tvm.ir.Call("tirx.reinterpret", [k.buffers[self.w].data], ret_ty=pointer), pointer)
-        count = self.groups * grid.panels * grid.depth * grid.tile.width
-        return T.decl_buffer((k.dim(count),), grid.tile.unit, data=data)
+        return k.seen(self.w, grid.tile.unit, self.groups * grid.panels * grid.depth * grid.tile.width)
 
 
 def product_of_rows(call: Call, isa: Isa, view: View) -> Kernel:
@@ -125,7 +121,7 @@ def row_stride(view: View) -> int | None:
     return None if stride and stride * view.dtype.itemsize % 4096 == 0 else stride
 
 
-def _tile_bytes(tile: Tile) -> int:
+def tile_bytes(tile: Tile) -> int:
     """Scratch memory of one tile, in whole cache lines."""
     return -(-tile.rows * tile.width * tile.dtype.itemsize // 64) * 64
 
@@ -147,7 +143,8 @@ def refuse_operands(call: Call, isa: Isa) -> str | None:
         if call.prologue != (x.node,) or not rounds(call.anchor, x.node) or not isa.bf16_dot:
             return "x is computed in the kernel"
         x = call.stored(x)
-    for role, value in (("x", x), ("the weight", w), *(("the bias", b) for b in bias)):
+    extra = "the index" if call.anchor.op is ops.grouped_linear else "the bias"
+    for role, value in (("x", x), ("the weight", w), *((extra, b) for b in bias)):
         if value not in call.inputs:
             return f"{role} is computed in the kernel"
     if not x.dtype.is_float:

@@ -124,6 +124,12 @@ class KernelBuilder:
         data = T.bind(tvm.ir.Call("tirx.reinterpret", [self.scratch], ret_ty=pointer), pointer)
         return T.decl_buffer((self.dim(count),), name, data=data, elem_offset=self.dim(byte_offset) // dtype.itemsize)
 
+    def seen(self, value: Value, dtype: str, count: int) -> "tirx.Buffer":
+        """An input's memory as a flat buffer of `count` elements of another dtype, as a packing leaves it."""
+        pointer = tvm.ir.PointerType(tvm.ir.PrimType(dtype))
+        data = T.bind(tvm.ir.Call("tirx.reinterpret", [self.buffers[value].data], ret_ty=pointer), pointer)
+        return T.decl_buffer((self.dim(count),), dtype, data=data)
+
     def dim(self, dim: "Dim | tirx.PrimExpr") -> "tirx.PrimExpr":
         """A dimension as an int64 TIR expression over the kernel's sizes."""
         if isinstance(dim, int):

@@ -38,6 +38,19 @@ def panels(rows: int, width: int, *, pairs: bool, widen: bool) -> Packing:
     return Packing(f"panels {width} of {rows} {kind}", pack, packed, rows if rows % width else width)
 
 
+def by_expert(matrix: Packing) -> Packing:
+    """A weight [E, N, ...] as its E matrices [N, ...], each packed by itself, one after another."""
+
+    def pack(weight: Array) -> Array:
+        return numpy.concatenate([matrix.pack(each) for each in weight])
+
+    def packed(shape: tuple[int, ...], dtype: numpy.dtype) -> tuple[int, numpy.dtype]:
+        count, kept = matrix.packed(shape[1:], dtype)
+        return shape[0] * count, kept
+
+    return Packing(f"{matrix.layout} by expert", pack, packed, 1)
+
+
 def widened(weight: Array) -> Array:
     """bf16 bits in uint16, or f16, as f32."""
     if weight.dtype == numpy.uint16:

@@ -34,7 +34,7 @@ class QuantizedLinear:
     ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
 
     def refuse(self, call: Call, isa: Isa) -> str | None:
-        return _refuse_weight(call) or self._refuse_before(call) or _refuse_rows(call) or refuse_finish(call)
+        return refuse_codes(call) or self._refuse_before(call) or refuse_rows(call) or refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
         weight = CodedWeight.of(call.anchor.operands[1].node, isa)
@@ -42,7 +42,7 @@ class QuantizedLinear:
         rows = elements(x.shape[:-1])
         known = rows if isinstance(rows, int) else None
         view = call.inputs.get(x)
-        few = _few_rows(weight, isa, x, view, known)
+        few = few_rows(weight, isa, x, view, known, min(known or MOST_ROWS, MOST_ROWS))
         many = None if view is None else ManyRows(weight, isa, x, view, known)
         if many is None or (weight.dot and not many.pairs):
             with kernel(call, isa) as (k, done):
@@ -65,10 +65,13 @@ class QuantizedLinear:
         return f"{others[0]} is not computed with the rows of x" if others else refuse_norms(call)
 
 
-def _few_rows(weight: CodedWeight, isa: Isa, x: Value, view: View | None, known: int | None) -> FewRows | PlaneRows:
+def few_rows(
+    weight: CodedWeight, isa: Isa, x: Value, view: View | None, known: int | None, most: int
+) -> FewRows | PlaneRows:
+    """What multiplies few rows with the weight, by dot products of bytes where it is packed for them."""
     if weight.dot:
         return PlaneRows(weight, isa, x, view, known)
-    return FewRows(weight, isa, x, view, min(known or MOST_ROWS, MOST_ROWS), known)
+    return FewRows(weight, isa, x, view, most, known)
 
 
 def _by_rows(k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, few: FewRows | PlaneRows, many: ManyRows) -> None:
@@ -83,7 +86,7 @@ def _by_rows(k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, few: FewRo
             many.emit(k, rows, levels)
 
 
-def _refuse_weight(call: Call) -> str | None:
+def refuse_codes(call: Call) -> str | None:
     """Why the weight cannot be read as codes, or None."""
     w = call.anchor.operands[1]
     if w.node.op is not ops.dequantize or w.node not in call.nodes:
@@ -93,16 +96,14 @@ def _refuse_weight(call: Call) -> str | None:
             return f"the {role} are computed by {value.node.op.name}"
         if not call.inputs[value].is_contiguous or not all(isinstance(dim, int) for dim in value.shape):
             return f"the {role} are not stored in one piece"
-    if len(w.shape) != 2:
-        return f"the weight {w.type} is no matrix"
     return refuse_codebook(w.node) or ("scales are f64" if w.node.operands[1].dtype is DType.f64 else None)
 
 
-def _refuse_rows(call: Call) -> str | None:
+def refuse_rows(call: Call) -> str | None:
     """Why the rows of x cannot be read, or None."""
     x, _, *bias = call.anchor.operands
     if any(b not in call.inputs for b in bias):
-        return "the bias is computed in the kernel"
+        return f"the {'index' if call.anchor.op is ops.grouped_linear else 'bias'} is computed in the kernel"
     if x.dtype not in (DType.f32, DType.bf16, DType.f16):
         return f"it multiplies f32, bf16 and f16, not {x.dtype}"
     if x not in call.inputs:

@@ -7,6 +7,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.bf16 import rounded
+from planish.codegen.tvm.experts import WHOLE, Part
 from planish.codegen.tvm.gemm_finish import Finish
 from planish.codegen.tvm.gemm_grid import Grid, emit
 from planish.codegen.tvm.gemm_product import row_stride
@@ -34,6 +35,7 @@ class ManyRows:
     x: Value
     view: View
     known: int | None
+    gathered: bool = False  # whether the rows of a part do not lie one after another
 
     @property
     def pairs(self) -> bool:
@@ -57,6 +59,8 @@ class ManyRows:
     @property
     def _direct(self) -> int | None:
         """The distance of rows that are read in place."""
+        if self.gathered:
+            return None
         even = self.weight.depth % 2 == 0
         return row_stride(self.view) if self.view.dtype is DType.f32 or (self.pairs and even) else None
 
@@ -76,24 +80,24 @@ class ManyRows:
     def scratch_bytes(self) -> int:
         return self._offsets[-1]
 
-    def emit(self, k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels) -> None:
-        """Compute this task's tiles."""
+    def emit(self, k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, part: Part = WHOLE) -> None:
+        """Compute this task's tiles of a part of the product."""
         tile, (at_panel, at_rows, _) = self.tile, self._offsets
         dtype = DType.i32 if self.pairs else DType.f32
         panel = k.scratch_buffer(self._panel_units * tile.width, dtype, at_panel)
         out = k.scratch_buffer(tile.rows * tile.width, DType.f32)
         grid = Grid(rows, self.known, self.weight.columns, self._units, tile)
-        left = self._rows(k, at_rows, dtype)
-        finish = Finish(k, tile, out, self.weight.columns)
-        emit(k, grid, left, panel, 0, out, finish, unpack=lambda p: self._unpack(levels, panel, p))
+        left = self._rows(k, at_rows, dtype, part)
+        finish = Finish(k, tile, out, self.weight.columns, part=part)
+        emit(k, grid, left, panel, 0, out, finish, unpack=lambda p: self._unpack(levels, panel, part.stored(p)))
 
-    def _rows(self, k: KernelBuilder, at: int, dtype: DType) -> Rows:
+    def _rows(self, k: KernelBuilder, at: int, dtype: DType, part: Part) -> Rows:
         if (stride := self._direct) is not None:
             return Direct(k.buffers[self.x], k.dim(self.view.offset), stride, self.pairs)
         stride = copied_stride(self._units, self.isa.lanes)
         target = k.scratch_buffer(self._grid.block * stride, dtype, at)
         run = Run(k.buffers[self.x], target, self.view.dtype, self.isa.lanes, self.pairs)
-        return Copied(target, stride, row_fill(k, self.view, run, self.weight.depth))
+        return Copied(target, stride, part.filled(row_fill(k, self.view, run, self.weight.depth)))
 
     def _unpack(self, levels: Levels, target: "tirx.Buffer", panel: "tirx.PrimExpr") -> None:
         """Write the numbers of a panel as [units][width]."""

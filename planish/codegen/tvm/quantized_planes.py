@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.computed_row import ComputedRow
+from planish.codegen.tvm.experts import WHOLE, Part
 from planish.codegen.tvm.folds import Registers, largest, line_lanes, total
 from planish.codegen.tvm.gemm_finish import Finish
 from planish.codegen.tvm.gemm_rows import unravel, widened
@@ -100,8 +101,8 @@ class PlaneRows:
     def scratch_bytes(self) -> int:
         return self._offsets[-1]
 
-    def emit(self, k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels) -> None:
-        """Compute this task's panels for all rows."""
+    def emit(self, k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, part: Part = WHOLE) -> None:
+        """Compute this task's panels for all rows of a part of the product."""
         (at_planes, at_scales, at_sums, at_row, _), tile = self._offsets, self.tile
         size = self._copied_rows * self.planes * self.stride
         out = k.scratch_buffer(tile.rows * tile.width, DType.f32)
@@ -114,9 +115,9 @@ class PlaneRows:
         each_panel(
             k,
             Blocks(rows, self._copied_rows, self.bodies),
-            Finish(k, tile, out, self.weight.columns),
-            _Split(k, self, made, self._source(k, at_row)).emit,
-            lambda panel, row: _Panel(self, levels, made, out, panel, row).emit,
+            Finish(k, tile, out, self.weight.columns, part=part),
+            _Split(k, self, made, self._source(k, at_row), part).emit,
+            lambda panel, row: _Panel(self, levels, made, out, part.stored(panel), row).emit,
         )
 
     def _source(self, k: KernelBuilder, at_row: int) -> "_Source":
@@ -184,13 +185,14 @@ class _Split:
     work: PlaneRows
     made: _Made
     source: _Source
+    part: Part
 
     def emit(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         """Write `count` rows from row `first` on."""
         work = self.work
         whole, rest = divmod(work.weight.depth, work.block)
         with T.serial(count) as r:
-            start = self.source.start(bind(first + r))
+            start = self.source.start(self.part.row(bind(first + r)))
             with T.serial(integer(whole)) as b:
                 self._block(start, bind(r + 0), bind(b + 0), work.block)
             if rest:

@@ -8,6 +8,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.computed_row import ComputedRow
+from planish.codegen.tvm.experts import WHOLE, Part
 from planish.codegen.tvm.folds import Registers, line_lanes, total
 from planish.codegen.tvm.gemm_finish import Finish
 from planish.codegen.tvm.gemm_rows import Run, copied_stride, row_fill
@@ -76,8 +77,8 @@ class FewRows:
     def scratch_bytes(self) -> int:
         return self._offsets[-1]
 
-    def emit(self, k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels) -> None:
-        """Compute this task's panels for all rows."""
+    def emit(self, k: KernelBuilder, rows: "tirx.PrimExpr", levels: Levels, part: Part = WHOLE) -> None:
+        """Compute this task's panels for all rows of a part of the product."""
         (at_rows, at_sums, _), tile = self._offsets, self.tile
         copied = k.scratch_buffer(self._copied_rows * self.stride, DType.f32, at_rows)
         sums = k.scratch_buffer(self._copied_rows * self.weight.groups, DType.f32, at_sums)
@@ -85,9 +86,9 @@ class FewRows:
         each_panel(
             k,
             Blocks(rows, self._copied_rows, self.bodies),
-            Finish(k, tile, out, self.weight.columns),
-            lambda first, count: self._prepare(k, (first, count), copied, sums),
-            lambda panel, row: _Panel(self, levels, copied, sums, out, panel, row).emit,
+            Finish(k, tile, out, self.weight.columns, part=part),
+            lambda first, count: self._prepare(k, (first, count), copied, sums, part),
+            lambda panel, row: _Panel(self, levels, copied, sums, out, part.stored(panel), row).emit,
         )
 
     def _prepare(
@@ -96,6 +97,7 @@ class FewRows:
         rows: "tuple[tirx.PrimExpr, tirx.PrimExpr]",
         copied: "tirx.Buffer",
         sums: "tirx.Buffer",
+        part: Part,
     ) -> None:
         """Copy as many rows as the second of `rows` says from the first on."""
         weight, (first, count) = self.weight, rows
@@ -103,7 +105,7 @@ class FewRows:
         whole, rest = divmod(weight.depth, weight.group)
         with T.serial(count) as r:
             place = bind(r * self.stride)
-            fill(bind(first + r), place)
+            fill(part.row(bind(first + r)), place)
             if weight.is_centred:
                 return
             with T.serial(integer(whole)) as g:

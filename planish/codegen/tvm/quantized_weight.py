@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy
-import tvm
 from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
@@ -16,7 +15,7 @@ from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import KernelBuilder, Packing, bind, ramp
 from planish.codegen.tvm.levels import Codebook
 from planish.codegen.tvm.loops import integer
-from planish.codegen.tvm.packing import panels
+from planish.codegen.tvm.packing import by_expert, panels
 from planish.codegen.tvm.vector_math import keep, like, splat
 from planish.compiler.ir import Node, Value
 from planish.compiler.ops.quantize import middle
@@ -33,7 +32,9 @@ _LINE = 64
 
 @dataclass(frozen=True, slots=True)
 class CodedWeight:
-    """The weight [columns, depth] of a `dequantize` node, in panels of `vectors` registers of `lanes` columns.
+    """The weight [columns, depth] of a `dequantize` node, or one such matrix an expert.
+
+    It lies in panels of `vectors` registers of `lanes` columns.
 
     Codes of up to 4 bits lie as [panel][depth / 8][width] in lanes of 32 bits with 8 consecutive codes of a column,
     wider ones as [panel][depth][width] bytes; scales and zero points as [panel][group][width]. With `dot` they lie as
@@ -65,12 +66,17 @@ class CodedWeight:
         return self.node.operands[2] if len(self.node.operands) > 2 else None
 
     @property
+    def experts(self) -> int:
+        """Matrices, whose panels lie one after another."""
+        return _int(self.codes.shape[0]) if self.codes.type.rank == 3 else 1
+
+    @property
     def columns(self) -> int:
-        return _int(self.codes.shape[0])
+        return _int(self.codes.shape[-2])
 
     @property
     def depth(self) -> int:
-        return _int(self.codes.shape[1])
+        return _int(self.codes.shape[-1])
 
     @property
     def width(self) -> int:
@@ -155,7 +161,8 @@ class CodedWeight:
         """The layouts of codes, scales and zero points."""
         plain = panels(self.columns, self.width, pairs=False, widen=False)
         parts = [self.scale] if self.zero is None else [self.scale, self.zero]
-        return {self.codes: self._packing(), **dict.fromkeys(parts, plain)}
+        found = {self.codes: self._packing(), **dict.fromkeys(parts, plain)}
+        return {value: by_expert(each) if value.type.rank == 3 else each for value, each in found.items()}
 
     def _packing(self) -> Packing:
         if self.dot:
@@ -195,11 +202,11 @@ class Levels:
 
     def __init__(self, k: KernelBuilder, weight: CodedWeight) -> None:
         self.weight = weight
-        groups = weight.panels * weight.width * weight.groups
-        self._codes = _seen(k, weight.codes, weight.code_dtype, weight.panels * weight.panel_elements)
-        self._scales = _seen(k, weight.scale, str(k.buffers[weight.scale].dtype), groups)
+        groups = weight.experts * weight.panels * weight.width * weight.groups
+        self._codes = k.seen(weight.codes, weight.code_dtype, weight.experts * weight.panels * weight.panel_elements)
+        self._scales = k.seen(weight.scale, str(k.buffers[weight.scale].dtype), groups)
         if weight.zero is not None:
-            self._zeros = _seen(k, weight.zero, "uint8", groups)
+            self._zeros = k.seen(weight.zero, "uint8", groups)
         self._book = Codebook(k.isa, weight.codebook) if weight.codebook else None
 
     def read(self, at: "tirx.PrimExpr", vector: int) -> "list[tirx.PrimExpr]":
@@ -308,10 +315,3 @@ def _moved(word: "tirx.PrimExpr", position: int) -> "tirx.PrimExpr":
 def _byte(word: "tirx.PrimExpr", i: int) -> "tirx.PrimExpr":
     """Byte `i` of each lane, unsigned, as f32."""
     return vm.cast(tirx.bitwise_and(word >> like(word, 8 * i) if i else word, like(word, 255)), "float32")
-
-
-def _seen(k: KernelBuilder, value: Value, dtype: str, count: int) -> "tirx.Buffer":
-    """An input's memory as a flat buffer of another dtype and count."""
-    pointer = tvm.ir.PointerType(tvm.ir.PrimType(dtype))
-    data = T.bind(tvm.ir.Call("tirx.reinterpret", [k.buffers[value].data], ret_ty=pointer), pointer)
-    return T.decl_buffer((k.dim(count),), dtype, data=data)

@@ -10,6 +10,7 @@ from planish.codegen.tvm.conv import Conv
 from planish.codegen.tvm.depthwise import Depthwise
 from planish.codegen.tvm.gemm import Gemm
 from planish.codegen.tvm.group_norm import GroupNorm
+from planish.codegen.tvm.grouped_linear import GroupedLinear
 from planish.codegen.tvm.int8_linear import Int8Linear
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel
@@ -29,6 +30,7 @@ TEMPLATES: tuple[Template[Isa, Kernel], ...] = (
         Int8Linear(),
         QuantizedLinear(),
         Gemm(),
+        GroupedLinear(),
         Matmul(),
         Depthwise(),
         Conv(),
