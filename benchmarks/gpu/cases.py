@@ -80,6 +80,7 @@ def _normal(*shape: int, seed: int = 1) -> Tensor:
 
 def _linear_case(label: str, n: int, k: int, weight_bits: float, sizes: tuple[int, ...], **more: object) -> GpuCase:
     bits, group = (4, 128) if weight_bits < 8 else (8, 0) if weight_bits < 16 else (16, 0)
+    bits = 4 if label == "f8" else bits  # whole numbers up to 7 are numbers of f8 beside 7 as the largest
     return GpuCase(
         name=f"{label}-{n}x{k}",
         group=label,
@@ -129,7 +130,9 @@ _SQUARE = ((4096, 4096), (8192, 8192), (14336, 14336))
 _LAYERS = ((5632, 2048), (2048, 5632), (6144, 4096), (28672, 4096), (4096, 14336), (10240, 8192), (8192, 28672))
 _ROWS = (1, 4, 16, 64, 256, 1024, 4096)
 _INT4, _INT8 = ("quantize-weights{bits=4}",), ('quantize-weights{bits=8, activations="int8"}',)
+_F8 = ('quantize-weights{format="f8", activations="f8"}',)
 _INT4_BITS = 4 + 16 / 128
+_W8A8_ROWS = (1, 16, 256, 4096)
 
 CASES: tuple[GpuCase, ...] = (
     *(_linear_case("int4", n, k, _INT4_BITS, _ROWS, passes=_INT4) for n, k in _SQUARE),
@@ -140,6 +143,9 @@ CASES: tuple[GpuCase, ...] = (
     _rowwise("layer-norm", lambda: nn.LayerNorm(4096, dtype=_HALF).eval(), 4096),
     _rowwise("softmax", lambda: _Softmax().eval(), 32000),
     _rowwise("silu-times", lambda: _Gated().eval(), 14336, tensors=2),
-    _linear_case("w8a8", 4096, 4096, 8, (1, 16, 256, 4096), passes=_INT8, rate="i8", tolerance=3e-2),
+    _linear_case("w8a8", 4096, 4096, 8, _W8A8_ROWS, passes=_INT8, rate="i8", tolerance=3e-2),
+    _linear_case(
+        "f8", 4096, 4096, 8, _W8A8_ROWS, passes=_F8, rate="f8", tolerance=5e-2, peers=("torch", "torch._scaled_mm")
+    ),
     *(_linear_case("int4", n, k, _INT4_BITS, (1, 16, 1024), passes=_INT4) for n, k in _LAYERS),
 )

@@ -128,6 +128,12 @@ def test_the_weights_lose_nothing_in_rounding(bits: int, group: int) -> None:
     assert codes.error == 0.0
 
 
+def test_the_weights_lose_nothing_in_f8() -> None:
+    case = next(case for case in CASES if case.name == "f8-4096x4096")
+    weight = case.module().weight.detach()[:8]
+    assert Format(8, 4096, f8=True).encode(weight).error == 0.0
+
+
 @pytest.mark.parametrize("name", ["int4-4096x4096", "f16-8192x8192", "decode-32x128"])
 def test_flops_are_those_that_torch_counts(name: str) -> None:
     case = next(case for case in CASES if case.name == name)

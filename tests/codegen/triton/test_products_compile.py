@@ -49,11 +49,11 @@ def _of_codes(bits: int, group: int, codebook: tuple[float, ...] = (), zero: boo
     return call_of(Graph("main", (_X,), (_gated(y) if gate else y,)), ops.linear)
 
 
-def _of_f8() -> Call:
-    w = ops.dequantize(
-        _weight("q", DType.f8, _SIZE, _SIZE), _weight("s", DType.f32, _SIZE, 1), group=_SIZE, dtype=DType.f16
-    )
-    return call_of(Graph("main", (_X,), (ops.linear(_X, w),)), ops.linear)
+def _of_f8(dtype: DType = DType.f16) -> Call:
+    x = ops.input_(name="x", shape=(_M, _SIZE), dtype=dtype)
+    parts = (_weight("q", DType.f8, _SIZE, _SIZE), _weight("s", DType.f32, _SIZE, 1))
+    w = ops.dequantize(*parts, group=_SIZE, dtype=dtype)
+    return call_of(Graph("main", (x,), (ops.linear(x, w),)), ops.linear)
 
 
 def _of_rows(codes: DType, gate: bool = False) -> Call:
@@ -84,6 +84,7 @@ _CALLS: dict[str, tuple[Template[Device, Kernel], Call]] = {
     "int8": (QuantizedLinear(), _of_codes(8, _SIZE)),
     "int4 with a gate": (QuantizedLinear(), _of_codes(4, 128, gate=True)),
     "f8": (QuantizedLinear(), _of_f8()),
+    "f8 beside bf16": (QuantizedLinear(), _of_f8(DType.bf16)),
     "int8 rows": (Int8Linear(), _of_rows(DType.i8)),
     "int8 rows with a gate": (Int8Linear(), _of_rows(DType.i8, gate=True)),
     "f8 rows": (F8Linear(), _of_rows(DType.f8)),

@@ -3,13 +3,17 @@
 import pytest
 import torch
 
+from planish.codegen.triton.compile import compile_all
+from planish.codegen.triton.cost import refuse_resources
 from planish.codegen.triton.map import Map
 from planish.codegen.triton.quantization import Quantization
+from planish.codegen.triton.request import request_of
 from planish.compiler import ops
-from planish.compiler.ir import Value
+from planish.compiler.ir import Graph, Value
 from planish.compiler.types import DType, Size
 from tests.codegen.compare import normal
-from tests.codegen.triton.harness import check
+from tests.codegen.harness import call_of
+from tests.codegen.triton.harness import check, device
 
 S = Size("s").symbol
 
@@ -57,3 +61,21 @@ def test_codes_of_f8_saturate_and_become_numbers_again() -> None:
         return ops.dequantize(ops.quantize(x, s, group=300, dtype=DType.f8), s, group=300)
 
     check(Map(), build, x, scale, anchor=ops.dequantize)
+
+
+@pytest.mark.parametrize("profile", ["a100", "rtx-4090", "h200", "mi300x"])
+def test_codes_of_f8_and_their_scales_are_made_on_every_gpu(profile: str) -> None:
+    x = ops.input_(name="x", shape=(S, 1024), dtype=DType.f16)
+    scale = ops.input_(name="s", shape=(S, 1), dtype=DType.f32)
+    made = {
+        Quantization(): ops.quantization_scale(x, group=1024, dtype=DType.f8),
+        Map(): ops.dequantize(ops.quantize(x, scale, group=1024, dtype=DType.f8), scale, group=1024),
+    }
+    gpu, requests = device(profile), []
+    for template, result in made.items():
+        call = call_of(Graph("main", (x, scale), (result,), (Size("s"),)), result.node.op)
+        (launch,) = template.build(call, gpu).launches
+        requests.append(request_of(call, launch, launch.regimes[0].variants[0]))
+    for binary in compile_all(requests, gpu):
+        assert refuse_resources(binary, gpu) is None
+        assert binary.spilled_bytes == 0
