@@ -1,9 +1,10 @@
-"""Linear layers on GPUs: tiles on the tensor cores, with everything elementwise after them."""
+"""Linear layers and pointwise convolutions on GPUs: tiles on the tensor cores, with what is elementwise after them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from planish.codegen.attributes import integers_of
 from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_after, refuse_around
 from planish.codegen.triton.device import Device
@@ -14,6 +15,7 @@ from planish.codegen.triton.kernels.gemm import gemm
 from planish.codegen.triton.tiles import blocks
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
+from planish.compiler.ops.contract import conv_padding
 from planish.compiler.types import Dim, DType, elements, evaluate_dim, same_dim
 
 _FLOATS = (DType.f32, DType.f16, DType.bf16)
@@ -45,10 +47,13 @@ _FEW = (
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """x [..., K] times a weight [N, K], plus bias and elementwise nodes, in f32, f16 or bf16."""
+    """x [..., K] times a weight [N, K], plus bias and elementwise nodes, in f32, f16 or bf16.
+
+    A convolution whose kernel covers one point, step by step, is the same product for every point.
+    """
 
     name: ClassVar[str] = "gemm"
-    ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
+    ops: ClassVar[tuple[Op, ...]] = (ops.linear, ops.conv)
 
     def refuse(self, call: Call, device: Device) -> str | None:
         x, w = (call.inputs.get(v) for v in call.anchor.operands[:2])
@@ -58,6 +63,8 @@ class Gemm:
             return f"{x.dtype} operands; it takes f32, f16 and bf16"
         if x.dtype is DType.bf16 and not device.has_bf16:
             return f"{device.profile.name} has no bf16 matrix units"
+        if call.anchor.op is ops.conv and (why := _refuse_conv(call.anchor)) is not None:
+            return why
         lines = x.collapse(len(x.shape) - 1)
         if lines is None or not same_dim(lines.strides[-1], 1) or not same_dim(w.strides[-1], 1):
             return "rows of an operand do not lie at one stride"
@@ -103,6 +110,17 @@ class Gemm:
 
     def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool:
         return fuses_slices(anchor, slices)
+
+
+def _refuse_conv(anchor: Node) -> str | None:
+    """Why a convolution is no product over points, or None."""
+    kernel = anchor.operands[1].shape[1:-1]
+    if any(not same_dim(size, 1) for size in kernel) or anchor.attrs["groups"] != 1:
+        return f"kernels of {'x'.join(map(str, kernel))} in {anchor.attrs['groups']} groups are no product"
+    if any(size != 1 for size in integers_of(anchor, "stride")):
+        return f"strides of {list(integers_of(anchor, 'stride'))} leave points out"
+    padded = any(not same_dim(size, 0) for sides in conv_padding(anchor.attrs) for size in sides)
+    return "padding adds points" if padded else None
 
 
 def slices_of(halves: Halves | None) -> Mapping[str, Constant]:
