@@ -83,8 +83,8 @@ def _check_language(generator: Generator, stored: TensorFile, tolerance: Toleran
     session = generator.session()
     if len(prompt) > 1:
         session.start([prompt[:-1]])
-        _compare("the logits of decode", session.step([prompt[-1]])[0], wanted, tolerance)
-    _compare("the logits of prefill", session.start([prompt])[0], wanted, tolerance)
+        _compare("the logits of decode", session.step([prompt[-1]]).logits()[0], wanted, tolerance)
+    _compare("the logits of prefill", session.start([prompt]).logits()[0], wanted, tolerance)
     generator.give_back(session)
 
 

@@ -1,8 +1,11 @@
-"""Language models on a device: caches stay there, ids go in and logits come out."""
+"""Language models on a device: caches stay there, ids go in and come out, logits only where the host samples."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
+
+import numpy as np
 
 from planish.errors import InputError
 from planish.runtime.device.executor import DeviceExecutable, DeviceFunction
@@ -11,12 +14,34 @@ from planish.runtime.device.launcher import Launcher
 from planish.runtime.device.memory import check_room, no_room
 from planish.runtime.dtypes import TORCH, DTypeName
 from planish.runtime.generation.generator import NO_MAIN, GeneratesText, Generator
-from planish.runtime.generation.session import Array, Function, Session
+from planish.runtime.generation.scores import Array, Scores
+from planish.runtime.generation.session import Function, Session
 from planish.runtime.generation.settings import Settings
 from planish.runtime.generation.tokenizer import Tokenizer
 from planish.runtime.plan import Plan
 
 _KEPT: Final = 8  # batch sizes whose recorded steps stay on the device
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceScores:
+    """Logits that lie in a tensor of the device."""
+
+    tensor: Any
+
+    def likeliest(self) -> tuple[Array, Array]:
+        """See `Scores`; two numbers of each row come back, in one copy."""
+        import torch
+
+        tokens = self.tensor.argmax(dim=1, keepdim=True)
+        # f64 holds ids and logits exactly
+        found, largest = torch.cat((tokens.double(), self.tensor.gather(1, tokens).double()), 1).cpu().numpy().T
+        return found.astype(np.int64), largest
+
+    def logits(self) -> Array:
+        """See `Scores`."""
+        host: Array = self.tensor.cpu().numpy()
+        return host
 
 
 class DeviceSession(Session):
@@ -43,6 +68,9 @@ class DeviceSession(Session):
 
         return torch.zeros(shape, dtype=getattr(torch, TORCH[dtype]), device=self._device)
 
+    def _scores(self, logits: Any) -> Scores:
+        return DeviceScores(logits)
+
     def _host(self, array: Any) -> Array:
         host: Array = array.cpu().numpy()
         return host
@@ -62,8 +90,7 @@ class DeviceSession(Session):
         def step() -> list[Any]:
             for own, host in zip(there, hosts, strict=True):
                 own.copy_(host)
-            logits, *caches = repeat()
-            return [self._host(logits), *caches]
+            return repeat()
 
         return step
 

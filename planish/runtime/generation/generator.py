@@ -11,9 +11,10 @@ import numpy as np
 from planish.errors import GenerationError, InputError, nearest
 from planish.runtime.executor import CompiledFunction, Executable
 from planish.runtime.generation.sampling import Sampler, Sampling
+from planish.runtime.generation.scores import Scores
 from planish.runtime.generation.session import Function, Session, check_prompt
 from planish.runtime.generation.settings import Settings
-from planish.runtime.generation.stream import BatchStream, Clock, FinishReason, Row, Steps, Stream
+from planish.runtime.generation.stream import BatchStream, Clock, FinishReason, Row, Steps, Stream, Token
 from planish.runtime.generation.text import Pieces, StopText
 from planish.runtime.generation.tokenizer import Tokenizer
 from planish.runtime.library import NativeLibrary
@@ -96,15 +97,14 @@ class Generator:
         clock.begin()
         session = self.session()
         try:
-            logits = session.start([row.prompt for row in rows])
+            scores = session.start([row.prompt for row in rows])
             while True:
-                _check_finite(logits, rows, session)
-                tokens = [None if row.finish_reason else row.take(line) for row, line in zip(rows, logits, strict=True)]
+                tokens = _taken(scores, rows, session)
                 clock.tick()
                 yield tokens
                 if all(row.finish_reason for row in rows):
                     break
-                logits = session.step([None if row.finish_reason else row.tokens[-1] for row in rows])
+                scores = session.step([None if row.finish_reason else row.tokens[-1] for row in rows])
         finally:
             self.give_back(session)
 
@@ -243,10 +243,20 @@ class _Limits:
     strings: tuple[str, ...]
 
 
-def _check_finite(logits: np.ndarray[Any, Any], rows: Sequence[Row], session: Session) -> None:
-    """Raise GenerationError naming the layer where the logits of a running row have no finite maximum."""
-    for place, (row, line) in enumerate(zip(rows, logits, strict=True)):
-        top = float(line[line.argmax()])  # the first not-a-number where there is one; half the time of max
+def _taken(scores: Scores, rows: Sequence[Row], session: Session) -> list[Token | None]:
+    """The next token of each running row."""
+    likeliest, largest = scores.likeliest()
+    _check_finite(largest, rows, session)
+    logits = [None] * len(rows) if all(row.sampler.is_greedy for row in rows) else scores.logits()
+    return [
+        None if row.finish_reason else row.take(int(token), line)
+        for row, token, line in zip(rows, likeliest, logits, strict=True)
+    ]
+
+
+def _check_finite(largest: np.ndarray[Any, Any], rows: Sequence[Row], session: Session) -> None:
+    """Raise GenerationError naming the layer where the largest logit of a running row is not finite."""
+    for place, (row, top) in enumerate(zip(rows, largest.tolist(), strict=True)):
         if row.finish_reason is None and not math.isfinite(top):
             session.damaged = True
             raise GenerationError(

@@ -64,6 +64,11 @@ class Sampler:
         penalty = options.repetition_penalty
         self._seen = None if penalty in (None, 1) else np.zeros(vocabulary, bool)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the token of the largest logit is chosen, whatever the others are."""
+        return self._seen is None and self._temperature == 0
+
     def note(self, ids: Iterable[int]) -> None:
         """Tokens that are there now: the prompt's, or chosen ones."""
         if self._seen is not None:

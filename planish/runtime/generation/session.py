@@ -8,11 +8,10 @@ import numpy as np
 
 from planish.errors import InputError
 from planish.runtime.dtypes import DTypeName
+from planish.runtime.generation.scores import Array, HostScores, Scores
 from planish.runtime.generation.settings import Settings
 from planish.runtime.plan import FunctionPlan
 from planish.runtime.profile import CallProfile
-
-Array = np.ndarray[Any, Any]
 
 
 class Function(Protocol):
@@ -47,8 +46,8 @@ class Session:
         self._in_place = donated.issuperset(range(1, 1 + len(specs)))
         self.damaged = False
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Array:
-        """The logits f32[rows, V] after each prompt; reads them in chunks and forgets what was there before.
+    def start(self, prompts: Sequence[Sequence[int]]) -> Scores:
+        """The logits after each prompt; reads them in chunks and forgets what was there before.
 
         Prompts have from 1 to `context` ids, all in the vocabulary.
         """
@@ -64,10 +63,10 @@ class Session:
             found = np.array(logits) if found is None else found
             found[ended] = logits[ended]
         assert found is not None
-        return found
+        return HostScores(found)
 
-    def step(self, tokens: Sequence[int | None]) -> Array:
-        """The logits f32[rows, V] after one more token of each row, None for rows that have ended.
+    def step(self, tokens: Sequence[int | None]) -> Scores:
+        """The logits after one more token of each row, None for rows that have ended.
 
         They are valid until the next call. No row may hold `context` tokens already.
         """
@@ -80,8 +79,7 @@ class Session:
             self._keep(results[1:])
         for row, token in enumerate(tokens):
             self._past_places[row] += token is not None
-        logits: Array = results[0]
-        return logits
+        return self._scores(results[0])
 
     def leaves(self, rows: int, tokens: int, past: int) -> list[Any]:
         """Inputs of either function: tokens of id 0 behind `past` others, and the caches as they are."""
@@ -109,13 +107,17 @@ class Session:
         """An empty cache."""
         return np.zeros(shape, _NUMPY[dtype])
 
+    def _scores(self, logits: Any) -> Scores:
+        """The first result of a step."""
+        return HostScores(logits)
+
     def _host(self, array: Any) -> Array:
         """A result or a part of a cache as an array."""
         host: Array = array
         return host
 
     def _bound(self, inputs: Sequence[Array]) -> Callable[[], list[Any]]:
-        """A step of `decode` on `inputs`, whose contents change, and the caches; its logits are an array."""
+        """A step of `decode` on `inputs`, whose contents change, and the caches."""
         return self._decode.bind([*inputs, *self._caches])
 
     def _layers(self) -> int:

@@ -53,9 +53,12 @@ class Row:
     tokens: list[Token] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
-    def take(self, logits: np.ndarray[Any, Any]) -> Token:
-        """The next token after finite `logits` f32[V]; sets the reason where it is the last one."""
-        chosen = self.sampler.choose(logits)
+    def take(self, likeliest: int, logits: np.ndarray[Any, Any] | None) -> Token:
+        """The next token after finite `logits` f32[V], where the `likeliest` has the largest; None: take that.
+
+        Sets the reason where it is the last one.
+        """
+        chosen = likeliest if logits is None else self.sampler.choose(logits)
         self.sampler.note((chosen,))
         token = Token(chosen, self._text(chosen))
         self.tokens.append(token)

@@ -1,16 +1,25 @@
 """Text from the runtime of devices, on kernels in Triton's interpreter, against transformers."""
 
+import math
 from pathlib import Path
 
+import numpy
+import pytest
 import torch
 import transformers
 
 from planish.generation import Generation
+from planish.runtime.device.generation import DeviceScores
 from tests.generation import architectures
 from tests.runtime.device.interpreted import language_executable
 
 
-def test_greedy_tokens_are_those_of_transformers(tmp_path: Path) -> None:
+def _unwanted(scores: DeviceScores) -> None:
+    raise AssertionError("all logits were fetched")
+
+
+def test_greedy_tokens_are_those_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeviceScores, "logits", _unwanted)
     sizes = {**architectures._GATED, "vocab_size": 64}
     net = architectures.build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes))
     prompt = [5, 9, 11, 3, 17]
@@ -19,3 +28,22 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     given = torch.tensor([prompt])
     wanted = net.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=4, do_sample=False)
     assert found == wanted[0, len(prompt) :].tolist()
+
+
+def test_the_likeliest_tokens_of_a_device_are_those_of_numpy() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(5, 1000)
+    scores[1, [7, 900]] = 9.0  # the first among equals
+    scores[2, [30, 20]] = math.nan
+    scores[3, 4] = math.inf
+    scores[4, 999] = 16777217.0
+    tokens, largest = DeviceScores(scores).likeliest()
+    wanted = scores.numpy().argmax(axis=1)
+    assert tokens.tolist() == wanted.tolist()
+    assert wanted.tolist()[1:] == [7, 20, 4, 999]
+    numpy.testing.assert_array_equal(largest, scores.numpy()[range(5), wanted])
+
+
+def test_rows_that_sample_see_all_logits() -> None:
+    scores = torch.tensor([[1.0, 2.0], [4.0, 3.0]])
+    assert DeviceScores(scores).logits().tolist() == scores.tolist()
