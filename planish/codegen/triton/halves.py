@@ -58,7 +58,7 @@ def halves_of(call: Call) -> Halves | None:
 def finish_of(call: Call, groups: Sequence[Group]) -> Generated:
     """The function that stores what a call computes of its product: `Fragments.finish`, or of two slices of it."""
     halves = halves_of(call)
-    bias = next(iter(call.anchor.inputs[2:]), None) if call.anchor.op is ops.linear else None
+    bias = None if call.anchor.op is ops.grouped_linear else next(iter(call.anchor.inputs[2:]), None)
     if halves is None:
         return Fragments(call).finish("finish", groups, bias=bias)
     return Fragments(call).finish_slices("finish", groups, dict(zip(halves.values, halves.starts, strict=True)), bias)
