@@ -153,5 +153,5 @@ def _as_f16(scale: Tensor) -> Tensor:
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    """1 / scale to multiply groups with, 0 where the scale is 0."""
-    return torch.where(scale == 0, 0.0, 1.0 / scale)[..., None]
+    """1 / scale, as far as f32 reaches, to multiply groups with; 0 where the scale is 0."""
+    return torch.where(scale == 0, 0.0, 1.0 / scale).clamp_(max=torch.finfo(torch.float32).max)[..., None]

@@ -195,3 +195,10 @@ def test_many_rows_of_bf16_are_summed_in_f32(rows: int, form: Form) -> None:
     got = run_call(QuantizedLinear(), call_of(Graph("main", (x,), (y,)), ops.linear), t, tasks=3)
     rounded = weight_of(t, 128, form).bfloat16().double() if host_isa().bf16_dot else weight_of(t, 128, form)
     close(got, functional.linear(t["x"].double(), rounded, t["b"].double()), 2e-5)
+
+
+def test_refuses_a_codebook_that_no_table_of_a_kernel_holds() -> None:
+    form = Form(8, codebook=tuple(range(256)))
+    x, y = linear((3,), tensors((3,), 24, 96, 96, form), 96, form)
+    call = call_of(Graph("main", (x,), (y,)), ops.linear)
+    assert QuantizedLinear().refuse(call, host_isa()) == "a codebook of 256 levels is over 128"

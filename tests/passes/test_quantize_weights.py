@@ -92,6 +92,7 @@ def test_f8_keeps_three_bits_of_mantissa_at_any_magnitude() -> None:
     assert codes.codes.dtype is torch.float8_e4m3fn
     assert codes.scale.dtype is torch.float32
     restored, scale = _restored(codes, Format(8, 100, f8=True)), weight.abs().amax(1, keepdim=True) / 448
+    assert not Format(8, 4, f8=True).encode(torch.tensor([[1e-40, 0.0, -1e-40, 0.0]])).codes.float().isnan().any()
     assert ((restored - weight).abs() <= 1.001 * torch.maximum(2.0**-4 * weight.abs(), 2.0**-10 * scale)).all()
 
 

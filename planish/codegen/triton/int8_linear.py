@@ -55,6 +55,7 @@ _REGIMES: tuple[tuple[int | None, tuple[_Tile, ...]], ...] = (
     (64, (_Tile(32, 32, 128, 4, 4, 3), _Tile(64, 64, 128, 1, 4, 4))),
     (None, (_Tile(128, 128, 128, 1, 8, 3), _Tile(64, 128, 128, 1, 4, 3))),
 )
+_WIDE_F8 = _Tile(256, 128, 64, 1, 8, 4)  # for wgmma, which takes both operands from shared memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,11 @@ class _Product:
             "SCALED": self.scaled,
             "GROUP_M": 8,
         }
-        regimes = tuple(Regime(most, tuple(map(self._variant, tiles))) for most, tiles in _REGIMES)
+        wide = (_WIDE_F8,) if self.f8 is not None and weight.device.arch == 90 else ()
+        regimes = tuple(
+            Regime(most, tuple(map(self._variant, (*tiles, *wide) if most is None else tiles)))
+            for most, tiles in _REGIMES
+        )
         return Launch(int8_gemm, arguments, constants, regimes, size=self.rows)
 
     def _variant(self, wanted: _Tile) -> Variant:

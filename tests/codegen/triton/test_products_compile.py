@@ -152,6 +152,16 @@ def test_f8_is_multiplied_as_f8_straight_from_memory(profile: str) -> None:
         assert gpu.backend != "cuda" or "cp.async.cg.shared.global" in binary.assembly
 
 
+def test_f8_has_tiles_of_the_widest_instruction() -> None:
+    gpu = device("h200")
+    _, call = _CALLS["f8 rows"]
+    (launch,) = F8Linear().build(call, gpu).launches
+    (binary,) = compile_all([request_of(call, launch, launch.regimes[-1].variants[-1])], gpu)
+    assert "wgmma.mma_async.sync.aligned.m64n256k32.f32.e4m3" in binary.assembly
+    assert refuse_resources(binary, gpu) is None
+    assert binary.spilled_bytes == 0
+
+
 @pytest.mark.parametrize(("profile", "instruction"), [("h200", "cvt.rn.f16x2.e4m3x2"), ("a100", "mul.f16x2")])
 def test_f8_becomes_f16_in_registers(profile: str, instruction: str) -> None:
     gpu = device(profile)

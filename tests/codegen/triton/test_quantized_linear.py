@@ -139,6 +139,13 @@ def test_refuses_what_it_cannot_pack() -> None:
     assert QuantizedLinear().refuse(call, device()) == why
 
 
+def test_refuses_a_codebook_of_more_levels_than_a_permutation_picks_from() -> None:
+    form = Form(8, codebook=tuple(range(256)))
+    x, y = linear((3,), tensors((3,), 24, 96, 96, form), 96, form)
+    call = call_of(Graph("main", (x,), (y,)), ops.linear)
+    assert QuantizedLinear().refuse(call, device()) == "its codebook has 256 levels; it takes 16"
+
+
 def test_half_of_the_bytes_are_stored() -> None:
     x, y = linear((3,), tensors((3,), 32, 128, 64, FORMS["int4"]), 64, FORMS["int4"])
     call = call_of(Graph("main", (x,), (y,)), ops.linear)
