@@ -198,6 +198,10 @@ def gpu(
     only: Annotated[str, typer.Option(help="Names of cases, separated by commas; all by default.")] = "",
     seconds: Annotated[float, typer.Option(help="Seconds of timing for each size of a case.", min=0)] = 0.15,
     minutes: Annotated[float, typer.Option(help="After so many no case is begun; the same command goes on.")] = 8.0,
+    tune: Annotated[int, typer.Option(help="Variants of each kernel to measure; some cases take six.", min=0)] = 3,
+    ship: Annotated[
+        bool, typer.Option("--ship", help="Write the times of variants to the records that planish brings along.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the file holds already.")] = False,
 ) -> None:
     """Check and time kernels and layers on the GPU at hand beside torch, and print the table.
@@ -205,9 +209,9 @@ def gpu(
     Results are kept case by case: a run that was killed, or out of its minutes, goes on with the same command.
     """
     from benchmarks.gpu.results import gpu_markdown, plot_gpu
-    from benchmarks.gpu.run import ALL, GpuRun, begin, left, measure_named, run_gpu
+    from benchmarks.gpu.run import ALL, GpuRun, begin, left, measure_named, run_gpu, ship_records
 
-    run = GpuRun(_chosen(only, ALL), seconds, minutes)
+    run = GpuRun(_chosen(only, ALL), seconds, minutes, tune)
     begun = begin()
     path = FOLDER / f"{name or 'gpu-' + begun.device.lower().replace(' ', '-')}.json"
     with _progress() as say:
@@ -215,6 +219,8 @@ def gpu(
     typer.echo(gpu_markdown(suite))
     if find_spec("matplotlib") is not None:
         plot_gpu(suite, path.with_suffix(".png"))
+    if ship:
+        typer.echo(ship_records(), err=True)
     if missing := left(run, suite):
         typer.echo(f"{len(missing)} cases are left, {missing[0]} the first; the same command goes on", err=True)
 

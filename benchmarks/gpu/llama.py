@@ -1,75 +1,141 @@
 """Language models of LLaMA's shapes with random weights that lose nothing in 4 bits."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.gpu.cases import GpuCase, exact_weights
 from benchmarks.zoo.llama_1b import without_initialisation
 
-_GROUP = 128
-# hidden, intermediate, heads, key and value heads, vocabulary: TinyLlama 1.1B, LLaMA 3 8B and 70B
-_SHAPES: Mapping[str, tuple[int, int, int, int, int]] = {
-    "1b": (2048, 5632, 32, 4, 32000),
-    "8b": (4096, 14336, 32, 8, 128256),
-    "70b": (8192, 28672, 64, 8, 128256),
+GROUP = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Hidden and intermediate width, heads, key and value heads, vocabulary."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    cache_heads: int
+    vocabulary: int
+
+    def linear_weights(self, layers: int) -> int:
+        """Weights of all linear maps, the head among them."""
+        attention = 2 * self.hidden * self.hidden * (self.heads + self.cache_heads) // self.heads
+        return layers * (attention + 3 * self.hidden * self.intermediate) + self.hidden * self.vocabulary
+
+    def cached(self, layers: int) -> int:
+        """Numbers that a token leaves in the caches."""
+        return 2 * layers * self.hidden // self.heads * self.cache_heads
+
+
+# TinyLlama 1.1B, LLaMA 3 8B and 70B, and one for tests
+SHAPES: Mapping[str, Shape] = {
+    "1b": Shape(2048, 5632, 32, 4, 32000),
+    "8b": Shape(4096, 14336, 32, 8, 128256),
+    "70b": Shape(8192, 28672, 64, 8, 128256),
+    "tiny": Shape(128, 128, 2, 1, 96),
 }
 
 
-def llama(shape: str, layers: int) -> nn.Module:
-    """Transformers' LLaMA with so many layers of the shape, in f16, without a cache."""
+@dataclass(frozen=True, slots=True)
+class DecodeCase:
+    """One sequence decoded token by token in 4 bits with caches in f16, beside torch in f16.
+
+    `sizes` are tokens in the cache, and `answer` tokens are generated to time those between them. Peers are torch as it is
+    and compiled layer by layer.
+    """
+
+    name: str
+    shape: str
+    layers: int
+    sizes: tuple[int, ...] = (128, 2048)
+    context: int = 4096
+    chunk: int = 512
+    answer: int = 33
+    group: str = "decode"
+    peers: tuple[str, ...] = ("torch", "torch.compile")
+    tolerance: float = 4e-2
+    tune: int | None = None
+    timeout_seconds: float = 420.0
+
+    def moved_bytes(self, past: int) -> float:
+        """Of a step: all weights in 4 bits with a scale a group, and the caches."""
+        shape = SHAPES[self.shape]
+        weights = shape.linear_weights(self.layers) * (4 + 16 / GROUP) / 8
+        return weights + 2.0 * past * shape.cached(self.layers)
+
+    def flops(self, past: int) -> float:
+        """Of a step."""
+        shape = SHAPES[self.shape]
+        return 2.0 * shape.linear_weights(self.layers) + 4.0 * past * shape.hidden * self.layers
+
+
+def llama(shape: str, layers: int) -> Any:
+    """Transformers' LLaMA with so many layers of the shape, in f16 on the CPU, without a cache.
+
+    Its weights are drawn on the GPU where there is one.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    hidden, intermediate, heads, cache_heads, vocabulary = _SHAPES[shape]
+    sizes = SHAPES[shape]
     config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
         num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=cache_heads,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.cache_heads,
         max_position_embeddings=8192,
         tie_word_embeddings=False,
         use_cache=False,
         dtype="float16",
     )
-    model: nn.Module = without_initialisation(LlamaForCausalLM, config)
+    model = without_initialisation(LlamaForCausalLM, config)
     for seed, parameter in enumerate(model.parameters()):
         if parameter.ndim > 1:
-            parameter.data = exact_weights(*parameter.shape, bits=4, group=_GROUP, seed=seed)
+            rows, columns = parameter.shape
+            parameter.data = exact_weights(rows, columns, bits=4, group=min(GROUP, columns), seed=seed)
         else:
             parameter.data = torch.ones(parameter.shape, dtype=torch.float16)
     return model.eval()
 
 
-def linear_weights(shape: str, layers: int) -> int:
-    """Weights of all linear maps, the head among them."""
-    hidden, intermediate, heads, cache_heads, vocabulary = _SHAPES[shape]
-    attention = 2 * hidden * hidden * (heads + cache_heads) // heads
-    return layers * (attention + 3 * hidden * intermediate) + hidden * vocabulary
+_KINDS: Mapping[str, tuple[float, tuple[str, ...] | None, str, float]] = {
+    # bits of a weight, passes, the dtype that bounds, tolerance
+    "int4": (4 + 16 / GROUP, ("quantize-weights{bits=4}",), "f16", 2e-2),
+    "w8a8": (8, ('quantize-weights{bits=8, activations="int8"}',), "i8", 1e-1),
+    "f16": (16, None, "f16", 2e-2),
+}
 
 
-def model_case(shape: str, layers: int, *, bits: int) -> GpuCase:
-    """A whole model without a cache: a step of one token, and prompts; torch.compile is a peer."""
-    weights, vocabulary = linear_weights(shape, layers), _SHAPES[shape][-1]
+def model_case(shape: str, layers: int, kind: str) -> GpuCase:
+    """A model without a cache that reads prompts; torch.compile is a peer."""
+    sizes, (bits, passes, rate, tolerance) = SHAPES[shape], _KINDS[kind]
+    weights = sizes.linear_weights(layers)
 
     def inputs(length: int) -> tuple[Tensor, ...]:
-        return (torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(length)),)
+        return (torch.randint(0, sizes.vocabulary, (1, length), generator=torch.Generator().manual_seed(length)),)
 
     return GpuCase(
-        name=f"llama-{shape}-{layers}-layers-{'int4' if bits == 4 else 'f16'}",
-        group="model",
+        name=f"llama-{shape}-{layers}-layers-{kind}",
+        group=f"prefill {kind}",
         module=lambda: llama(shape, layers),
         inputs=inputs,
-        sizes=(1, 128, 2048),
+        sizes=(2048,),
         axes=({1: "length"},),
         flops=lambda n: 2.0 * n * weights,
-        moved_bytes=lambda n: weights * ((4 + 16 / _GROUP) / 8 if bits == 4 else 2) + 2.0 * n * vocabulary,
-        passes=("quantize-weights{bits=4}",) if bits == 4 else None,
-        tolerance=2e-2,
+        moved_bytes=lambda n: weights * bits / 8 + 2.0 * n * sizes.vocabulary,
+        passes=passes,
+        rate=rate,
+        tolerance=tolerance,
         peers=("torch", "torch.compile"),
     )
 
 
-MODELS: tuple[GpuCase, ...] = tuple(model_case("8b", 4, bits=bits) for bits in (4, 16))
+MODELS: tuple[GpuCase, ...] = tuple(model_case("8b", 2, kind) for kind in ("w8a8", "f16", "int4"))
+DECODES: tuple[DecodeCase, ...] = (DecodeCase("decode-8b", "8b", 32),)

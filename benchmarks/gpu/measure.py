@@ -1,48 +1,51 @@
-"""One case on the GPU at hand: compiled, compared with f32, timed beside its peers, each as a CUDA graph."""
+"""One case on a GPU: compiled, compared with f32, timed beside its peers, each as a CUDA graph."""
 
 import copy
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import planish
 from benchmarks.gpu.cases import GpuCase
-from benchmarks.gpu.clock import on_events, recorded
-from benchmarks.gpu.results import GpuResult
+from benchmarks.gpu.hardware import Hardware
+from benchmarks.gpu.results import GpuResult, of_variants
 from benchmarks.zoo import tensors
 from planish.compiler.pass_ import Pass
 from planish.hardware_profiles import limit
 from planish.passes import EXACT
-from planish.targets import profile_of
 
 _EXAMPLE = 64  # rows or length that is captured: any would do, a small one is quickly recorded
 
 
-def measure(case: GpuCase, sizes: tuple[int, ...], *, seconds: float, tune: int) -> Iterator[GpuResult]:
+def measure(
+    case: GpuCase, sizes: tuple[int, ...], hardware: Hardware, *, seconds: float, tune: int
+) -> Iterator[GpuResult]:
     """The results at each of the sizes, one after another. Raises what planish, Triton or the driver raise."""
     start = time.perf_counter()
     module = case.module()
-    compiled = _compiled(case, module, tune)
+    compiled = _compiled(case, module, hardware, tune)
     prepared = time.perf_counter() - start
     with torch.inference_mode():
-        exact = copy.deepcopy(module).float().cuda()
-        wanted = {size: _output(exact, _floats(case.inputs(size))).cpu() for size in sizes}
+        exact = copy.deepcopy(module).float().to(hardware.device)
+        wanted = {size: _output(exact, _floats(case.inputs(size), hardware)).cpu() for size in sizes}
         del exact
-        peers = {name: _PEERS[name](module.cuda()) for name in case.peers}
+        peers = {name: PEERS[name](module.to(hardware.device)) for name in case.peers}
         for size in sizes:
-            yield _measured(case, size, compiled, peers, wanted[size], prepared, seconds)
+            found = _measured(case, size, compiled, peers, wanted[size], hardware, seconds)
+            facts = of_variants(compiled.report.variants) if size == case.sizes[0] else {}
+            yield replace(found, prepare_seconds=round(prepared, 3), **facts)
 
 
-def _compiled(case: GpuCase, module: nn.Module, tune: int) -> Any:
+def _compiled(case: GpuCase, module: nn.Module, hardware: Hardware, tune: int) -> Any:
     names = list(inspect.signature(module.forward).parameters)
     dynamic = {name: dict(axes) for name, axes in zip(names, case.axes, strict=False) if axes}
     passes: list[Pass | str] | None = None if case.passes is None else [*EXACT, *case.passes]
     wanted = tune if case.tune is None else case.tune
-    return planish.compile(module, "gpu", inputs=case.inputs(_EXAMPLE), dynamic=dynamic, passes=passes, tune=wanted)
+    return hardware.compile(module, inputs=case.inputs(_EXAMPLE), dynamic=dynamic, passes=passes, tune=wanted)
 
 
 def _measured(
@@ -51,35 +54,33 @@ def _measured(
     compiled: Any,
     peers: Mapping[str, Callable[..., Any]],
     wanted: Tensor,
-    prepared: float,
+    hardware: Hardware,
     seconds: float,
 ) -> GpuResult:
-    inputs = tuple(t.cuda() for t in case.inputs(size))
-    found = tensors(compiled(*inputs))[0].float().cpu()
-    error = ((found - wanted).abs().max() / wanted.abs().max()).item()
+    inputs = tuple(t.to(hardware.device) for t in case.inputs(size))
     main = compiled.executable.main
+    found = main.run(main.leaves(inputs, {}))[0].float().cpu()
+    error = ((found - wanted).abs().max() / wanted.abs().max()).item()
     calls = {"planish": main.bind(main.leaves(inputs, {}))}
     for name, peer in peers.items():
-        calls |= _recorded(name, peer, inputs)
-    times = on_events(calls, seconds=seconds)
-    least = limit(profile_of("gpu"), case.flops(size), case.moved_bytes(size), case.rate).ms
+        calls |= recorded_peer(name, lambda peer=peer: peer(*inputs), hardware)  # type: ignore[misc]
+    times = hardware.times(calls, seconds)
     return GpuResult(
         case=case.name,
         group=case.group,
         size=size,
         median_ms={name: timing.median_ms for name, timing in times.items()},
         p10_ms={name: timing.p10_ms for name, timing in times.items()},
-        limit_ms=least,
+        limit_ms=limit(hardware.profile, case.flops(size), case.moved_bytes(size), case.rate).ms,
         error=error,
         tolerance=case.tolerance,
-        prepare_seconds=round(prepared, 3),
     )
 
 
-def _recorded(name: str, peer: Callable[..., Any], inputs: tuple[Tensor, ...]) -> dict[str, Callable[[], object]]:
+def recorded_peer(name: str, call: Callable[[], object], hardware: Hardware) -> dict[str, Callable[[], object]]:
     """The peer's call as a graph; nothing where it cannot run or be recorded, which is no fault of planish."""
     try:
-        return {name: recorded(lambda: peer(*inputs))}
+        return {name: hardware.recorded(call)}
     except RuntimeError:
         return {}
 
@@ -88,8 +89,8 @@ def _output(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     return tensors(module(*inputs))[0].float()
 
 
-def _floats(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple((t.float() if t.is_floating_point() else t).cuda() for t in inputs)
+def _floats(inputs: tuple[Tensor, ...], hardware: Hardware) -> tuple[Tensor, ...]:
+    return tuple((t.float() if t.is_floating_point() else t).to(hardware.device) for t in inputs)
 
 
 def _torch_compile(module: nn.Module) -> Callable[..., Any]:
@@ -114,7 +115,7 @@ def _rounded_to_f8(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.float() / scale).to(torch.float8_e4m3fn), scale
 
 
-_PEERS: Mapping[str, Callable[[nn.Module], Callable[..., Any]]] = {
+PEERS: Mapping[str, Callable[[nn.Module], Callable[..., Any]]] = {
     "torch": lambda module: module,
     "torch.compile": _torch_compile,
     "torch._scaled_mm": _scaled_mm,

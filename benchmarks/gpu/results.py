@@ -4,21 +4,27 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import exp, log
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from benchmarks.results import read, write
 from benchmarks.table import rows_text
+from planish.codegen.variants import Pick, VariantRow, model_error, picks
 from planish.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
+_NEAR = 1.15  # times the best: what a pick of the model may cost
 
 
 @dataclass(frozen=True, slots=True)
 class GpuResult:
     """One case at one size: median and p10 milliseconds by what ran it, or why there is nothing in `failure`.
 
-    `limit_ms` is from the profile's peak and bandwidth, `error` relative to the largest magnitude of the f32 reference.
+    `limit_ms` is from the profile's peak and bandwidth, `error` relative to the largest magnitude of the reference.
+    `picks` compares the static model's choices with the best of the variants that were measured, and `model_factor` is
+    the median factor by which its times are off; `facts` are further numbers by name.
     """
 
     case: str
@@ -31,6 +37,9 @@ class GpuResult:
     tolerance: float | None = None
     prepare_seconds: float | None = None
     failure: str | None = None
+    picks: tuple[Pick, ...] = ()
+    model_factor: float | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -69,6 +78,13 @@ class GpuSuite:
         return any(r.key == (case, size) and r.failure is None for r in self.results)
 
 
+def of_variants(rows: Iterable[VariantRow]) -> dict[str, Any]:
+    """The members of a result that follow from the variants of a compile report."""
+    rows = tuple(rows)
+    off = model_error(rows)
+    return {"picks": picks(rows), "model_factor": None if off is None else off[1]}
+
+
 _SUITE = TypeAdapter(GpuSuite)
 
 
@@ -94,7 +110,17 @@ def resumed(path: Path, begun: GpuSuite) -> GpuSuite:
 
 def gpu_markdown(suite: GpuSuite) -> str:
     """A row for each case and size, the geometric mean of each group beside torch, and what failed."""
-    header = ("case", "size", "planish us", "torch us", "speed / torch", "share of limit", "error", "correct")
+    header = (
+        "case",
+        "size",
+        "planish us",
+        "torch us",
+        "speed / torch",
+        "speed / compiled",
+        "share of limit",
+        "error",
+        "correct",
+    )
     done = [r for r in suite.results if r.failure is None]
     versions = ", ".join(f"{name} {version}" for name, version in suite.versions.items())
     parts = [
@@ -102,6 +128,7 @@ def gpu_markdown(suite: GpuSuite) -> str:
         rows_text(header, map(_row, done)),
         rows_text(("group", "geometric mean of speed / torch", "cases"), _means(done)),
     ]
+    parts += [text for text in (_facts(done), _model(done)) if text]
     failures = [f"- {r.case}, size {r.size}: {r.failure}" for r in suite.results if r.failure]
     return "\n\n".join([*parts, "\n".join(failures)] if failures else parts) + "\n"
 
@@ -128,13 +155,14 @@ def plot_gpu(suite: GpuSuite, path: Path) -> None:
 
 def _row(result: GpuResult) -> tuple[str, ...]:
     ours, theirs = result.median_ms.get("planish"), result.median_ms.get("torch")
-    faster = result.speed("torch")
+    faster, compiled = result.speed("torch"), result.speed("torch.compile")
     return (
         result.case,
         str(result.size),
         "" if ours is None else f"{1e3 * ours:.1f}",
         "" if theirs is None else f"{1e3 * theirs:.1f}",
         "" if faster is None else f"{faster:.2f}",
+        "" if compiled is None else f"{compiled:.2f}",
         "" if ours is None or result.limit_ms is None else f"{result.limit_ms / ours:.2f}",
         "" if result.error is None else f"{result.error:.1e}",
         "yes" if result.correct else "NO",
@@ -148,3 +176,23 @@ def _means(results: list[GpuResult]) -> list[tuple[str, ...]]:
         if speeds:
             rows.append((group, f"{exp(sum(map(log, speeds)) / len(speeds)):.2f}", str(len(speeds))))
     return rows
+
+
+def _facts(results: list[GpuResult]) -> str:
+    rows = [(r.case, str(r.size), name, f"{value:.3g}") for r in results for name, value in r.facts.items()]
+    return rows_text(("case", "size", "what", "value"), rows) if rows else ""
+
+
+def _model(results: list[GpuResult]) -> str:
+    """How the static model chose and predicted, and the picks that cost more than they may."""
+    found = [(r, pick) for r in results for pick in r.picks]
+    if not found:
+        return ""
+    bad = [(r.case, p.kernel, str(p.size), f"{p.slowdown:.2f}") for r, p in found if p.slowdown > _NEAR]
+    factors = [r.model_factor for r in results if r.model_factor is not None]
+    near = len(found) - len(bad)
+    line = (
+        f"The static model's pick is within {_NEAR - 1:.0%} of the best measured variant for {near} of {len(found)} "
+        f"calls ({near / len(found):.0%}); its times are off by a factor of {median(factors):.2f} (median of cases)."
+    )
+    return "\n\n".join([line, rows_text(("case", "kernel", "size", "slower than the best"), bad)] if bad else [line])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.gpu.cases import CASES, GpuCase, exact_weights
-from benchmarks.gpu.llama import MODELS, linear_weights
+from benchmarks.gpu.llama import MODELS, SHAPES
 from benchmarks.gpu.results import GpuResult, GpuSuite, gpu_markdown, load, plot_gpu, resumed, save
 from benchmarks.gpu.run import Asked, GpuRun, left, run_gpu
 from planish.errors import InputError
@@ -101,8 +101,8 @@ def test_refuses_to_go_on_with_another_gpus_results(tmp_path: Path) -> None:
 def test_the_table_shows_speed_share_and_what_is_wrong() -> None:
     good, wrong = _faked("a", 1)[0], replace(_faked("b", 2)[0], error=0.5)
     text = gpu_markdown(SUITE.with_results([good, wrong, GpuResult("c", "g", 3, failure="it broke")]))
-    assert "| a | 1 | 500.0 | 1000.0 | 2.00 | 0.50 | 1.0e-03 | yes |" in text
-    assert "| b | 2 | 500.0 | 1000.0 | 2.00 | 0.50 | 5.0e-01 | NO |" in text
+    assert "| a | 1 | 500.0 | 1000.0 | 2.00 |  | 0.50 | 1.0e-03 | yes |" in text
+    assert "| b | 2 | 500.0 | 1000.0 | 2.00 |  | 0.50 | 5.0e-01 | NO |" in text
     assert "| g | 2.00 | 2 |" in text
     assert text.endswith("- c, size 3: it broke\n")
 
@@ -151,5 +151,5 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
 
 def test_an_8b_model_has_as_many_weights() -> None:
     # LLaMA 3 8B has 8.03e9 parameters, of which the embedding's 128256 * 4096 are in no linear map
-    assert linear_weights("8b", 32) + 128256 * 4096 == pytest.approx(8.03e9, rel=1e-3)
-    assert linear_weights("70b", 80) + 128256 * 8192 == pytest.approx(70.6e9, rel=2e-3)
+    assert SHAPES["8b"].linear_weights(32) + 128256 * 4096 == pytest.approx(8.03e9, rel=1e-3)
+    assert SHAPES["70b"].linear_weights(80) + 128256 * 8192 == pytest.approx(70.6e9, rel=2e-3)

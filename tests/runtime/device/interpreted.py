@@ -151,12 +151,18 @@ def executable(
 
 
 def language_executable(
-    net: nn.Module, ids: torch.Tensor, folder: Path, generation: Generation, *, profile: str = "h200"
+    net: nn.Module,
+    ids: torch.Tensor,
+    folder: Path,
+    generation: Generation,
+    *,
+    profile: str = "h200",
+    lossy: Sequence[Pass] = (),
 ) -> DeviceLanguageExecutable:
     """A language model built for the profile, to generate by the real runtime in the interpreter."""
     kwargs, dynamic = with_sizes(net, (ids,), {}, None, generation)
     imported = import_torch(net.eval(), (ids,), kwargs, dynamic=dynamic)
-    target, passes = load_profile(profile), with_split(EXACT, generation)
+    target, passes = load_profile(profile), with_split((*EXACT, *lossy), generation)
     program, _ = Pipeline(passes).run(imported.program, Context(target, dict(imported.program.main.hints())))
     library = Library(device_of(target), compiler=uncompiled)
     built = build_for_device(program, interfaces(program), library.device, library=library)
