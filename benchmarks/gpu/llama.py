@@ -46,8 +46,8 @@ SHAPES: Mapping[str, Shape] = {
 class DecodeCase:
     """One sequence decoded token by token in 4 bits with caches in f16, beside torch in f16.
 
-    `sizes` are tokens in the cache, and `answer` tokens are generated to time those between them. Peers are torch as it is
-    and compiled layer by layer.
+    `sizes` are tokens in the cache, and `answer` tokens are generated to time those between them. Peers are torch as it
+    is and compiled layer by layer.
     """
 
     name: str
