@@ -3,6 +3,7 @@
 Where times were measured on the device, they count instead of the model's.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -148,7 +149,8 @@ def _ranked(
 
 def _kept(ranked: tuple[Candidate, ...], most: int, device: Device, tuner: Tuner) -> tuple[Candidate, ...]:
     seconds = [predicted_seconds(c.variant, device, c.sizes, None) for c in ranked]
-    kept = [c for c, s in zip(ranked[:most], seconds, strict=False) if s <= _HOPELESS * seconds[0]]
+    hopeless = _HOPELESS * seconds[0] if most <= COMPILED else math.inf  # who asks for more does not trust the model
+    kept = [c for c, s in zip(ranked[:most], seconds, strict=False) if s <= hopeless]
     times = [(time, i) for i, c in enumerate(ranked) if isinstance(time := tuner.known(c.request, c.sizes), float)]
     fastest = ranked[min(times)[1]] if times else kept[0]
     return tuple(kept) if fastest in kept else (*kept, fastest)

@@ -126,6 +126,14 @@ def test_the_fastest_on_record_is_compiled_though_the_model_ranks_it_low() -> No
     assert chosen.variant.constants.items() <= low.constants.items()
 
 
+def test_who_asks_for_more_variants_gets_also_those_that_the_model_thinks_hopeless() -> None:
+    many = _Compiler(_fits)
+    (chosen,) = _product(64, many, most=99)
+    seconds = [row.predicted_seconds or 0.0 for row in chosen.rows]
+    assert len(many.asked) == len(seconds)
+    assert max(seconds) > 2 * min(seconds)
+
+
 def test_what_the_device_would_not_run_is_not_chosen_and_says_why() -> None:
     compiler = _Compiler(_fits)
     _product(64, compiler)
