@@ -13,7 +13,7 @@ demo: $(VENV)/.ready ## compile all-MiniLM-L6-v2 for this CPU, compare it with P
 	$(BIN)/python examples/minilm.py
 
 test: $(VENV)/.ready ## the test suite
-	$(BIN)/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: $(VENV)/.ready ## format, lint and types
 	$(BIN)/ruff format --check .
