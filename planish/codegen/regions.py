@@ -28,11 +28,12 @@ _OF_ROWS = (layer_norm, rms_norm, *_ROUNDING)
 @dataclass(eq=False, slots=True)
 class Region:
     """Nodes for one kernel, operands first; `anchor` decides which templates may compute it. `beside` is another
-    region that the kernel computes, too."""
+    region that the kernel computes, too; `apart` are the regions that compute the same without."""
 
     anchor: Node
     nodes: list[Node] = field(default_factory=list)
     beside: "Region | None" = None
+    apart: "tuple[Region, ...]" = ()
 
     @property
     def output(self) -> Value:
@@ -77,12 +78,14 @@ class _Fusion:
                 self._place(node)
         for region in tuple(self.regions.values()):
             self._join_product(region)
+        for region in tuple(self.regions.values()):
+            self._join_scales(region)
         for value in self._stored():
             self.regions[value] = Region(value.node, [value.node])
         ordered = sorted(self.regions.values(), key=lambda region: self.order[region.nodes[-1]])
         for region in tuple(ordered):
             if (other := self._partner(region, ordered)) is not None:
-                other.beside = region
+                other.beside, other.apart = region, (region, Region(other.anchor, other.nodes))
                 ordered.remove(region)
         return tuple(ordered)
 
@@ -137,6 +140,27 @@ class _Fusion:
             and all("elementwise" in n.op.traits or n.op in _REPEATED for n in region.nodes)
             and any(template.fuses_slices(host.anchor, slices) for template in serving)
         )
+
+    def _join_scales(self, region: Region) -> None:
+        """Let one kernel make codes and their scales, and what both are made of where nothing else reads that."""
+        node = region.anchor
+        first = self.regions.get(node.operands[1]) if node.op is quantize and region.nodes == [node] else None
+        template = first_template(node, self.templates)
+        if first is None or not isinstance(template, FusesBeside) or not template.fuses_beside(node, first.anchor):
+            return
+        x, scale = node.operands
+        if first.nodes != [scale.node] or scale.node.operands[0] != x:
+            return
+        made = self.regions.get(x) if self.readers[x] == 2 and x in self.regions else None
+        normed = made is not None and made.anchor.op in (layer_norm, rms_norm) and made.beside is None
+        inner = made.nodes if made is not None and normed else []
+        apart = (*([made] if made is not None and normed else []), first, region)
+        self.regions[region.output] = Region(
+            node, [*inner, scale.node, node], Region(scale.node, [*inner, scale.node]), apart
+        )
+        del self.regions[scale]
+        if inner:
+            del self.regions[x]
 
     def _host(self, node: Node) -> Region | None:
         """The region whose epilogue the node may join: a contraction if there is one, else the latest."""

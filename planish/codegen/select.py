@@ -135,9 +135,9 @@ class _Selector:
             choice = self._choose(region, contiguous) if contiguous != inputs else choice
         if isinstance(choice, Choice):
             self.work.append(choice)
-        elif region.beside is not None:
-            self.add(region.beside)
-            self.add(Region(region.anchor, region.nodes))
+        elif region.apart:
+            for each in region.apart:
+                self.add(each)
         elif len(region.nodes) > 1:
             self._split(region)
         else:

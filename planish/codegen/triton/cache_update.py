@@ -11,7 +11,6 @@ from planish.codegen.triton.fragment import Fragments, Group
 from planish.codegen.triton.kernel import (
     Argument,
     Constant,
-    Input,
     Kernel,
     Launch,
     Number,
@@ -104,9 +103,7 @@ def _width(part: Call) -> int:
 
 def _arguments(call: Call, part: Call, index: int) -> Mapping[str, Argument | tuple[Argument, ...]]:
     """What a part is passed of its own, as arguments of the whole call."""
-    places = [list(call.inputs).index(value) for value in part.inputs]
-    extras = (Input(places[a.index]) if isinstance(a, Input) else a for a in Fragments(part).extras)
-    return {"output": Output(index), "width": Number(_width(part)), "extras": tuple(extras)}
+    return {"output": Output(index), "width": Number(_width(part)), "extras": Fragments(part).extras_within(call)}
 
 
 def _functions(part: Call) -> Iterator[Constant]:

@@ -4,7 +4,7 @@ A fragment sees its place as blocks of indices, one for each group of neighbouri
 mask of what lies inside. What it reads beside that comes in one tuple, `extras`, whose members the launch fills.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -70,11 +70,21 @@ class Fragments:
     def finish_slices(
         self, name: str, groups: Sequence[Group], slices: Mapping[Value, int], bias: Value | None = None
     ) -> Generated:
-        """`name(slice0, slice1, *groups, *masks, output, extras)`: `finish` with slices of the anchor's result, given
+        """`name(given0, given1, *groups, *masks, output, extras)`: `finish` with slices of the anchor's result, given
         by where they begin on its last axis."""
-        known = {value: f"slice{i}" for i, value in enumerate(slices)}
+        known = _named(slices)
         added = {} if bias is None else {text: (bias, slices[value]) for value, text in known.items()}
         return self._store(name, groups, known, added)
+
+    def finish_given(self, name: str, groups: Sequence[Group], values: Sequence[Value]) -> Generated:
+        """`name(given0, .., *groups, *masks, output, extras)`: `finish` with `values` given instead of the anchor's."""
+        return self._store(name, groups, _named(values), {})
+
+    def continued(self, name: str, value: Value, groups: Sequence[Group], given: Value) -> Generated:
+        """`name(given0, *groups, *masks, extras)`: the elements of `value`, computed from `given`."""
+        writer = _Writer(self, _named((given,)), groups)
+        text = writer.at(value, writer.start(value))
+        return self._function(name, ["given0"], groups, [], [*writer.lines, f"return {text}"])
 
     def store(self, name: str, groups: Sequence[Group]) -> Generated:
         """`name(*groups, *masks, output, extras)`: compute all of the call's output and store it where it lies."""
@@ -107,7 +117,11 @@ class Fragments:
     @property
     def extras(self) -> tuple[Argument, ...]:
         """What the launch passes as `extras`; a tuple of Triton must not be empty."""
-        inputs = (Input(i) for i in range(len(self.call.inputs)))
+        return self.extras_within(self.call)
+
+    def extras_within(self, whole: Call) -> tuple[Argument, ...]:
+        """The same as arguments of another call, which has all inputs of this one."""
+        inputs = (Input(list(whole.inputs).index(value)) for value in self.call.inputs)
         return (*inputs, *(Number(symbol(name), wide=True) for name in self.call.sizes()), Number(0))
 
     def dim(self, dim: Dim) -> str:
@@ -129,6 +143,10 @@ class Fragments:
         unpack = f"{', '.join(members)}{',' if len(members) == 1 else ''} = extras"
         head = f"def {name}({', '.join(parameters)}):"
         return Generated(name, "\n".join([head, *(f"    {line}" for line in (unpack, *body))]) + "\n")
+
+
+def _named(values: Iterable[Value]) -> Mapping[Value, str]:
+    return {value: f"given{i}" for i, value in enumerate(values)}
 
 
 class _Writer:

@@ -58,7 +58,7 @@ def _launch(call: Call) -> Launch:
     }
     constants = _constants(call)
     if isinstance(columns, int) and columns <= _WIDEST:
-        function, variants = rows_whole, _whole(call, rows, columns)
+        function, variants = rows_whole, whole_rows(call, rows, columns)
     else:
         function = softmax_long if "softmax" in call.anchor.op.name else norm_long
         variants = (_long(call, rows, columns),)
@@ -83,7 +83,7 @@ def _constants(call: Call) -> Mapping[str, Constant]:
     }
 
 
-def _whole(call: Call, rows: Dim, columns: int) -> tuple[Variant, ...]:
+def whole_rows(call: Call, rows: Dim, columns: int) -> tuple[Variant, ...]:
     """Blocks of whole rows: with every count of warps that gives each thread a sensible number of elements."""
     width = power_of_two(columns)
     found = [

@@ -14,6 +14,7 @@ from planish.codegen.triton.map import Map
 from planish.codegen.triton.matmul import Matmul
 from planish.codegen.triton.quantization import Quantization
 from planish.codegen.triton.quantized_linear import QuantizedLinear
+from planish.codegen.triton.quantized_rows import QuantizedRows
 from planish.codegen.triton.reduce import Reduce
 from planish.codegen.triton.rows import Rows
 
@@ -31,5 +32,6 @@ TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     Rows(),
     Reduce(),
     Quantization(),
+    QuantizedRows(),
     Map(),
 )

@@ -60,6 +60,21 @@ def test_a_layer_of_int4_decodes_in_nine_launches() -> None:
     ]
 
 
+def test_a_layer_with_quantized_activations_decodes_in_eleven_launches() -> None:
+    assert launches(layer(QuantizeWeights(bits=8, group=None, activations="int8"))) == [
+        ("quantized-rows", 1),  # with the norm
+        ("int8-linear", 1),
+        ("cache-update", 1),
+        ("cached-attention", 2),
+        ("quantized-rows", 1),
+        ("int8-linear", 1),
+        ("quantized-rows", 1),
+        ("int8-linear", 1),  # gate and up
+        ("quantized-rows", 1),
+        ("int8-linear", 1),
+    ]
+
+
 @pytest.mark.parametrize("gpu", ["a100", "rtx-4090", "h200", "mi300x"])
 def test_what_joined_compiles_without_spills(gpu: str) -> None:
     choices = [c for c in layer(gpu=gpu) if "rope" in c.call.label or "silu" in c.call.label]

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from planish.codegen.triton.kernels.math import maximum
+
 
 @triton.jit
 def _scaled(result, column, column_mask, extras, SCALE: tl.constexpr, SHIFT: tl.constexpr):
@@ -11,6 +13,14 @@ def _scaled(result, column, column_mask, extras, SCALE: tl.constexpr, SHIFT: tl.
     if SHIFT is not None:
         result = result + SHIFT(column, column_mask, extras)
     return result
+
+
+@triton.jit
+def _normal(x, columns, column_mask, KIND: tl.constexpr, EPSILON: tl.constexpr):
+    if KIND == "layer_norm":
+        x = x - tl.sum(tl.where(column_mask, x, 0.0), 1, keep_dims=True) / columns
+    square = tl.where(column_mask, x * x, 0.0)
+    return x * (1.0 / tl.sqrt(tl.sum(square, 1, keep_dims=True) / columns + EPSILON))
 
 
 @triton.jit
@@ -40,13 +50,43 @@ def rows_whole(
         total = tl.sum(power, 1, keep_dims=True)
         result = power / total if KIND == "softmax" else x - tl.log(total)
     else:
-        if KIND == "layer_norm":
-            mean = tl.sum(tl.where(column_mask, x, 0.0), 1, keep_dims=True) / columns
-            x = x - mean
-        square = tl.where(column_mask, x * x, 0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(square, 1, keep_dims=True) / columns + EPSILON)
-        result = _scaled(x * scale, column, column_mask, extras, SCALE, SHIFT)
+        result = _scaled(_normal(x, columns, column_mask, KIND, EPSILON), column, column_mask, extras, SCALE, SHIFT)
     FINISH(result, row, column, row_mask, column_mask, output, extras)
+
+
+@triton.jit
+def rows_as_codes(
+    codes,
+    scales,
+    rows,
+    columns,
+    extras,
+    scale_extras,
+    READ: tl.constexpr,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    CONTINUE: tl.constexpr,
+    FINISH: tl.constexpr,
+    FINISH_SCALE: tl.constexpr,
+    KIND: tl.constexpr,
+    EPSILON: tl.constexpr,
+    LIMIT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Whole rows as codes with one scale each, max |x| / LIMIT: of what is read, or of its norm of KIND."""
+    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
+    column = tl.arange(0, BLOCK_COLUMNS).to(tl.int64)[None, :]
+    row_mask, column_mask = row < rows, column < columns
+    x = READ(row, column, row_mask, column_mask, extras) + tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    if KIND is not None:
+        x = _scaled(_normal(x, columns, column_mask, KIND, EPSILON), column, column_mask, extras, SCALE, SHIFT)
+        x = CONTINUE(x, row, column, row_mask, column_mask, extras)
+    size = tl.where(column_mask, tl.abs(x), 0.0)
+    scale = tl.reduce(size, 1, maximum, keep_dims=True) / LIMIT
+    FINISH(x, scale, row, column, row_mask, column_mask, codes, extras)
+    first = tl.zeros((1, 1), tl.int64)
+    FINISH_SCALE(scale, row, first, row_mask, first == 0, scales, scale_extras)
 
 
 @triton.jit
