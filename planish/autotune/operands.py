@@ -67,11 +67,12 @@ def _stage(contest: Contest, launch: int, kernel: Sequence[Contest], sizes: Mapp
 
 
 def _blocks(call: Call, kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[Block]:
-    """A block for each input, for the output, and for the scratch memory."""
+    """A block for each input, for each result, and for the scratch memory."""
     for value, view in call.inputs.items():
         packing = kernel.packings.get(value)
         yield _plain(call, value, view, sizes) if packing is None else _packed(view, packing)
-    yield Block(evaluate_dim(call.view.extent, sizes) * call.view.dtype.itemsize)
+    for view in call.results.values():
+        yield Block(evaluate_dim(view.extent, sizes) * view.dtype.itemsize)
     yield Block(evaluate_dim(kernel.scratch_bytes, sizes) + _SCRATCH_END)
 
 
@@ -132,14 +133,14 @@ def _arguments(launch: Launch, call: Call, sizes: Mapping[str, int]) -> tuple[Gi
 
 
 def _given(argument: Argument, call: Call, sizes: Mapping[str, int]) -> Given:
-    inputs = list(call.inputs.values())
+    inputs, results = list(call.inputs.values()), list(call.results.values())
     match argument:
         case Input(index):
             return Place(index, 0, inputs[index].dtype.value)
-        case Output():
-            return Place(len(inputs), 0, call.view.dtype.value)
+        case Output(index):
+            return Place(len(inputs) + index, 0, results[index].dtype.value)
         case Scratch(offset, dtype):
-            return Place(len(inputs) + 1, evaluate_dim(offset, sizes), dtype.value)
+            return Place(len(inputs) + len(results), evaluate_dim(offset, sizes), dtype.value)
         case Number(value, wide):
             return Whole(evaluate_dim(value, sizes), 8 if wide else 4)
         case Real(value):

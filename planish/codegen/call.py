@@ -18,7 +18,8 @@ class Call:
     movement and are computed while its operands are read; nodes after it are elementwise and are computed on its
     result before that is written. Every value between them has exactly one user. `inputs` gives, in argument order, the
     values that are read from memory and where they lie; `view` says where the output is written. `beside` is a second
-    call that the same kernel computes: it reads no result of this one, and its inputs are among these.
+    call that the same kernel computes: it reads no result of this one, may share nodes with it, and its inputs are
+    among these.
     """
 
     anchor: Node

@@ -15,7 +15,7 @@ from tests.codegen.coded import FORMS, close, linear, tensors, wanted
 from tests.codegen.compare import normal
 from tests.codegen.harness import call_of
 from tests.codegen.test_int8_linear import Case
-from tests.codegen.triton.harness import check, run_call
+from tests.codegen.triton.harness import check, device, run_call
 
 S = Size("s").symbol
 
@@ -57,6 +57,16 @@ def test_a_gate_joins_a_product_of_codes(form: str, rows: int) -> None:
     call = call_of(Graph("main", (x,), (gated(y, width),)), ops.linear)
     for found in run_call(QuantizedLinear(), call, t, sizes={"m": rows}, on="mi300x"):
         close(found, expected(wanted(t, 32, kind), width), 4e-3)
+
+
+def test_a_sample_of_a_weight_is_packed_to_its_share_of_the_bytes() -> None:
+    t = tensors((1,), 512, 96, 32, FORMS["int4"], torch.float16)
+    x, y = linear((symbol("m"),), t, 32, FORMS["int4"], DType.f16)
+    call = call_of(Graph("main", (x,), (gated(y, 256),)), ops.linear)
+    packings = QuantizedLinear().build(call, device()).packings
+    codes = next(value for value in packings if value.shape == (512, 96))
+    whole, sample = (packings[codes].pack(t["q"][:rows].numpy()).nbytes for rows in (512, 128))
+    assert whole == 4 * sample
 
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 64), (8, 96)])
