@@ -114,13 +114,12 @@ class Gemm:
 
 def _refuse_conv(anchor: Node) -> str | None:
     """Why a convolution is no product over points, or None."""
-    kernel = anchor.operands[1].shape[1:-1]
-    if any(not same_dim(size, 1) for size in kernel) or anchor.attrs["groups"] != 1:
-        return f"kernels of {'x'.join(map(str, kernel))} in {anchor.attrs['groups']} groups are no product"
+    if any(not same_dim(size, 1) for size in anchor.operands[1].shape[1:-1]) or anchor.attrs["groups"] != 1:
+        return "a convolution over more than a point, or in groups, is no product"
     if any(size != 1 for size in integers_of(anchor, "stride")):
-        return f"strides of {list(integers_of(anchor, 'stride'))} leave points out"
+        return "its strides leave points out"
     padded = any(not same_dim(size, 0) for sides in conv_padding(anchor.attrs) for size in sides)
-    return "padding adds points" if padded else None
+    return "its padding adds points" if padded else None
 
 
 def slices_of(halves: Halves | None) -> Mapping[str, Constant]:

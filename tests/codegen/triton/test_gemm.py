@@ -63,9 +63,9 @@ def test_a_pointwise_convolution_is_a_product() -> None:
 @pytest.mark.parametrize(
     ("kernel", "change", "why"),
     [
-        (3, {"padding": (1, 1)}, "kernels of 3x3 in 1 groups are no product"),
-        (1, {"stride": (2, 2)}, "strides of [2, 2] leave points out"),
-        (1, {"padding": (1, 1)}, "padding adds points"),
+        (3, {"padding": (1, 1)}, "a convolution over more than a point, or in groups, is no product"),
+        (1, {"stride": (2, 2)}, "its strides leave points out"),
+        (1, {"padding": (1, 1)}, "its padding adds points"),
     ],
 )
 def test_refuses_convolutions_that_are_no_product(kernel: int, change: dict[str, Any], why: str) -> None:
