@@ -1,6 +1,6 @@
 """The result that an artifact records: what the model itself gives for the example inputs, cut where it is large."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from planish.codegen.function_plan import as_array
-from planish.compiler.evaluate import bind_sizes, evaluate
+from planish.compiler.evaluate import Run, bind_sizes, evaluate, run_node
 from planish.compiler.importers import Imported
-from planish.compiler.ir import Graph, Program
+from planish.compiler.ir import Graph, Node, Program, Value
 from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.compiler.types import DType, elements, evaluate_dim, evaluate_shape
 from planish.errors import InputError
@@ -23,6 +23,8 @@ F32_TOLERANCE = 1e-4  # of the largest output: the promise for f32 results on a 
 # Programs that round activations or caches to 8 bits, or to bf16, round some of them to the neighbouring number where
 # sums are in another order; those with codes of weights only compute the same numbers from them.
 _CODES, _ROUNDED = 1e-3, 3e-2
+# What sums in another order change of a number is a tenth of the nudge; two evaluations differ by up to half.
+_NUDGE, _TURNS, _MARGIN = 2.0**-17, 2, 3.0
 # In 8 and 11 bits of significand PyTorch and a fused kernel round at different places: sixteen units of the last place.
 _NARROW = {DType.f8: 2.0**-4, DType.bf16: 16 * 2.0**-8, DType.f16: 16 * 2.0**-11}
 
@@ -45,14 +47,18 @@ def record(model: Any, imported: Imported, program: Program, args: tuple[Any, ..
         args, kwargs = _replaced((args, kwargs), dict(zip(map(id, leaves), cut, strict=True)))
         leaves = cut
     narrower = is_narrower(program, imported.program)
+
+    def run(how: Run) -> tuple[Tensor, ...]:
+        return evaluate(program.main, leaves, program.weights, run=how)
+
     if narrower:
-        results = evaluate(program.main, leaves, program.weights)
+        results = run(run_node)
     elif isinstance(model, nn.Module):
         results = tuple(map(torch.as_tensor, imported.result_leaves(_called(model, args, kwargs))))
     else:
         results = evaluate(graph, leaves, imported.program.weights)
     inputs, outputs = (tuple(numpy.array(as_array(t)) for t in group) for group in (leaves, results))
-    tolerance = codes_tolerance(program, results) if narrower else model_tolerance(graph, results)
+    tolerance = codes_tolerance(program, results, run) if narrower else model_tolerance(graph, results)
     return Golden(inputs, outputs, tolerance)
 
 
@@ -71,10 +77,41 @@ def _multiplies_bf16(program: Program) -> bool:
     return any("contraction" in node.op.traits and node.operands[0].dtype is DType.bf16 for node in nodes)
 
 
-def codes_tolerance(program: Program, results: tuple[Tensor, ...]) -> Tolerance:
-    """How far kernels may be from the reference evaluator of a program with codes, narrow caches or narrow products."""
-    relative = _ROUNDED if "quantize" in _ops(program) or _multiplies_bf16(program) else _CODES
-    return Tolerance(rtol=relative, atol=relative * _scale(results))
+def codes_tolerance(
+    program: Program, results: tuple[Tensor, ...], run: Callable[[Run], tuple[Tensor, ...]]
+) -> Tolerance:
+    """How far kernels may be from the reference evaluator of a program with codes, narrow caches or narrow products.
+
+    `run` gives the results once more, with nodes computed by what it is given. Which code a number between two becomes
+    depends on the order of the sums before it, and each one that becomes another moves the numbers of later layers. How
+    far that goes depends on the weights and the depth, so that it is measured: with numbers that are nudged everywhere.
+    """
+    rounds = "quantize" in _ops(program)
+    relative = _ROUNDED if rounds or _multiplies_bf16(program) else _CODES
+    moved = max(_moved(results, run(_nudging(seed))) for seed in range(_TURNS)) if rounds else 0.0
+    return Tolerance(rtol=relative, atol=max(relative * _scale(results), _MARGIN * moved))
+
+
+def _moved(results: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> float:
+    """The largest finite distance of float results from others, and at least 0."""
+    pairs = ((a.double(), b.double()) for a, b in zip(results, others, strict=True) if a.is_floating_point())
+    distances = ((a - b).abs() for a, b in pairs)
+    return max([0.0, *(float(d[d.isfinite()].max()) for d in distances if bool(d.isfinite().any()))])
+
+
+def _nudging(seed: int) -> Run:
+    """Runs nodes and moves each float result by a random part of itself, as far as `_NUDGE`."""
+    random = torch.Generator().manual_seed(seed)
+
+    def run(node: Node, values: Mapping[Value, Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        return tuple(map(nudged, run_node(node, values, sizes)))
+
+    def nudged(x: Tensor) -> Tensor:
+        if x.dtype is not torch.float32:
+            return x
+        return x * (1 + _NUDGE * (2 * torch.rand(x.shape, generator=random) - 1))
+
+    return run
 
 
 def _ops(program: Program) -> set[str]:

@@ -1,6 +1,6 @@
 """The reference evaluator: every op by its torch meaning, one after another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import sympy
 import torch
@@ -14,11 +14,25 @@ from planish.errors import InputError
 from planish.runtime.dims import Dimension, SizeRange, SizeSolver
 
 
+def run_node(node: Node, values: Mapping[Value, Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    """The results of one node."""
+    operands = (None if v is None else values[v] for v in node.inputs)
+    results = node.op.reference(*operands, **{k: concrete(a, sizes) for k, a in node.attrs.items()})
+    return results if isinstance(results, tuple) else (results,)
+
+
+Run = Callable[[Node, Mapping[Value, Tensor], Mapping[str, int]], tuple[Tensor, ...]]
+"""Gives the results of a node from the values that it reads and the named sizes."""
+
+
 @torch.no_grad()
-def evaluate(graph: Graph, inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def evaluate(
+    graph: Graph, inputs: Sequence[Tensor], weights: Mapping[str, Tensor], *, run: Run = run_node
+) -> tuple[Tensor, ...]:
     """The outputs of the graph for `inputs`, in calling order, computed by each op's reference in torch.
 
     Codes of weights become numbers anew for each node that reads them: a table at both ends is not kept in between.
+    `run` computes all other nodes.
     """
     sizes = bind_sizes(graph, inputs)
     values: dict[Value, Tensor] = dict(zip(graph.inputs, inputs, strict=True))
@@ -27,7 +41,7 @@ def evaluate(graph: Graph, inputs: Sequence[Tensor], weights: Mapping[str, Tenso
         if node.op is input_ or _is_constant(node):
             continue
         read = {v: _constant(v.node, weights) for v in node.operands if _is_constant(v.node)}
-        values.update(zip(node.values, run_node(node, {**values, **read}, sizes), strict=True))
+        values.update(zip(node.values, run(node, {**values, **read}, sizes), strict=True))
         for v in node.operands:
             if last_use[v] == i and v not in graph.outputs:
                 values.pop(v, None)
@@ -43,13 +57,6 @@ def _constant(node: Node, weights: Mapping[str, Tensor]) -> Tensor:
     if node.op is weight:
         return weights[str(node.attrs["name"])]
     return run_node(node, {v: _constant(v.node, weights) for v in node.operands}, {})[0]
-
-
-def run_node(node: Node, values: Mapping[Value, Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
-    """The results of one node."""
-    operands = (None if v is None else values[v] for v in node.inputs)
-    results = node.op.reference(*operands, **{k: concrete(a, sizes) for k, a in node.attrs.items()})
-    return results if isinstance(results, tuple) else (results,)
 
 
 def concrete(attr: Attr, sizes: Mapping[str, int]) -> Attr:

@@ -18,6 +18,7 @@ from planish.codegen.tvm.cached_attention_blocks import scale_of
 from planish.codegen.tvm.cached_attention_pieces import GRANULE, STATES, Deal, Merge, even, lanes_of_group, state_floats
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
+from planish.codegen.tvm.reading_order import in_order, ordered
 from planish.codegen.tvm.tiles import ceil_div, index, lane_sum, load, steps, tile, transposed
 from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, like, power_of_two, splat
 from planish.compiler.ir import Value
@@ -27,14 +28,6 @@ _READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for readi
 _ALONG_HEAD = 4  # queries at most whose products along the head cost less than keys read as scalars
 _LINE = 64
 _FIRST_LINES = 16  # after which the processor fetches rows by itself; asking for all of them holds it up
-
-# LLVM reads the keys of a tile in an order that the processor does not foresee: nothing is read across this
-_IN_ORDER = """
-define linkonce_odr void @planish_in_order() alwaysinline {
-  call void asm sideeffect "", "~{memory}"()
-  ret void
-}
-"""
 
 
 def serves(plan: AttentionPlan) -> bool:
@@ -67,8 +60,7 @@ class OneToken(Deal):
         """The kernel of a plan that it serves."""
         places = [0, *accumulate(-(-size // 16) * 16 for size in cls.sizes(plan).values())]
         plan = replace(plan, regions=dict(zip(cls.sizes(plan), places, strict=False)), scratch_bytes=places[-1] * 4)
-        imported = T.attr(tirx.const(0, "int32"), "pragma_import_llvm", _IN_ORDER)
-        with kernel(plan.call, plan.isa, plan.scratch_bytes) as (k, done), imported:
+        with kernel(plan.call, plan.isa, plan.scratch_bytes) as (k, done), ordered():
             cls(k, plan).emit()
         with kernel(plan.call, plan.isa, plan.scratch_bytes) as (k, merged):
             Merge(k, plan).emit()
@@ -249,7 +241,7 @@ class OneToken(Deal):
             half = keys // 2
             pairs = zip(self._dots(slot, half), self._dots(slot + half, half), strict=True)
             return [lane_sum(a, b, half, self.dot_lanes) for a, b in pairs]
-        T.evaluate(T.call_extern("void", "planish_in_order"))
+        in_order()
         return self._products(bind(self._key(self.plan.k, slot)))
 
     def _products(self, place: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":

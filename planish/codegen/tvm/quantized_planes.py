@@ -26,6 +26,7 @@ from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
 from planish.codegen.tvm.loops import integer
 from planish.codegen.tvm.quantized_rows import Blocks, each_panel, put, rows_of_bodies, whole_lines, zeros
 from planish.codegen.tvm.quantized_weight import CodedWeight, Levels
+from planish.codegen.tvm.reading_order import in_order, ordered
 from planish.codegen.tvm.vector_math import cast, fma, keep, like, select
 from planish.codegen.view import View
 from planish.compiler.ir import Value
@@ -33,7 +34,7 @@ from planish.compiler.types import DType
 
 _TOPS = {3: 8_355_000, 2: 32_500}  # largest numbers, with room for rounding below the largest that the planes hold
 _LEAST = 1e-30  # magnitudes below are taken as zero: their inverse would overflow
-_LONGEST = 256  # elements of a block; their sum fits in 32 bits
+_LONGEST = 256  # elements of a block: 256 sums of a plane and those of the next are 2**31 - 32768 at most
 _BLOCK_BYTES = 384 * 1024  # of planes: with a panel this fits the smallest L2 of the profiles (1 MiB)
 _BLOCK = 128  # elements of a block where groups are longer
 
@@ -112,13 +113,14 @@ class PlaneRows:
             k.scratch_buffer(self._copied_rows * self.blocks, DType.f32, at_scales),
             k.scratch_buffer(self._copied_rows * self.blocks, DType.f32, at_sums),
         )
-        each_panel(
-            k,
-            Blocks(rows, self._copied_rows, self.bodies),
-            Finish(k, tile, out, self.weight.columns, part=part),
-            _Split(k, self, made, self._source(k, at_row), part).emit,
-            lambda panel, row: _Panel(self, levels, made, out, part.stored(panel), row).emit,
-        )
+        with ordered():
+            each_panel(
+                k,
+                Blocks(rows, self._copied_rows, self.bodies),
+                Finish(k, tile, out, self.weight.columns, part=part),
+                _Split(k, self, made, self._source(k, at_row), part).emit,
+                lambda panel, row: _Panel(self, levels, made, out, part.stored(panel), row).emit,
+            )
 
     def _source(self, k: KernelBuilder, at_row: int) -> "_Source":
         if self.view is not None:
@@ -292,6 +294,7 @@ class _Panel:
                         for v in range(weight.vectors):
                             buffer = sums[r, v, p]
                             put(buffer, dot(buffer[ramp(0, weight.lanes)], codes[v][i], x))
+            in_order()
         return sums
 
     def _joined(self, planes: "list[tirx.Buffer]", offset: "tirx.PrimExpr", place: "tirx.PrimExpr") -> "tirx.PrimExpr":
@@ -299,7 +302,10 @@ class _Panel:
         lanes = self.work.weight.lanes
         minus = bind(self.made.sums[place] * tirx.const(-1.0, "float32"))
         result = offset * T.broadcast(minus, lanes)
-        for i, plane in enumerate(planes):
-            value = cast(plane[ramp(0, lanes)], "float32")
-            result = keep(fma(value, like(value, float(1 << 8 * (len(planes) - 1 - i))), result))
+        *higher, second, last = (plane[ramp(0, lanes)] for plane in planes)
+        low = keep(second * like(second, 256) + last)  # fits 32 bits, see _LONGEST
+        result = keep(cast(low, "float32") + result)
+        for plane in higher:
+            value = keep(cast(plane, "float32"))
+            result = keep(fma(value, like(value, 65536.0), result))
         return result
