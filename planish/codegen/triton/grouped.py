@@ -1,8 +1,8 @@
 """Linear layers of experts on GPUs: rows are put in the order of their experts, whose tiles are multiplied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_after, refuse_around
@@ -11,12 +11,14 @@ from planish.codegen.triton.fragment import Fragments, Group
 from planish.codegen.triton.gemm import Tile, slices_of, tiles_of
 from planish.codegen.triton.halves import finish_of, fuses_slices, halves_of
 from planish.codegen.triton.kernel import (
+    Argument,
     Constant,
     Input,
     Kernel,
     Launch,
     Number,
     Output,
+    Packing,
     Regime,
     Scratch,
     Variant,
@@ -24,16 +26,17 @@ from planish.codegen.triton.kernel import (
 )
 from planish.codegen.triton.kernels.grouped import grouped_gemm, order_rows
 from planish.codegen.triton.tiles import blocks, power_of_two, product
-from planish.codegen.view import View
 from planish.compiler import ops
-from planish.compiler.ir import Node, Op
+from planish.compiler.ir import Node, Op, Value
 from planish.compiler.types import Dim, DType, elements, evaluate_dim, floor_div, same_dim, simplify
 
 _FLOATS = (DType.f32, DType.f16, DType.bf16)
 _MOST_EXPERTS: Final = 1024
-_DIRECT_ROWS: Final = 16  # that read the weights of their experts each for itself; those of one token differ
+DIRECT_ROWS: Final = 16  # that read the weights of their experts each for itself; those of one token differ
+_LEAST_ROWS: Final = 16  # of tiles of one expert
 _ORDERED: Final = 1024  # rows that a program looks at together
 _I32: Final = DType.i32.itemsize
+AnyTile = TypeVar("AnyTile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +50,21 @@ class GroupedLinear:
     ops: ClassVar[tuple[Op, ...]] = (ops.grouped_linear,)
 
     def refuse(self, call: Call, device: Device) -> str | None:
-        x, w, index = call.anchor.operands
-        for value in (x, w, index):
-            if value not in call.inputs:
-                return f"{value.node.op.name} is not computed while operands are read"
-        if x.dtype not in _FLOATS:
-            return f"{x.dtype} operands; it takes f32, f16 and bf16"
-        if x.dtype is DType.bf16 and not device.has_bf16:
-            return f"{device.profile.name} has no bf16 matrix units"
-        if len(x.shape) < 2 or not all(isinstance(dim, int) for dim in w.shape[:2]):
-            return "it takes rows, and known numbers of experts and columns"
-        if w.shape[0] > _MOST_EXPERTS:
-            return f"{w.shape[0]} experts are over its {_MOST_EXPERTS}"
-        if not same_dim(call.inputs[x].strides[-1], 1) or not same_dim(call.inputs[w].strides[-1], 1):
-            return "a row of an operand does not lie in one piece"
-        if not same_dim(call.inputs[w].offset, 0):
-            return "the weight starts inside its buffer"
-        return refuse_around(call)
+        w = call.anchor.operands[1]
+        if w not in call.inputs:
+            return f"{w.node.op.name} is not computed while operands are read"
+        if not all(isinstance(dim, int) for dim in w.shape[:2]):
+            return "it takes known numbers of experts and columns"
+        if not same_dim(call.inputs[w].strides[-1], 1) or not same_dim(call.inputs[w].offset, 0):
+            return "a row of the weight does not lie in one piece, or the weight starts inside its buffer"
+        return refuse_rows(call, device) or refuse_around(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
-        return _Experts.of(call, device).kernel()
+        halves = halves_of(call)
+        columns = call.anchor.operands[1].shape[1] if halves is None else halves.columns
+        assert isinstance(columns, int)
+        experts = Experts.of(call, columns)
+        return experts.kernel(_product(experts, device))
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return fuses_after(anchor, node)
@@ -78,52 +76,89 @@ class GroupedLinear:
         return fuses_slices(anchor, slices)
 
 
+def refuse_rows(call: Call, device: Device) -> str | None:
+    """Why a grouped product cannot find its rows and their experts, or None."""
+    x, w, index = call.anchor.operands
+    for value in (x, index):
+        if value not in call.inputs:
+            return f"{value.node.op.name} is not computed while operands are read"
+    if x.dtype not in _FLOATS:
+        return f"{x.dtype} operands; it takes f32, f16 and bf16"
+    if x.dtype is DType.bf16 and not device.has_bf16:
+        return f"{device.profile.name} has no bf16 matrix units"
+    if len(x.shape) < 2:
+        return "a vector has no rows"
+    if w.shape[0] > _MOST_EXPERTS:
+        return f"{w.shape[0]} experts are over its {_MOST_EXPERTS}"
+    return None if same_dim(call.inputs[x].strides[-1], 1) else "a row of an operand does not lie in one piece"
+
+
 @dataclass(frozen=True, slots=True)
-class _Experts:
-    """The sizes of a grouped product."""
+class Experts:
+    """The rows and experts of a grouped product, and the columns that its kernel walks."""
 
     call: Call
-    device: Device
-    w: View
-    experts: int
+    count: int
     rows: Dim
     columns: int
-    depth: Dim
 
     @classmethod
-    def of(cls, call: Call, device: Device) -> "_Experts":
+    def of(cls, call: Call, columns: int) -> "Experts":
         x, w, _ = call.anchor.operands
-        halves, view = halves_of(call), call.inputs[w]
-        experts, columns = w.shape[0], w.shape[1] if halves is None else halves.columns
-        assert isinstance(experts, int)
-        assert isinstance(columns, int)
-        return cls(call, device, view, experts, elements(x.shape[:-1]), columns, x.shape[-1])
+        assert isinstance(w.shape[0], int)
+        return cls(call, w.shape[0], elements(x.shape[:-1]), columns)
 
-    def kernel(self) -> Kernel:
-        # the places of the rows, then those at which experts begin
-        scratch = simplify(self.rows * _I32 + self.experts * _I32)
-        ordered = not isinstance(self.rows, int) or self.rows > _DIRECT_ROWS
-        launches = (self._order(), self._product()) if ordered else (self._product(),)
-        return Kernel(launches, scratch if ordered else 0)
+    def kernel(self, multiply: Launch, packings: Mapping[Value, Packing] | None = None) -> Kernel:
+        """The product behind what puts rows in order, unless there are only few."""
+        if isinstance(self.rows, int) and self.rows <= DIRECT_ROWS:
+            return Kernel((multiply,), packings=packings or {})
+        scratch = simplify((self.rows + self.count) * _I32)
+        return Kernel((self._order(), multiply), scratch, packings or {})
 
     @property
-    def _group(self) -> Group:
+    def group(self) -> Group:
         return Group("row", len(self.call.anchor.operands[0].shape) - 1)
 
-    def _scratch(self) -> dict[str, Scratch]:
+    def arguments(self) -> dict[str, Argument | tuple[Argument, ...]]:
+        """What kernels of the product take beside the operands: places of rows, sizes, and what fragments read."""
+        return {
+            **self._scratch(),
+            "output": Output(),
+            "rows": Number(self.rows),
+            "columns": Number(self.columns),
+            "depth": Number(self.call.anchor.operands[0].shape[-1]),
+            "extras": Fragments(self.call).extras,
+        }
+
+    def constants(self) -> dict[str, Constant]:
+        """How kernels of the product find rows and store results."""
+        return {
+            **self._index(),
+            "ROWS": Fragments(self.call).rows("rows_of_x", self.call.anchor.operands[0], self.group),
+            "FINISH": finish_of(self.call, (self.group, Group("column", 1))),
+            "PADDED": power_of_two(self.count),
+        }
+
+    def tiles(self, height: int, *, direct: bool) -> Dim:
+        """The most tiles of rows that there can be: the last one of each expert is not full."""
+        if direct:
+            return self.rows
+        last = min(self.count, self.rows) if isinstance(self.rows, int) else self.count
+        return simplify(floor_div(self.rows, height) + last)
+
+    def _scratch(self) -> dict[str, Argument]:
+        # the places of the rows, then those at which experts begin
         return {"order": Scratch(0, DType.i32), "starts": Scratch(simplify(self.rows * _I32), DType.i32)}
 
     def _index(self) -> dict[str, Constant]:
         index = self.call.anchor.operands[2]
-        return {"INDEX": Fragments(self.call).read("read_index", index, (self._group,)), "EXPERTS": self.experts}
+        return {"INDEX": Fragments(self.call).read("read_index", index, (self.group,)), "EXPERTS": self.count}
 
     def _order(self) -> Launch:
-        size = 2 * DType.i64.itemsize
-
         def work(sizes: Mapping[str, int]) -> Work:
-            rows = evaluate_dim(self.rows, sizes)
-            share = 1 / self.experts
-            return Work(0, DType.f32, size * rows, size * rows * share, _I32 * rows * share, 8.0 * rows)
+            rows, share = evaluate_dim(self.rows, sizes), 1 / self.count
+            read = 2 * DType.i64.itemsize * rows
+            return Work(0, DType.f32, read, read * share, _I32 * rows * share, 8.0 * rows)
 
         def variant(programs: int) -> Variant:
             return Variant({"BLOCK": _ORDERED}, (programs, 1, 1), work, num_warps=4)
@@ -132,71 +167,59 @@ class _Experts:
             order_rows,
             {**self._scratch(), "rows": Number(self.rows), "extras": Fragments(self.call).extras},
             self._index(),
-            (Regime(_DIRECT_ROWS, (variant(0),)), Regime(None, (variant(self.experts),))),
+            (Regime(DIRECT_ROWS, (variant(0),)), Regime(None, (variant(self.count),))),
             size=self.rows,
         )
 
-    def _product(self) -> Launch:
-        call, (x, w, _) = self.call, self.call.anchor.operands
-        index = {v: Input(i) for i, v in enumerate(call.inputs)}
-        return Launch(
-            grouped_gemm,
-            {
-                "x": index[x],
-                "w": index[w],
-                **self._scratch(),
-                "output": Output(),
-                "rows": Number(self.rows),
-                "columns": Number(self.columns),
-                "depth": Number(self.depth),
-                "w_stride": Number(self.w.strides[1]),
-                "expert_stride": Number(self.w.strides[0], wide=True),
-                "extras": Fragments(call).extras,
-            },
-            {
-                **self._index(),
-                "ROWS": Fragments(call).rows("rows_of_x", x, self._group),
-                "FINISH": finish_of(call, (self._group, Group("column", 1))),
-                "PADDED": power_of_two(self.experts),
-                "GROUP_M": 8,
-                "PRECISION": "ieee",
-                **slices_of(halves_of(call)),
-            },
-            self._regimes(x.dtype),
-            size=self.rows,
-        )
 
-    def _regimes(self, dtype: DType) -> tuple[Regime, ...]:
-        """Tiles by the rows of an expert; those of few rows each for itself."""
-        known = tiles_of(dtype, self.device)
-        (_, few), rest = known[0], [(most, tiles) for most, tiles in known if most is None or most >= 16]
-        direct = Regime(_DIRECT_ROWS, tuple(self._variant(tile, direct=True) for tile in few))
-        ordered = (
-            Regime(None if most is None else most * self.experts, tuple(self._variant(t, direct=False) for t in tiles))
+def regimes_of(
+    experts: Experts,
+    known: Sequence[tuple[int | None, tuple[AnyTile, ...]]],
+    variant: Callable[[AnyTile, bool], Variant],
+) -> tuple[Regime, ...]:
+    """Regimes of tiles that are known by the rows of one expert; few rows each are a tile for itself."""
+    direct = Regime(DIRECT_ROWS, tuple(variant(tile, True) for tile in known[0][1]))
+    rest = [(most, tiles) for most, tiles in known if most is None or most >= _LEAST_ROWS]
+    return (
+        direct,
+        *(
+            Regime(None if most is None else most * experts.count, tuple(variant(tile, False) for tile in tiles))
             for most, tiles in rest
-        )
-        return (direct, *ordered)
+        ),
+    )
 
-    def _variant(self, tile: Tile, *, direct: bool) -> Variant:
-        dtype = self.call.anchor.operands[0].dtype
-        across = blocks(self.columns, tile.n)
-        whole = isinstance(self.depth, int) and self.depth % tile.k == 0
 
-        def work(sizes: Mapping[str, int]) -> Work:
-            k, rows = evaluate_dim(self.depth, sizes), evaluate_dim(self.rows, sizes)
-            tiles = evaluate_dim(self._tiles(tile, direct), sizes)
-            read = (tile.m + tile.n) * k * dtype.itemsize
-            experts = min(self.experts, rows)
-            unique = (rows / evaluate_dim(across, sizes) + tile.n * experts) * k * dtype.itemsize / tiles
-            return Work(2 * tile.m * tile.n * k, dtype, read, unique, tile.m * tile.n * dtype.itemsize)
+def _product(experts: Experts, device: Device) -> Launch:
+    call, (x, w, _) = experts.call, experts.call.anchor.operands
+    index, strides = {v: Input(i) for i, v in enumerate(call.inputs)}, call.inputs[w].strides
+    return Launch(
+        grouped_gemm,
+        {
+            "x": index[x],
+            "w": index[w],
+            **experts.arguments(),
+            "w_stride": Number(strides[1]),
+            "expert_stride": Number(strides[0], wide=True),
+        },
+        {**experts.constants(), "GROUP_M": 8, "PRECISION": "ieee", **slices_of(halves_of(call))},
+        regimes_of(experts, tiles_of(x.dtype, device), lambda tile, direct: _variant(experts, tile, direct)),
+        size=experts.rows,
+    )
 
-        constants = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "WHOLE_K": whole, "SPLIT": tile.split}
-        grid = (product(self._tiles(tile, direct), across), 1, 1)
-        return Variant({**constants, "DIRECT": direct}, grid, work, num_warps=tile.warps, num_stages=tile.stages)
 
-    def _tiles(self, tile: Tile, direct: bool) -> Dim:
-        """The most tiles of rows that there can be: the last one of each expert is not full."""
-        if direct:
-            return self.rows
-        last = min(self.experts, self.rows) if isinstance(self.rows, int) else self.experts
-        return simplify(floor_div(self.rows, tile.m) + last)
+def _variant(experts: Experts, tile: Tile, direct: bool) -> Variant:
+    x = experts.call.anchor.operands[0]
+    depth, dtype, across = x.shape[-1], x.dtype, blocks(experts.columns, tile.n)
+    whole = isinstance(depth, int) and depth % tile.k == 0
+    tiles = experts.tiles(tile.m, direct=direct)
+
+    def work(sizes: Mapping[str, int]) -> Work:
+        k, rows = evaluate_dim(depth, sizes), evaluate_dim(experts.rows, sizes)
+        read = (tile.m + tile.n) * k * dtype.itemsize
+        unique = rows / evaluate_dim(across, sizes) + tile.n * min(experts.count, rows)
+        share = unique * k * dtype.itemsize / evaluate_dim(tiles, sizes)
+        return Work(2 * tile.m * tile.n * k, dtype, read, share, tile.m * tile.n * dtype.itemsize)
+
+    constants = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "WHOLE_K": whole, "SPLIT": tile.split}
+    grid = (product(tiles, across), 1, 1)
+    return Variant({**constants, "DIRECT": direct}, grid, work, num_warps=tile.warps, num_stages=tile.stages)

@@ -49,7 +49,7 @@ class Halves:
         column = numpy.arange(self.columns)
         within = column // (2 * TURN) * TURN + column % TURN
         start = numpy.where(column // TURN % 2 == 0, *self.starts)
-        rows: NDArray[numpy.generic] = array[start + numpy.minimum(within, self.width - 1)]
+        rows: NDArray[numpy.generic] = array.take(start + numpy.minimum(within, self.width - 1), axis=-2)
         return rows
 
 

@@ -22,12 +22,12 @@ _LEVELS = 16  # of the largest codebook
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """The weight [columns, depth] of a `dequantize` node, for products in `dtype`.
+    """The weight [columns, depth] of a `dequantize` node, or [experts, columns, depth], for products in `dtype`.
 
     Words of 16 bits hold `codes` codes: four of up to 4 bits, else two. They lie as [columns / 16][depth / unit][8][4]
     [2][2][2]: column within 8, pair of the depth, half of the unit, upper or lower 8 columns, place in the pair. So
     each thread of a warp reads 16 bytes that unpack, in pairs, to the registers of `mma.m16n8k16` that it must hold.
-    With `halves` the columns are those of two slices, in turns.
+    With `halves` the columns are those of two slices, in turns. Experts lie one after another, in whole tiles.
     """
 
     node: Node
@@ -37,11 +37,11 @@ class PackedWeight:
 
     @property
     def columns(self) -> int:
-        return _int(self.node.operands[0].shape[0]) if self.halves is None else self.halves.columns
+        return _int(self.node.operands[0].shape[-2]) if self.halves is None else self.halves.columns
 
     @property
     def depth(self) -> int:
-        return _int(self.node.operands[0].shape[1])
+        return _int(self.node.operands[0].shape[-1])
 
     @property
     def bits(self) -> int:
@@ -135,11 +135,10 @@ class PackedWeight:
 
 
 def pack_codes(array: NDArray[numpy.generic], codes: int, sign: int) -> NDArray[numpy.generic]:
-    """Codes [columns, depth], i8 or u8, in the order of `PackedWeight`, as bytes."""
-    bits = 16 // codes
+    """Codes [columns, depth], i8 or u8, or those of experts, in the order of `PackedWeight`, as bytes."""
+    bits, array = 16 // codes, _in_tiles(array)
     unsigned = (array.astype(numpy.uint8) + numpy.uint8(sign)) & numpy.uint8((1 << bits) - 1)
-    missing = (-array.shape[0] % TILE, -array.shape[1] % (16 * codes))
-    wide = numpy.pad(unsigned, [(0, m) for m in missing])
+    wide = numpy.pad(unsigned, ((0, 0), (0, -array.shape[1] % (16 * codes))))
     parts = wide.reshape(wide.shape[0] // TILE, 2, 8, -1, 2, codes, 4, 2)
     ordered = parts.transpose(0, 3, 2, 6, 4, 1, 7, 5)
     words = numpy.zeros(ordered.shape[:-1], numpy.uint16)
@@ -149,9 +148,15 @@ def pack_codes(array: NDArray[numpy.generic], codes: int, sign: int) -> NDArray[
 
 
 def by_group(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
-    """Parameters [columns, groups] as [groups, columns], in whole tiles of columns."""
-    wide = numpy.pad(array, ((0, -array.shape[0] % TILE), (0, 0)))
-    return numpy.ascontiguousarray(wide.T)
+    """Parameters [columns, groups], or those of experts, as [groups, columns], in whole tiles of columns."""
+    return numpy.ascontiguousarray(_in_tiles(array).T)
+
+
+def _in_tiles(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
+    """The columns of one matrix after another, each filled up to whole tiles."""
+    matrices = array.reshape(-1, *array.shape[-2:])
+    wide = numpy.pad(matrices, ((0, 0), (0, -matrices.shape[1] % TILE), (0, 0)))
+    return wide.reshape(-1, array.shape[-1])
 
 
 def _in_words(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:

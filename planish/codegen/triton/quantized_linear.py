@@ -10,7 +10,18 @@ from planish.codegen.triton.device import Device
 from planish.codegen.triton.elementwise import TRITON_DTYPE
 from planish.codegen.triton.fragment import Fragments, Group
 from planish.codegen.triton.halves import finish_of, fuses_slices, halves_of
-from planish.codegen.triton.kernel import Argument, Input, Kernel, Launch, Number, Output, Regime, Variant, Work
+from planish.codegen.triton.kernel import (
+    Argument,
+    Constant,
+    Input,
+    Kernel,
+    Launch,
+    Number,
+    Output,
+    Regime,
+    Variant,
+    Work,
+)
 from planish.codegen.triton.kernels.quantized import coded_gemm
 from planish.codegen.triton.packed_weight import TILE, PackedWeight
 from planish.codegen.triton.sources import Existing
@@ -54,10 +65,10 @@ class QuantizedLinear:
     ops: ClassVar[tuple[Op, ...]] = (ops.linear,)
 
     def refuse(self, call: Call, device: Device) -> str | None:
-        return _refuse_rows(call, device) or _refuse_weight(call, device) or refuse_around(call)
+        return _refuse_rows(call, device) or refuse_weight(call, device, rank=2) or refuse_around(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
-        weight = _weight(call, device)
+        weight = weight_of(call, device)
         return Kernel((_launch(call, weight),), packings=weight.packings())
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
@@ -70,11 +81,13 @@ class QuantizedLinear:
         return fuses_slices(anchor, slices)
 
 
-def _weight(call: Call, device: Device) -> PackedWeight:
+def weight_of(call: Call, device: Device) -> PackedWeight:
+    """The weight of the call's anchor."""
     return PackedWeight(call.anchor.operands[1].node, call.anchor.operands[0].dtype, device, halves_of(call))
 
 
-def _refuse_weight(call: Call, device: Device) -> str | None:
+def refuse_weight(call: Call, device: Device, *, rank: int) -> str | None:
+    """Why the weight, of so many axes, is not stored as codes that the kernel unpacks, or None."""
     w = call.anchor.operands[1]
     if w.node.op is not ops.dequantize or w.node not in call.nodes:
         return "the weight is not dequantized in the kernel"
@@ -85,7 +98,9 @@ def _refuse_weight(call: Call, device: Device) -> str | None:
             return f"the {role} are not stored in one piece"
         if value.dtype is DType.f64:
             return f"the {role} are f64"
-    return f"the weight {w.type} is no matrix" if len(w.shape) != 2 else _weight(call, device).refuse()
+    return (
+        f"the weight {w.type} is of {len(w.shape)} axes" if len(w.shape) != rank else weight_of(call, device).refuse()
+    )
 
 
 def _refuse_rows(call: Call, device: Device) -> str | None:
@@ -112,13 +127,9 @@ def _launch(call: Call, weight: PackedWeight) -> Launch:
     lines, anchor = _lines(call), call.anchor
     assert lines is not None
     rows = lines.shape[0]
-    index = {v: Input(i) for i, v in enumerate(call.inputs)}
     groups = (Group("row", len(anchor.operands[0].shape) - 1), Group("column", 1))
     arguments: dict[str, Argument | tuple[Argument, ...]] = {
-        "x": index[anchor.operands[0]],
-        "codes": index[weight.node.operands[0]],
-        "scale": index[weight.scale],
-        **({} if weight.zero is None else {"zero": index[weight.zero]}),
+        **coded_arguments(call, weight),
         "output": Output(),
         "rows": Number(rows),
         "columns": Number(weight.columns),
@@ -126,9 +137,21 @@ def _launch(call: Call, weight: PackedWeight) -> Launch:
         "x_stride": Number(lines.strides[0]),
         "extras": Fragments(call).extras,
     }
-    constants = {
+    constants = {**coded_constants(weight), "FINISH": finish_of(call, groups)}
+    return Launch(coded_gemm, arguments, constants, _regimes(rows, weight), size=rows)
+
+
+def coded_arguments(call: Call, weight: PackedWeight) -> dict[str, Argument]:
+    """The operands of a product with codes; no zero points are a constant."""
+    index = {v: Input(i) for i, v in enumerate(call.inputs)}
+    found = {"x": call.anchor.operands[0], "codes": weight.node.operands[0], "scale": weight.scale, "zero": weight.zero}
+    return {name: index[value] for name, value in found.items() if value is not None}
+
+
+def coded_constants(weight: PackedWeight) -> dict[str, Constant]:
+    """What a kernel must know of the codes."""
+    return {
         **({"zero": None} if weight.zero is None else {}),
-        "FINISH": finish_of(call, groups),
         "HALF": 0 if weight.halves is None else weight.halves.width,
         "UNPACK": weight.unpacking.function(),
         "CODES": weight.codes,
@@ -139,28 +162,32 @@ def _launch(call: Call, weight: PackedWeight) -> Launch:
         "PRECISION": "ieee",
         "GROUP_M": 8,
     }
-    return Launch(coded_gemm, arguments, constants, _regimes(rows, weight), size=rows)
 
 
 def _regimes(rows: Dim, weight: PackedWeight) -> tuple[Regime, ...]:
     known = rows if isinstance(rows, int) else None
-    # the matrix units of AMD take 16 rows at least
-    least = 8 if weight.device.backend == "cuda" else 16
-
-    def fitting(tile: Tile) -> Tile:
-        return replace(tile, rows=max(least, tile.rows))
-
-    kept = [(most, tiles) for most, tiles in _REGIMES if known is None or most is None or known <= most]
+    kept = [(most, tiles) for most, tiles in tiles_of(weight.device) if known is None or most is None or known <= most]
     return tuple(
-        Regime(most, tuple(_variant(tile, rows, weight) for tile in map(fitting, tiles)))
+        Regime(most, tuple(_variant(tile, rows, weight) for tile in tiles))
         for most, tiles in (kept if known is None else kept[:1])
     )
 
 
+def tiles_of(device: Device) -> tuple[tuple[int | None, tuple[Tile, ...]], ...]:
+    """The tiles by counts of rows."""
+    # the matrix units of AMD take 16 rows at least
+    least = 8 if device.backend == "cuda" else 16
+    return tuple((most, tuple(replace(t, rows=max(least, t.rows)) for t in tiles)) for most, tiles in _REGIMES)
+
+
+def coded_tile(tile: Tile, weight: PackedWeight) -> dict[str, Constant]:
+    """The constants of a tile; a unit of 8-bit codes is half as deep."""
+    units = tile.units * 4 // weight.codes
+    return {"BLOCK_M": tile.rows, "TILES": tile.tiles, "UNITS": units, "SPLIT": tile.split}
+
+
 def _variant(tile: Tile, rows: Dim, weight: PackedWeight) -> Variant:
     wide = tile.tiles * TILE
-    # a unit of 8-bit codes is half as deep
-    units = tile.units * 4 // weight.codes
 
     def work(sizes: Mapping[str, int]) -> Work:
         across, down = -(-weight.columns // wide), evaluate_dim(blocks(rows, tile.rows), sizes)
@@ -170,6 +197,5 @@ def _variant(tile: Tile, rows: Dim, weight: PackedWeight) -> Variant:
         written = tile.rows * wide * weight.dtype.itemsize
         return Work(flops, weight.dtype, of_x + of_w, of_x / across + of_w / down, written, unpacked)
 
-    constants = {"BLOCK_M": tile.rows, "TILES": tile.tiles, "UNITS": units, "SPLIT": tile.split}
     grid = (elements((blocks(rows, tile.rows), blocks(weight.columns, wide))), 1, 1)
-    return Variant(constants, grid, work, num_warps=tile.warps, num_stages=tile.stages)
+    return Variant(coded_tile(tile, weight), grid, work, num_warps=tile.warps, num_stages=tile.stages)

@@ -8,6 +8,7 @@ from planish.codegen.triton.cached_attention import CachedAttention
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.grouped import GroupedLinear
+from planish.codegen.triton.grouped_quantized import GroupedQuantizedLinear
 from planish.codegen.triton.int8_linear import F8Linear, Int8Linear
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.map import Map
@@ -25,6 +26,7 @@ TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     F8Linear(),
     Matmul(),
     GroupedLinear(),
+    GroupedQuantizedLinear(),
     CachedAttention(),
     Attention(),
     BlockAttention(),

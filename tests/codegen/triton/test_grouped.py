@@ -89,5 +89,5 @@ def test_refuses_by_name(x: torch.Tensor, w: torch.Tensor, words: str) -> None:
 
 
 def test_a_single_vector_is_refused() -> None:
-    with pytest.raises(AssertionError, match="it takes rows, and known numbers of experts and columns"):
+    with pytest.raises(AssertionError, match="a vector has no rows"):
         check(GroupedLinear(), grouped, normal(4), normal(2, 5, 4), torch.tensor(1))

@@ -9,6 +9,7 @@ from planish.codegen.triton.cost import refuse_resources
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.grouped import GroupedLinear
+from planish.codegen.triton.grouped_quantized import GroupedQuantizedLinear
 from planish.codegen.triton.int8_linear import F8Linear, Int8Linear
 from planish.codegen.triton.kernel import Kernel
 from planish.codegen.triton.matmul import Matmul
@@ -70,6 +71,13 @@ def _of_experts(gate: bool = False) -> Call:
     return call_of(Graph("main", (_X, index), (_gated(y) if gate else y,)), ops.grouped_linear)
 
 
+def _of_coded_experts() -> Call:
+    index = ops.input_(name="i", shape=(_M,), dtype=DType.i64)
+    codes, scale = _weight("q", DType.u8, 8, _SIZE, _SIZE), _weight("s", DType.f16, 8, _SIZE, _SIZE // 128)
+    w = ops.dequantize(codes, scale, group=128, bits=4, dtype=DType.f16)
+    return call_of(Graph("main", (_X, index), (ops.grouped_linear(_X, w, index),)), ops.grouped_linear)
+
+
 def _of_activations() -> Call:
     x, y = (ops.input_(name=n, shape=(8, _SIZE, _SIZE), dtype=DType.f16) for n in "xy")
     return call_of(Graph("main", (x, y), (ops.matmul(x, y),)), ops.matmul)
@@ -91,6 +99,7 @@ _CALLS: dict[str, tuple[Template[Device, Kernel], Call]] = {
     "f8 rows with a gate": (F8Linear(), _of_rows(DType.f8, gate=True)),
     "experts": (GroupedLinear(), _of_experts()),
     "experts with a gate": (GroupedLinear(), _of_experts(gate=True)),
+    "experts of int4": (GroupedQuantizedLinear(), _of_coded_experts()),
     "activations": (Matmul(), _of_activations()),
 }
 

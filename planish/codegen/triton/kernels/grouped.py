@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from planish.codegen.triton.kernels.gemm import few_rows, halves, in_turns, many_rows, tile_of
+from planish.codegen.triton.kernels.quantized import coded_rows
 
 
 @triton.jit
@@ -50,6 +51,43 @@ def rows_of_tile(tile, starts, rows, EXPERTS: tl.constexpr, PADDED: tl.constexpr
 
 
 @triton.jit
+def place_of(
+    order,
+    starts,
+    rows,
+    columns,
+    extras,
+    INDEX: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    PADDED: tl.constexpr,
+    DIRECT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """The expert of this program, EXPERTS or more where it has nothing to do, its rows and their mask, and its tile of
+    columns.
+
+    DIRECT: each tile is one row, whose expert it reads itself; else the rows of a tile have one expert, and lie in
+    `order`.
+    """
+    across = tl.cdiv(columns, BLOCK_N)
+    lane = tl.arange(0, BLOCK_M)
+    if DIRECT:
+        row = tl.program_id(0) // across + 0 * lane
+        row_mask = lane < 1
+        expert = tl.max(chosen(row, row < rows, extras, INDEX, EXPERTS), 0)
+        tile_n = tl.program_id(0) % across
+    else:
+        down = tl.num_programs(0) // across
+        tile_m, tile_n = tile_of(tl.program_id(0), down * BLOCK_M, columns, BLOCK_M, BLOCK_N, GROUP_M)
+        expert, first, end = rows_of_tile(tile_m, starts, rows, EXPERTS, PADDED, BLOCK_M)
+        row_mask = first + lane < end
+        row = tl.load(order + first + lane, mask=row_mask, other=0)
+    return expert, row.to(tl.int64), row_mask, tile_n
+
+
+@triton.jit
 def grouped_gemm(
     x,
     w,
@@ -79,25 +117,11 @@ def grouped_gemm(
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
 ):
-    """Rows of x times w [EXPERTS, columns, depth] of the expert of each, transposed, accumulated in f32.
-
-    DIRECT: each tile is one row, whose expert it reads itself; else the rows of a tile have one expert, and lie in
-    `order`. The rest as in `gemm`.
-    """
-    across = tl.cdiv(columns, BLOCK_N)
-    lane = tl.arange(0, BLOCK_M)
-    if DIRECT:
-        tile_m, tile_n = tl.program_id(0) // across, tl.program_id(0) % across
-        row = tile_m + 0 * lane
-        row_mask = lane < 1
-        expert = tl.max(chosen(row, row < rows, extras, INDEX, EXPERTS), 0)
-    else:
-        down = tl.num_programs(0) // across
-        tile_m, tile_n = tile_of(tl.program_id(0), down * BLOCK_M, columns, BLOCK_M, BLOCK_N, GROUP_M)
-        expert, first, end = rows_of_tile(tile_m, starts, rows, EXPERTS, PADDED, BLOCK_M)
-        row_mask = first + lane < end
-        row = tl.load(order + first + lane, mask=row_mask, other=0)
-    row = row.to(tl.int64)
+    """Rows of x times w [EXPERTS, columns, depth] of the expert of each, transposed, accumulated in f32; the constants
+    are those of `place_of` and `gemm`."""
+    expert, row, row_mask, tile_n = place_of(
+        order, starts, rows, columns, extras, INDEX, EXPERTS, PADDED, DIRECT, BLOCK_M, BLOCK_N, GROUP_M
+    )
     if expert < EXPERTS:
         column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         of_w = in_turns(column, HALF, FIRST, SECOND) if HALF > 0 else tl.minimum(column, columns - 1)
@@ -113,4 +137,58 @@ def grouped_gemm(
             FINISH(one, other, row[:, None], column, row_mask[:, None], column < HALF, output, extras)
         else:
             column = column.to(tl.int64)[None, :]
+            FINISH(total, row[:, None], column, row_mask[:, None], column < columns, output, extras)
+
+
+@triton.jit
+def grouped_coded_gemm(
+    x,
+    codes,
+    scale,
+    zero,
+    order,
+    starts,
+    output,
+    rows,
+    columns,
+    depth,
+    extras,
+    ROWS: tl.constexpr,
+    INDEX: tl.constexpr,
+    FINISH: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    PADDED: tl.constexpr,
+    DIRECT: tl.constexpr,
+    UNPACK: tl.constexpr,
+    CODES: tl.constexpr,
+    GROUP: tl.constexpr,
+    OFFSET: tl.constexpr,
+    SCALED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TILES: tl.constexpr,
+    UNITS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """`grouped_gemm` with the numbers that codes [EXPERTS, columns, depth] stand for; the constants are those of
+    `place_of` and `coded_gemm`."""
+    wide: tl.constexpr = 16 * TILES
+    expert, row, row_mask, tile_n = place_of(
+        order, starts, rows, columns, extras, INDEX, EXPERTS, PADDED, DIRECT, BLOCK_M, wide, GROUP_M
+    )
+    if expert < EXPERTS:
+        at = ROWS(row, row_mask, extras)
+        total = coded_rows(
+            x, codes, scale, zero, at, row_mask, tile_n, expert, columns, depth,
+            UNPACK, CODES, GROUP, OFFSET, SCALED, DTYPE, PRECISION, EXPERTS, BLOCK_M, TILES, UNITS, SPLIT,
+        )  # fmt: skip
+        if HALF > 0:
+            one, other = halves(total, BLOCK_M, wide)
+            column = (tile_n * (wide // 2) + tl.arange(0, wide // 2)).to(tl.int64)[None, :]
+            FINISH(one, other, row[:, None], column, row_mask[:, None], column < HALF, output, extras)
+        else:
+            column = (tile_n * wide + tl.arange(0, wide)).to(tl.int64)[None, :]
             FINISH(total, row[:, None], column, row_mask[:, None], column < columns, output, extras)
