@@ -92,6 +92,18 @@ def test_an_addition_before_and_an_activation_after() -> None:
     check(Rows(), build, x, y, w, b, anchor=ops.layer_norm, rtol=1e-5, atol=3e-6)
 
 
+@pytest.mark.parametrize("width", [48, 50])
+@named
+def test_an_addition_before_rows_that_vectors_fill_or_do_not(function: Callable[..., Value], width: int) -> None:
+    x, w, b = _operands(5, width)
+    used = (w, b)[: _used(function) - 1]
+
+    def build(x: Value, y: Value, *others: Value) -> Value:
+        return function(ops.add(x, y), *others, *[None] * (2 - len(others)))
+
+    check(Rows(), build, x, x.flip(1).contiguous(), *used, anchor=ANCHORS[function], rtol=1e-5, atol=3e-6, tasks=2)
+
+
 def test_a_mask_before_softmax() -> None:
     x, mask = normal(2, 3, 5, 40), torch.where(normal(2, 1, 1, 40, seed=1) > 0, 0.0, -torch.inf)
     scale = ops.full(value=0.125, dtype=F)

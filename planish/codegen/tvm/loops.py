@@ -99,18 +99,11 @@ def units(k: KernelBuilder, shape: Shape, body: Callable[[Index], None]) -> None
         body(unravel(k, bind(first + u), shape))
 
 
-def pipeline(
-    k: KernelBuilder, shape: Shape, together: int, stages: Stages, alone: "tirx.PrimExpr | None" = None
-) -> None:
-    """This task's share of the positions of `shape` in groups of `together`, and those left over one by one.
-
-    Where `alone` holds at run time, all positions go one by one.
-    """
+def pipeline(k: KernelBuilder, shape: Shape, together: int, stages: Stages) -> None:
+    """This task's share of the positions of `shape` in groups of `together`, and those left over one by one."""
     first, last = k.share(bind(product(k, shape)))
     if together > 1:
         whole = bind(T.truncdiv(last - first, integer(together)))
-        if alone is not None:
-            whole = bind(tirx.Select(alone, integer(0), whole))
         _staged(k, shape, first, whole, together, stages)
         first = bind(first + whole * together)
     _staged(k, shape, first, bind(last - first), 1, stages)

@@ -29,7 +29,7 @@ _Scalars: TypeAlias = "Sequence[tirx.PrimExpr]"
 _States: TypeAlias = tuple[State, ...]
 _Write: TypeAlias = Callable[["tirx.PrimExpr", int], None]
 
-_KEPT = 4  # rows of scratch memory for each row of a group: of this group and the one before, elements and exponentials
+_KEPT = 4  # rows of scratch memory for each row of a group: of this group and another, elements and exponentials
 _NUMBERS = 3  # of a row that live from its first step to its last
 _SAMPLED = 12  # elements of a row of which one is looked at for a value near the mean
 _TOGETHER = 2  # rows that are computed side by side: they share what all rows read, and hide each other's folds
@@ -42,8 +42,8 @@ class Rows:
 
     Rows are written while the next ones are already read, so that no result is waited for. Short rows go two by two,
     except where the output is written past the caches: memory likes one row after another. A row that has to be
-    computed or gathered is kept in scratch memory by the first pass. f16 and bf16 are computed in f32; softmax gives 0,
-    or a number below 2^-126, where the result is below 2^-126 of the largest.
+    computed or gathered is kept by the first pass, in the output or in scratch memory. f16 and bf16 are computed in
+    f32; softmax gives 0, or a number below 2^-125, where the result is below 2^-125 of the largest.
     """
 
     name: ClassVar[str] = "rows"
@@ -63,19 +63,15 @@ class Rows:
         row_bytes = simplify(64 * (floor_div(width, 16) + 1))
         together = _together(call)
         scratch = simplify(_KEPT * together * row_bytes)
-        begin, result = _METHODS[call.anchor.op]
         with kernel(call, isa, scratch) as (k, done), streaming(k, call.view) as stream:
-            numbers = tuple(T.alloc_buffer((_TOGETHER,), "float32") for _ in range(_NUMBERS))
-
-            def rows(group: Group) -> _Rows:
-                return _Rows(k, group, row_bytes, stream if len(group.leads) == 1 else None, numbers)
-
-            def follow(coming: Group, going: Group) -> None:
-                begin(rows(coming), rows(going).writer(result))
-
-            stages = Stages(lambda group: begin(rows(group), None), follow, lambda group: rows(group).write(result))
-            alone = stream.condition if stream is not None else None
-            pipeline(k, call.anchor.types[0].shape[:-1], together, stages, alone)
+            if stream is None:
+                _emit(k, together, row_bytes, None)
+            else:
+                with T.If(stream.condition):
+                    with T.Then():
+                        _emit(k, 1, row_bytes, stream)
+                    with T.Else():
+                        _emit(k, together, row_bytes, None)
         return Kernel(done[0], scratch)
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
@@ -83,6 +79,21 @@ class Rows:
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
         return fuses_before(node)
+
+
+def _emit(k: KernelBuilder, together: int, row_bytes: Dim, stream: Stream | None) -> None:
+    """All rows, `together` at a time."""
+    numbers = tuple(T.alloc_buffer((_TOGETHER,), "float32") for _ in range(_NUMBERS))
+    begin, result = _METHODS[k.call.anchor.op]
+
+    def rows(group: Group) -> _Rows:
+        return _Rows(k, group, row_bytes, stream, numbers)
+
+    def follow(coming: Group, going: Group) -> None:
+        begin(rows(coming), rows(going).writer(result))
+
+    stages = Stages(lambda group: begin(rows(group), None), follow, lambda group: rows(group).write(result))
+    pipeline(k, k.call.anchor.types[0].shape[:-1], together, stages)
 
 
 def _together(call: Call) -> int:
@@ -175,13 +186,31 @@ class _Rows:
     def first(self, row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
         """Elements of the anchor's operand, for the first pass over whole rows."""
         value = self.operand_of_anchor(row, at, lanes)
-        return value if _lies_in_memory(self.k.call) else self.keep(self._kept(row), at, value)
+        if _lies_in_memory(self.k.call):
+            return value
+        if not self._keeps_in_output:
+            return self.keep(self._kept(row), at, value)
+        value = vm.keep(value)
+        T.buffer_store(self.k.output, value, [self._place(row, at, lanes)])
+        return value
 
     def again(self, row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
         """Elements of the anchor's operand, for later passes."""
         if _lies_in_memory(self.k.call):
             return self.operand_of_anchor(row, at, lanes)
+        if self._keeps_in_output:
+            return vm.keep(self.k.output[self._place(row, at, lanes)])
         return self.kept(self._kept(row), at, lanes)
+
+    @property
+    def _keeps_in_output(self) -> bool:
+        """Whether a row that was computed waits where its results will lie: the cache has those lines ready then."""
+        view, whole = self.k.call.view, isinstance(self.width, int) and self.width % self.lanes == 0
+        return self.stream is None and whole and view.dtype is DType.f32 and same_dim(view.strides[-1], 1)
+
+    def _place(self, row: int, at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        """Where the result of an element lies."""
+        return ramp(bind(self.k.address(self.k.call.view, (*self.leads[row], at))), lanes)
 
     def _kept(self, row: int) -> "tirx.PrimExpr":
         """The slot of a row that the group before, whose rows are still needed, does not use."""
