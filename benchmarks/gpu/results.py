@@ -1,11 +1,11 @@
 """Results of the GPU benchmark as data, JSON, Markdown and a picture."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
@@ -55,6 +55,19 @@ class GpuResult:
         """How many times faster than the peer planish is by the medians."""
         ours, theirs = self.median_ms.get("planish"), self.median_ms.get(peer)
         return theirs / ours if ours and theirs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the process that measures is asked for: sizes of a case by its name."""
+
+    case: str
+    sizes: tuple[int, ...]
+    seconds: float
+    tune: int
+
+
+Measure: TypeAlias = Callable[[Asked], Sequence[GpuResult]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from benchmarks.gpu.cases import CASES, GpuCase
 from benchmarks.gpu.llama import DECODES, MODELS, DecodeCase
-from benchmarks.gpu.results import GpuResult, GpuSuite, resumed, save
+from benchmarks.gpu.results import Asked, GpuResult, GpuSuite, Measure, resumed, save
 from benchmarks.run import Say, code_digest
 from planish.autotune.child import Child, ChildError
 from planish.errors import InputError
@@ -28,19 +28,6 @@ class GpuRun:
     seconds: float = 0.15
     minutes: float = 8.0
     tune: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the process that measures is asked for: sizes of a case by its name."""
-
-    case: str
-    sizes: tuple[int, ...]
-    seconds: float
-    tune: int
-
-
-Measure: TypeAlias = Callable[[Asked], Sequence[GpuResult]]
 
 
 def begin() -> GpuSuite:

@@ -1,7 +1,5 @@
 """The benchmark of GPUs without one: what it refuses, how it goes on, and what its cases count."""
 
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,24 +12,13 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.gpu.cases import CASES, GpuCase, exact_weights
 from benchmarks.gpu.llama import MODELS, SHAPES
-from benchmarks.gpu.results import GpuResult, GpuSuite, gpu_markdown, load, plot_gpu, resumed, save
-from benchmarks.gpu.run import Asked, GpuRun, left, run_gpu
+from benchmarks.gpu.results import Asked, GpuResult, GpuSuite, gpu_markdown, load, plot_gpu, resumed, save
+from benchmarks.gpu.run import GpuRun, left, run_gpu
 from planish.errors import InputError
 from planish.passes.weight_codes import Format
+from tests.benchmarks.fake_measure import fake
 
 SUITE = GpuSuite("Device", "now", {"torch": "1"}, 1000.0)
-
-
-def fake(asked: Asked) -> Sequence[GpuResult]:
-    """Stands for the measurement; the name of the case says what happens."""
-    if asked.case == "dies":
-        os._exit(7)
-    if asked.case == "hangs":
-        time.sleep(60)
-    if asked.case == "raises":
-        raise RuntimeError("CUDA error:\n an illegal memory access")
-    times = {"planish": 0.5, "torch": 1.0}
-    return [GpuResult(asked.case, "g", s, times, times, limit_ms=0.25, error=1e-3, tolerance=2e-3) for s in asked.sizes]
 
 
 def _faked(case: str, *sizes: int) -> Sequence[GpuResult]:

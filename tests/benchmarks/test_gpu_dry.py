@@ -20,8 +20,8 @@ from benchmarks.gpu.first_token import first_token, timed
 from benchmarks.gpu.hardware import Cuda
 from benchmarks.gpu.llama import SHAPES, DecodeCase, llama, model_case
 from benchmarks.gpu.measure import PEERS, measure
-from benchmarks.gpu.results import GpuSuite, gpu_markdown
-from benchmarks.gpu.run import ALL, Asked, begin, measure_named, ship_records
+from benchmarks.gpu.results import Asked, GpuSuite, gpu_markdown
+from benchmarks.gpu.run import ALL, begin, measure_named, ship_records
 from benchmarks.timing import Timing
 from planish.autotune import store as store_module
 from planish.autotune.store import Record, Store, default_path
