@@ -54,7 +54,10 @@ class Child(Generic[_Asked, _Told]):
         """The answer. Raises ChildError where it raised, died or took longer than `timeout` seconds, ChildUnavailable
         where the process could not be prepared."""
         pipe = self._started()
-        pipe.send(asked)
+        try:
+            pipe.send(asked)
+        except OSError as error:
+            raise ChildError(f"the process died with status {self._ended()}") from error
         told: _Told = self._received(timeout)
         return told
 

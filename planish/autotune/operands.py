@@ -84,6 +84,7 @@ def _plain(call: Call, value: Value, view: View, sizes: Mapping[str, int]) -> Bl
     return Block(size, _random(view.dtype, min(count, _PATTERN)))
 
 
+@cache
 def _packed(view: View, packing: Packing) -> Block:
     """A weight as the kernel reads it: that of its first rows, as often as there are such rows."""
     rows, *rest = evaluate_shape(view.shape, {})

@@ -38,6 +38,18 @@ def test_a_process_that_fails_is_replaced_by_a_new_one(asked: str, words: str) -
     child.end()
 
 
+def test_a_process_that_died_between_two_requests_is_replaced() -> None:
+    child = Child(_echo)
+    assert child.run("fine", timeout=30.0) == "fine"
+    assert child._process is not None
+    child._process.kill()
+    child._process.join()
+    with pytest.raises(ChildError, match="the process died with status -9"):
+        child.run("fine", timeout=30.0)
+    assert child.run("fine", timeout=30.0) == "fine"
+    child.end()
+
+
 def test_a_process_that_cannot_be_made_ready_is_not_asked() -> None:
     with pytest.raises(ChildUnavailable, match="RuntimeError: no device"):
         Child(_echo, _broken).run("fine", timeout=30.0)
