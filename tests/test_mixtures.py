@@ -16,7 +16,7 @@ _PROMPTS = [[5, 9, 11, 40, 41, 42, 43, 44, 45, 46], [17, 3], list(range(60, 75))
 def small_mixture() -> nn.Module:
     sizes = {**architectures._GATED, "hidden_size": 64}
     config = transformers.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **sizes)
-    return architectures.build(transformers.MixtralForCausalLM, config, experts="batched_mm")
+    return architectures.build(transformers.MixtralForCausalLM, config)
 
 
 def greedy(model: nn.Module, prompt: list[int], tokens: int) -> list[int]:

@@ -22,14 +22,10 @@ _SIZES: dict[str, Any] = {
 _GATED: dict[str, Any] = {**_SIZES, "num_key_value_heads": 2, "intermediate_size": 48}
 
 
-def build(
-    kind: type[nn.Module], config: transformers.PreTrainedConfig, *, attention: str = "sdpa", experts: str | None = None
-) -> nn.Module:
+def build(kind: type[nn.Module], config: transformers.PreTrainedConfig, *, attention: str = "sdpa") -> nn.Module:
     """The model of a configuration with weights wide enough that a wrong token shows in the logits."""
     torch.manual_seed(0)
     config._attn_implementation = attention
-    if experts is not None:
-        config._experts_implementation = experts
     model = kind(config).eval()
     generator = torch.Generator().manual_seed(1)
     for tensor in model.parameters():
@@ -96,7 +92,7 @@ def gemma2() -> nn.Module:
 
 def mixtral() -> nn.Module:
     config = hub.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **_GATED)
-    return build(hub.MixtralForCausalLM, config, experts="batched_mm")
+    return build(hub.MixtralForCausalLM, config)
 
 
 def bloom() -> nn.Module:
@@ -118,7 +114,7 @@ def starcoder2() -> nn.Module:
 def qwen3_moe() -> nn.Module:
     experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
     config = hub.Qwen3MoeConfig(head_dim=8, **experts, **_GATED)
-    return build(hub.Qwen3MoeForCausalLM, config, experts="batched_mm")
+    return build(hub.Qwen3MoeForCausalLM, config)
 
 
 def phi() -> nn.Module:

@@ -153,7 +153,8 @@ MIXTURES: dict[str, tuple[type[nn.Module], Any]] = {
 @pytest.mark.parametrize("name", MIXTURES)
 def test_a_mixture_of_transformers_gathers_no_weights(name: str) -> None:
     kind, config = MIXTURES[name]
-    model = build(kind, config, experts="batched_mm")
+    model = build(kind, config)
+    chosen = model.config._experts_implementation
     ids = torch.randint(3, 90, (2, 8), generator=torch.Generator().manual_seed(2))
     given = {"input_ids": ids, "use_cache": False}
     imported = import_torch(model, (), given, dynamic={"input_ids": {0: "batch", 1: ("sequence", 1, 64)}})
@@ -161,6 +162,7 @@ def test_a_mixture_of_transformers_gathers_no_weights(name: str) -> None:
     counts = Counter(node.op.name for node in program.main.nodes())
     assert counts["grouped_linear"] == 2
     assert counts["index_select"] == counts["matmul"] == 0
+    assert model.config._experts_implementation == chosen != "batched_mm"
     longer = torch.randint(3, 90, (3, 11), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         wanted = model(input_ids=longer, use_cache=False).logits

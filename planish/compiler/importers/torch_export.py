@@ -25,6 +25,7 @@ from planish.compiler.importers.dynamic import (
     merged,
     narrowed,
 )
+from planish.compiler.importers.experts import gathered_experts
 from planish.compiler.importers.trees import Computed, Imported, positional, positional_names, signature_of
 from planish.compiler.importers.walk import Walk
 from planish.compiler.ir import Graph, Program, Value
@@ -146,7 +147,7 @@ def _export(
     while True:
         dims = _named_dims(model, export_dims(axes, sizes), spec, names)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), gathered_experts(model):
                 exported = torch.export.export(model, args, kwargs, dynamic_shapes=dims, strict=False)
             return (_functional(exported), sizes)
         except ImportGraphError:
