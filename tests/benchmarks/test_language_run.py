@@ -1,6 +1,7 @@
 """A run of the language benchmark: turns, time limits, what is kept of a killed run, and what is refused."""
 
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,14 @@ def test_the_table_shows_rates_shares_and_reasons(tmp_path: Path) -> None:
     assert "| tiny | int4 | 2 | 4 | counts |  |  |  |  |  | 2000 |" in table
     assert "- tiny int4, batch 2, 4 8 tokens: broken cannot run tiny" in table
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+
+
+def test_the_table_says_where_the_bandwidth_changed_meanwhile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = cycle([10.0, 20.0])
+    monkeypatch.setattr(runs, "measure_rates", lambda threads: Rates(next(found), {"f32": 100.0}))
+    table = language_markdown(quietly(RUN, tmp_path / "language.json"))
+    stored = TINY.shape.linear_weights * 4.5 / 8 + TINY.shape.head_weights + 2 * 10 * TINY.shape.cached * 2
+    assert f"| {stored / 1e-3 / 20e9:.2f} to {stored / 1e-3 / 10e9:.2f} |" in table
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
