@@ -18,6 +18,7 @@ from planish.compiler.ops import (
     dequantize,
     embedding,
     expand,
+    grouped_linear,
     linear,
     matmul,
     reshape,
@@ -138,7 +139,7 @@ class _Narrower:
 def _is_product(node: Node) -> bool:
     """Whether the node multiplies, or looks up, in f32."""
     return (
-        node.op in (linear, matmul, conv, attention, embedding)
+        node.op in (linear, grouped_linear, matmul, conv, attention, embedding)
         and node.types[0].dtype is node.operands[0].dtype is DType.f32
     )
 
@@ -169,7 +170,7 @@ def _product(node: Node, narrow: _Narrow) -> Value:
     """The node with narrow operands; its result is f32."""
     operands = _rounded(node)
     inputs = (*map(narrow, operands), *node.inputs[len(operands) :])
-    if node.op in (linear, conv):
+    if node.op in (linear, grouped_linear, conv):
         return node.op(*inputs, scope=node.scope, **{**node.attrs, "dtype": DType.f32})
     return cast(node.op(*inputs, scope=node.scope, **node.attrs), dtype=DType.f32, scope=node.scope)
 

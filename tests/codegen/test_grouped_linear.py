@@ -86,6 +86,21 @@ def test_other_dtypes(rows: int, dtype: DType) -> None:
     close(run(t, dtype), wanted(t), dtype)
 
 
+@ISAS
+@pytest.mark.parametrize("depth", [24, 37])
+def test_sums_of_bf16_products_are_given_in_f32_and_rows_of_f32_are_rounded_by_the_kernel(depth: int, isa: Isa) -> None:
+    t = tensors((40,), 3, 50, depth, DType.bf16)
+    x = ops.input_(name="x", shape=(40, depth), dtype=DType.f32 if isa.bf16_dot else DType.bf16)
+    i, w = (
+        product((40,), t, DType.bf16)[2].node.operands[2],
+        ops.weight(name="w", shape=(3, 50, depth), dtype=DType.bf16),
+    )
+    y = ops.grouped_linear(ops.cast(x, dtype=DType.bf16) if isa.bf16_dot else x, w, i, dtype=DType.f32)
+    call = call_of(Graph("main", (x, i), (y,)), ops.grouped_linear)
+    buffers = {**t, "x": t["x"].float()} if isa.bf16_dot else t
+    close(run_call(GroupedLinear(), call, buffers, isa=isa), wanted(t))
+
+
 def test_all_rows_may_choose_one_expert_and_no_row_an_index_of_none() -> None:
     t = tensors((50,), 4, 33, 20)
     t["i"] = torch.full((50,), 2, dtype=torch.int32)

@@ -74,6 +74,21 @@ def test_the_numbers_are_those_of_rounded_operands() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_experts_are_rounded_as_other_weights_are() -> None:
+    text = "%x: f32[B, S, 6], %i: i64[B, S]", "grouped_linear(%x, @w: f32[3, 8, 6], %i): f32[B, S, 8]  # experts"
+    before = program_of(graph_text(*text, outputs="%0"))
+    after = ComputeBf16().apply(before, Context()).program
+    assert str(after.main) == graph_text(
+        text[0],
+        "cast(%x) {dtype=bf16}: bf16[B, S, 6]",
+        "grouped_linear(%0, @w.bf16: bf16[3, 8, 6], %i) {dtype=f32}: f32[B, S, 8]  # experts",
+        outputs="%1",
+    )
+    x, i = random_inputs(before.main, {"B": 2, "S": 5})
+    expected = torch.einsum("bsk,bsnk->bsn", _bf16(x), _bf16(before.weights["w"].float())[i])
+    torch.testing.assert_close(evaluate_program(after, [x, i])[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_attention_reads_and_writes_bf16_and_moves_it_so() -> None:
     program = ComputeBf16().apply(program_of(HEADS), Context()).program
     lines = str(program.main).splitlines()
