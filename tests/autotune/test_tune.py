@@ -1,10 +1,14 @@
 """`compile(tune=...)`: what it refuses, and what the report says where nothing is measured."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import planish
+from planish.cli import app
 from planish.codegen.variants import VariantRow, model_error, picks
 from planish.errors import InputError
 from planish.hardware_profiles import load_profile
@@ -61,3 +65,28 @@ def test_the_models_picks_are_compared_with_the_best_measured() -> None:
 def test_a_measured_row_says_what_was_predicted() -> None:
     assert str(_row(1, 2e-6, 1.5e-6)) == "BLOCK_M=16: 2.0 us measured (1.5 predicted), L2"
     assert str(_row(1, 2e-6, 2e-6, "predicted")) == "BLOCK_M=16: 2.0 us predicted, L2"
+
+
+def two_numbers() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """What the command line compiles."""
+    return nn.Identity(), (X,)
+
+
+def test_the_command_line_passes_the_number_of_variants_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[object] = []
+
+    def noting(*given: object, **options: object) -> None:
+        asked.append(options["tune"])
+        raise InputError("enough")
+
+    monkeypatch.setattr(planish, "compile", noting)
+    command = ["compile", "tests.autotune.test_tune:two_numbers", "-o", str(tmp_path / "a"), "--target", "h200"]
+    for more in (["--tune", "4"], []):
+        with pytest.raises(InputError, match="enough"):
+            CliRunner().invoke(app, [*command, *more], catch_exceptions=False)
+    assert asked == [4, None]
+
+
+def test_a_report_says_that_nothing_was_measured() -> None:
+    compiled = planish.compile(nn.ReLU().eval(), "h200", inputs=(torch.zeros(8, 64).half(),))
+    assert "times of kernels are predicted; none was measured" in str(compiled.report)
