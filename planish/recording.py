@@ -24,7 +24,7 @@ F32_TOLERANCE = 1e-4  # of the largest output: the promise for f32 results on a 
 # sums are in another order; those with codes of weights only compute the same numbers from them.
 _CODES, _ROUNDED = 1e-3, 3e-2
 # What sums in another order change of a number is a tenth of the nudge; two evaluations differ by up to half.
-_NUDGE, _TURNS, _MARGIN = 2.0**-17, 2, 3.0
+_NUDGE, _TURNS, _MARGIN = 2.0**-17, 2, 2.0
 # In 8 and 11 bits of significand PyTorch and a fused kernel round at different places: sixteen units of the last place.
 _NARROW = {DType.f8: 2.0**-4, DType.bf16: 16 * 2.0**-8, DType.f16: 16 * 2.0**-11}
 
