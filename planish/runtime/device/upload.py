@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from planish.runtime.tensors import TensorFile
 
-_PIECE_BYTES: Final = 16 << 20
+_PIECE_BYTES: Final = 8 << 20
 _READERS: Final = 8
 _SPARE: Final = 2  # buffers that are being sent while every thread fills one
 
@@ -28,8 +28,10 @@ def uploaded(weights: TensorFile, device: Any) -> Any:
     there = torch.empty(weights.data.nbytes, dtype=torch.uint8, device=device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))  # memory may have been another's up to here
-    send(weights, lambda size: _Pinned(there, size, stream), _PIECE_BYTES)
-    stream.synchronize()
+    try:
+        send(weights, lambda size: _Pinned(there, size, stream), _PIECE_BYTES)
+    finally:
+        stream.synchronize()  # before anybody else gets the memory, also where reading failed
     return there
 
 

@@ -4,13 +4,18 @@ import ctypes
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from planish.errors import ArtifactError, BackendMissing
 from planish.runtime.device.driver import CUDA, Driver
-from planish.runtime.device.launcher import Whole, packed
+from planish.runtime.device.launcher import DriverLauncher, Whole, packed
+from planish.runtime.launches import KernelSpec
 
 SOURCE = r"""
 #include <string.h>
@@ -119,3 +124,82 @@ def test_a_machine_without_a_driver_is_refused() -> None:
 
 def test_the_version_is_the_drivers(library: str) -> None:
     assert Driver(CUDA, [library]).version == 12080
+
+
+class _Cuda:
+    """What the launcher asks of torch.cuda, noted in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.noted: list[object] = []
+        self.stream = SimpleNamespace(cuda_stream=11, synchronize=lambda: self.noted.append("wait"))
+        own = SimpleNamespace(cuda_stream=99)
+        replay = SimpleNamespace(replay=lambda: self.noted.append("replay"))
+        properties = SimpleNamespace(shared_memory_per_block_optin=232_448)
+        for name, value in {
+            "device": lambda device: nullcontext(),
+            "current_stream": lambda device=None: self.stream,
+            "Stream": lambda device: own,
+            "CUDAGraph": lambda: replay,
+            "graph": self._graph,
+            "get_device_name": lambda device: "NVIDIA H200",
+            "get_device_properties": lambda device: properties,
+            "mem_get_info": lambda device: (1000, 5000),
+            "memory_reserved": lambda device: 700,
+            "memory_allocated": lambda device: 300,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    @contextmanager
+    def _graph(self, graph: object, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        self.noted.append(capture_error_mode)
+        outer, self.stream = self.stream, stream
+        yield
+        self.stream = outer
+
+
+def _launcher(library: str) -> DriverLauncher:
+    kernels = {"k0": KernelSpec("kernels/k0.cubin", "gemm", 4, 1000, 32, 0)}
+    return DriverLauncher(Driver(CUDA, [library]), torch.device("cuda", 0), kernels, {"k0": b"code"}, 32)
+
+
+def test_kernels_run_on_the_stream_of_the_caller_and_recordings_on_one_of_their_own(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = _Cuda(monkeypatch)
+    launcher, seen = _launcher(library), (ctypes.c_uint * 8).in_dll(ctypes.CDLL(library), "seen")
+    given = (torch.zeros(4), Whole(1, 4), Whole(2, 8), 1.0)
+    with launcher.entered():
+        launcher.launch("k0", (2, 1, 1), given)
+        assert (seen[0], seen[3], seen[7]) == (2, 128, 11)
+        repeat = launcher.recorded(lambda: launcher.launch("k0", (3, 1, 1), given))
+        assert (seen[0], seen[7]) == (3, 99)
+        repeat()
+    assert cuda.noted == ["wait", "thread_local", "replay"]
+    assert launcher.lane() == 11
+
+
+def test_memory_that_torch_keeps_for_later_counts_as_free(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _Cuda(monkeypatch)
+    assert _launcher(library).free_bytes() == 1400
+
+
+def test_two_threads_do_not_record_at_once(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = _Cuda(monkeypatch)
+    launcher, begun, done = _launcher(library), threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        assert done.wait(10)
+        cuda.noted.append("recorded")
+
+    first = threading.Thread(target=lambda: launcher.recorded(slow))
+    first.start()
+    assert begun.wait(10)
+    second = threading.Thread(target=lambda: launcher.recorded(lambda: None))
+    second.start()
+    second.join(0.05)
+    assert second.is_alive()
+    done.set()
+    first.join()
+    second.join()
+    assert cuda.noted == ["wait", "thread_local", "recorded", "thread_local"]
