@@ -1,5 +1,6 @@
 """What a launch is given when it is timed: memory of the right sizes with plausible contents."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Final
@@ -7,6 +8,7 @@ from typing import Final
 import torch
 
 from planish.autotune.trial import Block, Given, Loaded, Place, Stage, Trial
+from planish.codegen.attributes import integer_of
 from planish.codegen.call import Call
 from planish.codegen.function_plan import as_array
 from planish.codegen.triton.choose import Candidate, Contest
@@ -80,17 +82,17 @@ def _plain(call: Call, value: Value, view: View, sizes: Mapping[str, int]) -> Bl
     count = evaluate_dim(view.extent, sizes)
     size = count * view.dtype.itemsize
     if view.dtype in (DType.i64, DType.i32):
-        return Block(size, _integers(view.dtype, _position(call, value, sizes)))
+        return Block(size, _integers(view.dtype, _position(call, value, sizes), _most(call, sizes)))
     return Block(size, _random(view.dtype, min(count, _PATTERN)))
 
 
 @cache
 def _packed(view: View, packing: Packing) -> Block:
-    """A weight as the kernel reads it: that of its first rows, as often as there are such rows."""
-    rows, *rest = evaluate_shape(view.shape, {})
-    sample = (min(rows, _PACKED_ROWS) if rest else rows, *rest)
+    """A weight as the kernel reads it: some rows of one matrix, as often as there are such rows."""
+    shape = evaluate_shape(view.shape, {})
+    sample = (*(1 for _ in shape[:-2]), *(min(rows, _PACKED_ROWS) for rows in shape[-2:-1]), *shape[-1:])
     packed = packing.pack(as_array(_drawn(view.dtype, sample))).tobytes()
-    return Block(len(packed) * -(-rows // sample[0]), packed)
+    return Block(len(packed) * math.prod(-(-a // b) for a, b in zip(shape, sample, strict=True)), packed)
 
 
 def _position(call: Call, value: Value, sizes: Mapping[str, int]) -> int | None:
@@ -103,11 +105,18 @@ def _position(call: Call, value: Value, sizes: Mapping[str, int]) -> int | None:
     return max(0, slots - tokens)
 
 
-def _integers(dtype: DType, position: int | None) -> bytes:
-    if position is None:
-        drawn = torch.randint(_LARGEST_INDEX, (_PATTERN,), generator=_generator())
-    else:
-        drawn = torch.tensor([position])
+def _most(call: Call, sizes: Mapping[str, int]) -> int:
+    """How many different indices there are: of experts their number, of blocks of keys those that there are."""
+    anchor = call.anchor
+    if anchor.op is ops.grouped_linear:
+        return evaluate_dim(anchor.operands[1].shape[0], sizes)
+    if anchor.op is ops.block_attention:
+        return -(-evaluate_dim(anchor.operands[1].shape[2], sizes) // integer_of(anchor, "key_block"))
+    return _LARGEST_INDEX
+
+
+def _integers(dtype: DType, position: int | None, most: int) -> bytes:
+    drawn = torch.randint(most, (_PATTERN,), generator=_generator()) if position is None else torch.tensor([position])
     return drawn.to(TORCH_DTYPE[dtype]).numpy().tobytes()
 
 

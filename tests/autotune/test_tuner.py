@@ -4,24 +4,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy
 import torch
+from numpy.typing import NDArray
 
 from planish.autotune.child import ChildError, ChildUnavailable
 from planish.autotune.measure import Effort, measure
-from planish.autotune.operands import trial_of
+from planish.autotune.operands import _packed, trial_of
 from planish.autotune.store import Machine, Store
 from planish.autotune.trial import CANDIDATE, Dropped, Outcome, Skipped, Times, Trial
 from planish.autotune.tuner import Measuring, Recorded, triton_version
 from planish.codegen.call import Call
+from planish.codegen.triton.block_attention import BlockAttention
 from planish.codegen.triton.cache_update import CacheUpdate
 from planish.codegen.triton.cached_attention import CachedAttention
 from planish.codegen.triton.choose import Contest, choose
 from planish.codegen.triton.compile import Binary, Request
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
-from planish.codegen.triton.kernel import Kernel, Launch, Variant
+from planish.codegen.triton.grouped import GroupedLinear
+from planish.codegen.triton.kernel import Kernel, Launch, Packing, Variant
 from planish.codegen.triton.quantized_linear import QuantizedLinear
 from planish.codegen.triton.request import request_of
+from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Graph, Op, Value
 from planish.compiler.types import DType, Size
@@ -262,3 +267,39 @@ def test_a_cache_update_is_timed_on_its_own_memory() -> None:
         assert isinstance(measure(trial, launcher, _Clock(1.0), replace(QUICK, sets=1)), Times)
         out = _tensor(launcher.given[0][list(launcher.kernels[CANDIDATE][0].arguments).index("output")])
         assert out.reshape(1, 2, 8, 4)[0, :, 7].abs().min() > 0
+
+
+def test_rows_of_a_mixture_are_spread_over_its_experts() -> None:
+    x = ops.input_(name="x0", shape=(40, 32), dtype=DType.f32)
+    w = ops.input_(name="x1", shape=(4, 24, 32), dtype=DType.f32)
+    index = ops.input_(name="x2", shape=(40,), dtype=DType.i64)
+    call = _call(ops.grouped_linear(x, w, index), (x, w, index), ops.grouped_linear)
+    order, product = _trials(call, GroupedLinear().build(call, device()), {})
+    at = list(call.inputs).index(index)
+    drawn = torch.frombuffer(bytearray(product[0].blocks[at].pattern), dtype=torch.int64)
+    assert set(drawn[:40].tolist()) == {0, 1, 2, 3}
+    assert (len(order[0].after), len(product[0].before)) == (1, 1)
+    assert isinstance(measure(*product, _Clock(1.0), replace(QUICK, sets=1)), Times)
+
+
+def test_of_a_packed_weight_of_experts_some_rows_of_one_are_packed() -> None:
+    given: list[tuple[int, ...]] = []
+
+    def pack(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
+        given.append(array.shape)
+        return array
+
+    view = View((8, 1000, 64), (64000, 64, 1), 0, DType.i8)
+    block = _packed(view, Packing("a layout of this test", pack))
+    assert given == [(1, 256, 64)]
+    assert block.size == 8 * 4 * 256 * 64
+
+
+def test_blocks_of_keys_that_are_drawn_are_among_those_that_there_are() -> None:
+    q, k, v = (ops.input_(name=f"x{i}", shape=(1, 2, 64, 16), dtype=DType.f32) for i in range(3))
+    kept = ops.input_(name="x3", shape=(1, 1, 2, 2), dtype=DType.i64)
+    out = ops.block_attention(q, k, v, kept, query_block=32, key_block=16, causal=False, scale=0.25)
+    call = _call(out, (q, k, v, kept), ops.block_attention)
+    ((trial, _),) = _trials(call, BlockAttention().build(call, device()), {})
+    drawn = torch.frombuffer(bytearray(trial.blocks[list(call.inputs).index(kept)].pattern), dtype=torch.int64)
+    assert set(drawn.tolist()) == {0, 1, 2, 3}
