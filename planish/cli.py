@@ -78,7 +78,7 @@ def compile_command(
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer, with --generate.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Prompts at once, with --generate.")] = None,
     chunk: Annotated[int | None, typer.Option(min=1, help="Prompt tokens of one step, with --generate.")] = None,
-    cache: Annotated[str | None, typer.Option(help="f32, f16 or i8, with --generate.")] = None,
+    cache: Annotated[str | None, typer.Option(help="f32, f16, i8 or i4, with --generate.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json or its folder, with --generate.")] = None,
     precision: Annotated[str, typer.Option(help="What products compute in: f32 or bf16.")] = "f32",
     tune: Annotated[

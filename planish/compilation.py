@@ -16,7 +16,7 @@ from torch import nn
 import planish
 from planish.codegen.build import Built, build
 from planish.codegen.function_plan import Interface
-from planish.compilation_generation import interfaces, language, with_sizes, with_split
+from planish.compilation_generation import check_cache, interfaces, language, with_sizes, with_split
 from planish.compile_report import CompileReport, kernel_rows, torch_notes
 from planish.compiler.importers import Imported, import_onnx, import_torch
 from planish.compiler.ir import Graph, Program, Workload
@@ -83,6 +83,8 @@ def run(
         kwargs, dynamic = with_sizes(model, args, kwargs, dynamic, generate)
     pipeline = Pipeline(_with_precision(_chosen_passes(passes, generate), precision))
     profile = profile_of(target)
+    if generate is not None:
+        check_cache(generate, profile)
     tuning: list[str] = []
     generate_code = _code_generator(profile, tune, tuning)
     with clock.stage("importing the model"):

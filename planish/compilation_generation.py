@@ -16,6 +16,7 @@ from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.compiler.pass_ import Pass
 from planish.errors import InputError
 from planish.generation import Generation, end_tokens, tokenizer_of
+from planish.hardware_profiles import Profile
 from planish.passes import EXACT
 from planish.passes.split_generation import SplitGeneration
 from planish.passes.split_generation_analysis import token_ids
@@ -60,6 +61,14 @@ def with_sizes(
 
 def _is_ids(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32) and value.ndim == 2
+
+
+def check_cache(generation: Generation, profile: Profile) -> None:
+    """Raise InputError where the target has no kernels for the caches."""
+    if generation.cache == "i4" and profile.backend != "triton":
+        raise InputError(
+            f"compile: caches of 'i4' have kernels for GPUs alone; on {profile.name} use cache='f32', 'f16' or 'i8'"
+        )
 
 
 def with_split(chosen: Sequence[Pass], generation: Generation) -> tuple[Pass, ...]:

@@ -19,7 +19,8 @@ class Generation:
     context: tokens of a row, prompt and answer together, that the caches have room for.
     batch: rows that one call generates at most.
     chunk: tokens of a prompt that one step reads; longer ones take several. The memory of a step grows with it.
-    cache: how keys and values are kept: "f32", "f16" (half the memory) or "i8" (about a quarter, with a small error).
+    cache: how keys and values are kept: "f32", "f16" (half the memory), "i8" (about a quarter, with a small error) or,
+        on GPUs, "i4" (a sixth, with an error that small models show).
     tokenizer: a tokenizer of transformers, a `tokenizers.Tokenizer`, or the path of a tokenizer.json or of the folder
         that holds one; None leaves token ids as the only input.
     end: token ids that end a text; by default those of the model's and the tokenizer's configuration.
@@ -38,8 +39,8 @@ class Generation:
         for name in ("context", "batch", "chunk"):
             if type(value := getattr(self, name)) is not int or value < 1:
                 raise InputError(f"Generation: {name} is an integer of at least 1, not {value!r}")
-        if self.cache not in ("f32", "f16", "i8"):
-            raise InputError(f"Generation: cache is 'f32', 'f16' or 'i8', not {self.cache!r}")
+        if self.cache not in ("f32", "f16", "i8", "i4"):
+            raise InputError(f"Generation: cache is 'f32', 'f16', 'i8' or 'i4', not {self.cache!r}")
         for token in self.end or ():
             if type(token) is not int or token < 0:
                 raise InputError(f"Generation: end holds token ids, not {token!r}")

@@ -64,7 +64,7 @@ def record(model: Any, imported: Imported, program: Program, args: tuple[Any, ..
 
 def holds_codes(program: Program) -> bool:
     """Whether weights, activations or caches are quantized."""
-    return bool({"quantize", "dequantize"} & _ops(program))
+    return bool({"quantize", "dequantize", "pack_groups"} & _ops(program))
 
 
 def is_narrower(program: Program, source: Program) -> bool:
@@ -86,7 +86,7 @@ def codes_tolerance(
     depends on the order of the sums before it, and each one that becomes another moves the numbers of later layers. How
     far that goes depends on the weights and the depth, so that it is measured: with numbers that are nudged everywhere.
     """
-    rounds = "quantize" in _ops(program)
+    rounds = bool({"quantize", "pack_groups"} & _ops(program))
     relative = _ROUNDED if rounds or _multiplies_bf16(program) else _CODES
     moved = max(_moved(results, run(_nudging(seed))) for seed in range(_TURNS)) if rounds else 0.0
     return Tolerance(rtol=relative, atol=max(relative * _scale(results), _MARGIN * moved))

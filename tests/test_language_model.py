@@ -257,6 +257,15 @@ def test_a_quantized_model_is_checked_against_its_own_codes(tmp_path: Path) -> N
     assert len(list(lm.generate([4, 5], max_new_tokens=4))) == 4
 
 
+def test_caches_of_four_bits_are_for_gpus() -> None:
+    with pytest.raises(
+        InputError, match=r"caches of 'i4' have kernels for GPUs alone; on .* use cache='f32', 'f16' or"
+    ):
+        planish.compile(
+            small_llama(), inputs={"input_ids": torch.arange(3, 12)[None]}, generate=Generation(context=32, cache="i4")
+        )
+
+
 def test_batch_and_tokens_are_dynamic_without_being_declared() -> None:
     model, ids = small_llama(), torch.ones(1, 6, dtype=torch.int64)
     mask = torch.ones_like(ids)
@@ -276,7 +285,7 @@ def test_batch_and_tokens_are_dynamic_without_being_declared() -> None:
         ({"context": 0}, "Generation: context is an integer of at least 1, not 0"),
         ({"batch": 1.5}, "Generation: batch is an integer of at least 1, not 1.5"),
         ({"chunk": True}, "Generation: chunk is an integer of at least 1, not True"),
-        ({"cache": "f64"}, "Generation: cache is 'f32', 'f16' or 'i8', not 'f64'"),
+        ({"cache": "f64"}, "Generation: cache is 'f32', 'f16', 'i8' or 'i4', not 'f64'"),
         ({"end": ("x",)}, "Generation: end holds token ids, not 'x'"),
     ],
 )

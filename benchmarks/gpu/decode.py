@@ -57,7 +57,7 @@ def _compiled(case: DecodeCase, model: Any, hardware: Hardware, tune: int) -> An
         model,
         inputs=(torch.ones((1, 16), dtype=torch.int64),),
         passes=["quantize-weights{bits=4}"],
-        generate=Generation(context=case.context, chunk=case.chunk, cache="f16", end=()),
+        generate=Generation(context=case.context, chunk=case.chunk, cache=case.cache, end=()),
         tune=tune if case.tune is None else case.tune,
     )
 

@@ -42,9 +42,13 @@ SHAPES: Mapping[str, Shape] = {
 }
 
 
+# of a number in heads of 128: codes and an f32 scale a head, or codes and two f16 numbers a group of 32
+_CACHE_BYTES: Mapping[str, float] = {"f16": 2.0, "i8": 1 + 4 / 128, "i4": 5 / 8}
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeCase:
-    """One sequence decoded token by token in 4 bits with caches in f16, beside torch in f16.
+    """One sequence decoded token by token in 4 bits with caches in f16, i8 or i4, beside torch in f16.
 
     `sizes` are tokens in the cache, and `answer` tokens are generated to time those between them. Peers are torch as it
     is and compiled layer by layer.
@@ -62,12 +66,13 @@ class DecodeCase:
     tolerance: float = 4e-2
     tune: int | None = None
     timeout_seconds: float = 420.0
+    cache: str = "f16"
 
     def moved_bytes(self, past: int) -> float:
         """Of a step: all weights in 4 bits with a scale a group, and the caches."""
         shape = SHAPES[self.shape]
         weights = shape.linear_weights(self.layers) * (4 + 16 / GROUP) / 8
-        return weights + 2.0 * past * shape.cached(self.layers)
+        return weights + _CACHE_BYTES[self.cache] * past * shape.cached(self.layers)
 
     def flops(self, past: int) -> float:
         """Of a step."""
@@ -140,3 +145,8 @@ def model_case(shape: str, layers: int, kind: str) -> GpuCase:
 MODELS: tuple[GpuCase, ...] = tuple(model_case("8b", 2, kind) for kind in ("w8a8", "f16", "int4"))
 # a quarter of the layers first: the whole model takes minutes to compile
 DECODES: tuple[DecodeCase, ...] = (DecodeCase("decode-8b-8-layers", "8b", 8), DecodeCase("decode-8b", "8b", 32))
+# a few layers, so that weights and caches weigh as much; how far rounded keys move random logits was never measured
+CACHES: tuple[DecodeCase, ...] = tuple(
+    DecodeCase(f"decode-8b-{kind}-cache", "8b", 2, (4000,), peers=("torch",), tolerance=limit, cache=kind)
+    for kind, limit in (("i8", 1e-1), ("i4", 4e-1))
+)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks.gpu.cases import CASES, GpuCase
-from benchmarks.gpu.llama import DECODES, MODELS, DecodeCase
+from benchmarks.gpu.llama import CACHES, DECODES, MODELS, DecodeCase
 from benchmarks.gpu.results import Asked, GpuResult, GpuSuite, Measure, resumed, save
 from benchmarks.run import Say, code_digest
 from planish.autotune.child import Child, ChildError
@@ -17,7 +17,7 @@ from planish.errors import InputError
 
 Case: TypeAlias = GpuCase | DecodeCase
 # what is worth most comes first
-ALL: tuple[Case, ...] = (CASES[0], CASES[3], *DECODES, *MODELS[:2], *CASES[1:3], *CASES[4:], *MODELS[2:])
+ALL: tuple[Case, ...] = (CASES[0], CASES[3], *DECODES, *MODELS[:2], *CASES[1:3], *CASES[4:], *MODELS[2:], *CACHES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,19 @@ from planish.compiler.ops import (
     dim_value,
     full,
     layer_norm,
+    pack_groups,
     quantization_scale,
     quantize,
     rms_norm,
     rope,
     slice_,
+    unpack_groups,
 )
 from planish.compiler.types import elements, same_dim, same_shape
 
-_REPEATED = (full, dim_value, dequantize)
+_REPEATED = (full, dim_value, dequantize, unpack_groups)
 _CHEAP = (*_REPEATED, rope)
-_ROUNDING = (quantize, quantization_scale)
+_ROUNDING = (quantize, quantization_scale, pack_groups)
 _OF_ROWS = (layer_norm, rms_norm, *_ROUNDING)
 
 

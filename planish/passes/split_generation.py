@@ -42,10 +42,11 @@ class SplitGeneration:
 
     `main(ids [B, S], ..) -> logits [B, S, V]` becomes `prefill(ids [B, S], past, count, caches) -> (logits [B, V],
     caches)` and `decode`, the same with one token. Keys and values of every attention are kept in caches for `context`
-    tokens (or for the window of the attention), as `cache` says: "f32", "f16" or "i8". What follows from positions
-    becomes tables. `prefill` takes up to `chunk` tokens, both up to `batch` rows. Masks of padding count as all ones;
-    outputs besides the logits are dropped. It will not touch a model in which anything but causal attention mixes
-    tokens: that is an error. The contract holds for f32 caches; narrower ones add the rounding of keys and values.
+    tokens (or for the window of the attention), as `cache` says: "f32", "f16", "i8" or "i4". What follows from
+    positions becomes tables. `prefill` takes up to `chunk` tokens, both up to `batch` rows. Masks of padding count as
+    all ones; outputs besides the logits are dropped. It will not touch a model in which anything but causal attention
+    mixes tokens: that is an error. The contract holds for f32 caches; narrower ones add the rounding of keys and
+    values.
     """
 
     context: int = 2048
@@ -58,8 +59,8 @@ class SplitGeneration:
     def __post_init__(self) -> None:
         if min(self.context, self.chunk, self.batch) < 1:
             raise ValueError(f"context, chunk and batch are at least 1, not {self.context}, {self.chunk}, {self.batch}")
-        if self.cache not in ("f32", "f16", "i8"):
-            raise ValueError(f"cache is 'f32', 'f16' or 'i8', not {self.cache!r}")
+        if self.cache not in ("f32", "f16", "i8", "i4"):
+            raise ValueError(f"cache is 'f32', 'f16', 'i8' or 'i4', not {self.cache!r}")
 
     def apply(self, program: Program, context: Context) -> Change:
         """The program of `prefill` and `decode`; raises PassError naming the op that does not allow it."""

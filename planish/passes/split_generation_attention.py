@@ -21,6 +21,7 @@ from planish.compiler.ops import (
     lt,
     matmul,
     mul,
+    pack_groups,
     quantization_scale,
     quantize,
     remainder,
@@ -29,6 +30,7 @@ from planish.compiler.ops import (
     sub,
     tanh,
     transpose,
+    unpack_groups,
     where,
 )
 from planish.compiler.types import Dim, DType
@@ -184,6 +186,8 @@ class Caches:
         """The cache `name` with `new` [rows, G, S, D] written, as numbers of the dtype of `new` [rows, G, slots, D]."""
         if self.kind == "i8":
             return self._quantized(new, name, slots, scope)
+        if self.kind == "i4":
+            return self._packed(new, name, slots, scope)
         held = _cast(new, DType(self.kind), scope)
         return _cast(self._state(held, name, slots, scope), new.dtype, scope)
 
@@ -194,6 +198,16 @@ class Caches:
         codes = self._state(quantize(new, scale, group=width, scope=scope), name, slots, scope)
         scales = self._state(scale, f"{name}_scale", slots, scope)
         return dequantize(codes, scales, group=width, dtype=new.dtype, scope=scope)
+
+    def _packed(self, new: Value, name: str, slots: int, scope: str) -> Value:
+        width = new.shape[3]
+        if not isinstance(width, int) or width % 8:
+            raise PassError(
+                f"split-generation: heads of {width} in '{scope}' have no form in 4 bits, which takes multiples of 8; "
+                "use a cache of f32, f16 or i8"
+            )
+        held = self._state(pack_groups(new, scope=scope), name, slots, scope)
+        return unpack_groups(held, width=width, dtype=new.dtype, scope=scope)
 
     def _state(self, new: Value, name: str, slots: int, scope: str) -> Value:
         shape = (*new.shape[:2], slots, new.shape[3])

@@ -144,6 +144,9 @@ def test_the_bytes_of_a_step_are_those_of_codes_scales_and_caches() -> None:
     weights = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 128 + 128 * 96
     assert SHAPES["tiny"].linear_weights(1) == weights
     assert case.moved_bytes(10) == weights * 4.125 / 8 + 10 * 2 * 64 * 2
+    packed = DecodeCase("d", "8b", 1, cache="i4")  # 8 heads of 128: 64 bytes of codes, 4 groups of 2 numbers in f16
+    plain = DecodeCase("d", "8b", 1)
+    assert plain.moved_bytes(10) - packed.moved_bytes(10) == 10 * 2 * 8 * (256 - 80)
 
 
 def test_the_gpus_clock_takes_turns_and_gives_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:

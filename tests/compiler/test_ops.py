@@ -168,6 +168,8 @@ MIXED: tuple[tuple[Op, tuple[Tensor, ...], Mapping[str, Attr]], ...] = (
     (ops.cache_update, (torch.ones(HEADS), torch.ones(HEADS)[:, :, :2], *torch.tensor([[1, 2], [2, 1]])), {}),
     (ops.grouped_linear, (ROWS[INDEX], torch.ones(3, 5, 4), INDEX), {}),
     (ops.grouped_linear, (ROWS[INDEX].bfloat16(), torch.ones(3, 5, 4).bfloat16(), INDEX.int()), {"dtype": DType.f32}),
+    (ops.pack_groups, (torch.ones(*HEADS[:3], 40).half(),), {"group": 16}),
+    (ops.unpack_groups, (torch.ones(2, 36, dtype=torch.uint8),), {"width": 40, "group": 16, "dtype": DType.bf16}),
     (ops.quantization_scale, (ROWS,), {"group": 3}),
     (ops.quantize, (ROWS, torch.ones(*ROWS.shape[:-1], 2)), {"group": 3}),
     (ops.quantization_scale, (ROWS,), {"group": 3, "dtype": DType.f8}),

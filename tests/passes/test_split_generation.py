@@ -77,7 +77,7 @@ def test_a_model_traced_with_one_row_generates_one_row(name: str) -> None:
     assert _largest_error(program, rows, (11,), [expected(model, rows[0])]) < 1e-4
 
 
-@pytest.mark.parametrize(("cache", "tolerance"), [("f16", 5e-3), ("i8", 0.2)])
+@pytest.mark.parametrize(("cache", "tolerance"), [("f16", 5e-3), ("i8", 0.2), ("i4", 3.0)])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 def test_narrow_caches_stay_near_the_model(name: str, cache: str, tolerance: float) -> None:
     model, program = _imported(name)
@@ -100,6 +100,8 @@ def test_narrow_caches_are_inputs_of_their_dtype() -> None:
         "cache.0.v_scale": "f32[1, 2, 32, 1]",
     }
     assert [v.type for v in bytes_.outputs[1:]] == [v.type for v in bytes_.inputs[3:]]
+    packed = split(program, SplitGeneration(context=CONTEXT, chunk=8, cache="i4")).functions["decode"]
+    assert [str(v.type) for v in packed.inputs[3:]] == ["u8[1, 2, 32, 12]"] * 4
 
 
 def test_the_context_is_filled_to_its_last_token() -> None:
@@ -313,7 +315,7 @@ def test_a_batch_of_one_is_enough_for_one_row() -> None:
     ("options", "words"),
     [
         ({"context": 0}, "context, chunk and batch are at least 1"),
-        ({"cache": "f8"}, "cache is 'f32', 'f16' or 'i8', not 'f8'"),
+        ({"cache": "f8"}, "cache is 'f32', 'f16', 'i8' or 'i4', not 'f8'"),
     ],
 )
 def test_refuses_wrong_options(options: dict[str, Any], words: str) -> None:

@@ -25,7 +25,7 @@ def test_settings_are_read_as_they_were_written() -> None:
         ({"context": 0}, "manifest.json: context should be an integer of at least 1, not 0"),
         ({"batch": "2"}, "manifest.json: batch should be an integer of at least 1, not '2'"),
         ({"end": [-1]}, r"manifest.json: end\[0\] should be an integer of at least 0, not -1"),
-        ({"cache": "f64"}, "manifest.json: cache should be one of f32, f16, i8, not 'f64'"),
+        ({"cache": "f64"}, "manifest.json: cache should be one of f32, f16, i8, i4, not 'f64'"),
         ({"special": {"bos_token": 3}}, "manifest.json: special.bos_token should be a string, not 3"),
         ({"more": 1}, "manifest.json has the unknown key 'more'"),
     ],

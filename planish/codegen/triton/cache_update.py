@@ -20,6 +20,7 @@ from planish.codegen.triton.kernel import (
     Work,
 )
 from planish.codegen.triton.kernels.cache_update import update
+from planish.codegen.triton.packed_cache import packed_update
 from planish.codegen.triton.tiles import blocks, power_of_two
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
@@ -33,8 +34,8 @@ _FUNCTIONS = ("READ_NEW", "READ_PAST", "READ_COUNT", "FINISH")
 class CacheUpdate:
     """Writes the slots of the new tokens and nothing else: the output's memory holds the cache already.
 
-    What makes the tokens, such as rotary positions or a cast, is computed on the way. The caches of keys and of values
-    are written by one kernel.
+    What makes the tokens, such as rotary positions, a cast or codes of 4 bits, is computed on the way. The caches of
+    keys and of values are written by one kernel, unless they are packed.
     """
 
     name: ClassVar[str] = "cache-update"
@@ -45,6 +46,8 @@ class CacheUpdate:
 
     def build(self, call: Call, device: Device) -> Kernel:
         cache, new, *_ = call.anchor.operands
+        if _packs(call.anchor) and new not in call.inputs:
+            return Kernel((packed_update(call),))
         parts = tuple(_parts(call))
         tokens, pairs = new.shape[2], simplify(new.shape[0] * _known(cache.shape[1]))
         width = power_of_two(max(map(_width, parts)))
@@ -71,13 +74,22 @@ class CacheUpdate:
         return False
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
-        return fuses_before(node)
+        return _fuses_before(anchor, node)
 
     def fuses_beside(self, anchor: Node, other: Node) -> bool:
         """Caches of as many heads and slots, for the same tokens."""
-        if other.op is not ops.cache_update or anchor.operands[2:] != other.operands[2:]:
+        apart = other.op is not ops.cache_update or _packs(anchor) or _packs(other)
+        if apart or anchor.operands[2:] != other.operands[2:]:
             return False
         return all(same_shape(a.shape[:3], b.shape[:3]) for a, b in zip(anchor.operands, other.operands, strict=True))
+
+
+def _packs(anchor: Node) -> bool:
+    return anchor.operands[1].node.op is ops.pack_groups
+
+
+def _fuses_before(anchor: Node, node: Node) -> bool:
+    return fuses_before(node) or (_packs(anchor) and node is anchor.operands[1].node)
 
 
 def _parts(call: Call) -> Iterator[Call]:
@@ -93,7 +105,7 @@ def _refuse(part: Call) -> str | None:
         return "a cache is updated in place, so it must lie in memory"
     if not all(isinstance(d, int) for d in part.anchor.operands[0].shape[3:]):
         return "the width of its tokens is no number"
-    others = [node.op.name for node in part.prologue if not fuses_before(node)]
+    others = [node.op.name for node in part.prologue if not _fuses_before(part.anchor, node)]
     return f"{others[0]} is not computed element by element" if others else None
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_after, fuses_before, refuse_around
-from planish.codegen.triton.attention import Operands, operands_of
+from planish.codegen.triton.attention import Operands, Tile, operands_of
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.elementwise import TRITON_DTYPE
 from planish.codegen.triton.fragment import Fragments, Group
@@ -23,19 +23,23 @@ from planish.codegen.triton.kernel import (
     Work,
 )
 from planish.codegen.triton.kernels.attention import flash_cached, merge_parts
+from planish.codegen.triton.kernels.packed_cache import flash_packed
+from planish.codegen.triton.packed_cache import Packed, addresses, pointer, reads_packed
 from planish.codegen.triton.sources import Existing
 from planish.codegen.triton.tiles import blocks, power_of_two
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
 from planish.compiler.types import Dim, DType, evaluate_dim, simplify
 
+_WIDE = 128  # head size over which fewer keys lie in registers
 _FEW = 8  # queries, up to which the keys are split
 _MOST_SPLITS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class CachedAttention:
-    """Attention with `past` over caches in any float dtype, or in i8 with scales, computed in the dtype of q."""
+    """Attention with `past` over caches in any float dtype, in i8 with scales or in groups of 4 bits, computed in the
+    dtype of q."""
 
     name: ClassVar[str] = "cached-attention"
     ops: ClassVar[tuple[Op, ...]] = (ops.attention,)
@@ -88,8 +92,25 @@ class _Plan:
     def sum_bytes(self) -> Dim:
         return simplify(self.pairs * self.splits * self.rows * 8)
 
+    @property
+    def packed(self) -> bool:
+        """Whether the caches are bytes of two codes."""
+        return reads_packed(self.call, self.given.k, self.given.v)
+
+    @property
+    def key_bytes(self) -> float:
+        """Bytes of one key and its value in memory."""
+        given = self.given
+        if self.packed:
+            return float(Packed.of(given.k).row_bytes + Packed.of(given.v).row_bytes)
+        stored = [view.dtype.itemsize for value, view in self.call.inputs.items() if len(value.shape) == 4]
+        return float((given.depth + given.width) * min(stored))
+
     def walk(self) -> Launch:
         """The launch that reads the cache."""
+        regimes = (Regime(None, self._variants()),)
+        if self.packed:
+            return Launch(flash_packed, self._of_bytes(), self._packed_constants(), regimes)
         arguments = {
             **self._shared(),
             "rows": Number(self.rows),
@@ -98,7 +119,26 @@ class _Plan:
             "pairs": Number(self.pairs),
             "extras": Fragments(self.call).extras,
         }
-        return Launch(flash_cached, arguments, self._constants(), (Regime(None, self._variants()),))
+        return Launch(flash_cached, arguments, self._constants(), regimes)
+
+    def _of_bytes(self) -> dict[str, Argument | tuple[Argument, ...]]:
+        call, k, v = self.call, self.given.k, self.given.v
+        return {
+            "k": pointer(call, k),
+            "v": pointer(call, v),
+            **self._shared(),
+            "rows": Number(self.rows),
+            "queries": Number(self.given.q.shape[2]),
+            "slots": Number(k.shape[2]),
+            **addresses(call, "k", k),
+            **addresses(call, "v", v),
+            "extras": Fragments(call).extras,
+        }
+
+    def _packed_constants(self) -> Mapping[str, Constant]:
+        k, v = Packed.of(self.given.k), Packed.of(self.given.v)
+        known = {**self._constants(), **k.constants("K"), **v.constants("V")}
+        return {name: known[name] for name in known if name in flash_packed.arg_names}
 
     def merge(self) -> Launch:
         """The launch that puts the parts together."""
@@ -145,8 +185,6 @@ class _Plan:
         }
 
     def _variants(self) -> tuple[Variant, ...]:
-        down = max(16, min(64, power_of_two(self.rows))) if isinstance(self.rows, int) else 64
-        tiles = ((down, 64, 4, 2), (down, 128, 4, 2), (down, 32, 4, 3))
         return tuple(
             Variant(
                 {"BLOCK_M": m, "BLOCK_N": n},
@@ -155,17 +193,26 @@ class _Plan:
                 num_warps=warps,
                 num_stages=stages,
             )
-            for m, n, warps, stages in tiles
+            for m, n, warps, stages in self._tiles()
         )
+
+    def _tiles(self) -> tuple[Tile, ...]:
+        """Codes are unpacked by every warp that multiplies them, so that many queries take fewer keys at a time."""
+        down = max(16, min(64, power_of_two(self.rows))) if isinstance(self.rows, int) else 64
+        wide = max(self.given.depth, self.given.width) > _WIDE
+        if down == 64 and self.packed:
+            return ((64, 16, 8, 2), (64, 32, 8, 2)) if wide else ((64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2))
+        if wide:
+            return ((down, 32, 4, 2), (down, 64, 8, 2), (down, 32, 8, 2))
+        return ((down, 64, 4, 2), (down, 128, 8, 2), (down, 32, 4, 3))
 
     def _walking(self, down: int) -> Callable[[Mapping[str, int]], Work]:
         given = self.given
-        stored = [view.dtype.itemsize for value, view in self.call.inputs.items() if len(value.shape) == 4]
 
         def work(sizes: Mapping[str, int]) -> Work:
             keys = evaluate_dim(given.k.shape[2], sizes) / self.splits
             widths = given.depth + given.width
-            read = keys * widths * min(stored)
+            read = keys * self.key_bytes
             sharing = max(1, -(-evaluate_dim(self.rows, sizes) // down))
             written = float(down * given.width * given.q.dtype.itemsize)
             return Work(2.0 * down * keys * widths, given.q.dtype, read, read / sharing, written)

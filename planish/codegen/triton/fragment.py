@@ -11,14 +11,14 @@ import sympy
 
 from planish.codegen.attributes import integer_of, integers_of
 from planish.codegen.call import Call
+from planish.codegen.triton.codes import dequantize, quantize, unpack_groups
 from planish.codegen.triton.elementwise import TABLE, compute, compute_dtype, from_memory, number, to_memory
 from planish.codegen.triton.kernel import Argument, Input, Number
 from planish.codegen.triton.places import Place, address_text, axis_text, parts, regrouped
 from planish.codegen.triton.sources import Generated
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.ops.quantize import largest_code, middle
-from planish.compiler.types import Dim, DType, dim_text, same_dim, symbol
+from planish.compiler.types import Dim, dim_text, same_dim, symbol
 from planish.errors import TemplateError
 
 
@@ -326,40 +326,6 @@ def _rope(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     return w.keep(f"{w.at(x, places)} * {along} + {turned} * {across}")
 
 
-def _dequantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    """(code - zero) * scale; a codebook is a chain of choices, which 16 levels allow."""
-    codes, scale, *zero = node.operands
-    group = integer_of(node, "group")
-    part = w.axis(places[-1]) if group == 1 else f"({w.axis(places[-1])} // {group})"
-    grouped = (*places[:-1], "0" if same_dim(scale.shape[-1], 1) else part)
-    code, book, bits = w.at(codes, places), node.attrs["codebook"], integer_of(node, "bits")
-    if book:
-        assert isinstance(book, tuple)
-        level = w.keep(f"tl.full((), {book[0]!r}, tl.float32)")
-        for i, known in enumerate(book[1:], start=1):
-            level = w.keep(f"tl.where({code} == {i}, {known!r}, {level})")
-    elif codes.dtype is DType.f8:
-        level = w.keep(f"tm.from_f8({code})")
-    else:
-        centre = w.at(zero[0], grouped) + ".to(tl.float32)" if zero else str(float(middle(codes.dtype, bits)))
-        level = w.keep(f"{code}.to(tl.float32) - {centre}")
-    return w.keep(f"{level} * {w.at(scale, grouped)}")
-
-
-def _quantize(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
-    """x / scale rounded to the codes, within their range; 0 where the scale is 0."""
-    x, scale = node.operands
-    dtype, group = node.types[0].dtype, integer_of(node, "group")
-    limit = float(largest_code(dtype, integer_of(node, "bits")))
-    part = w.axis(places[-1]) if group == 1 else f"({w.axis(places[-1])} // {group})"
-    size = w.at(scale, (*places[:-1], "0" if same_dim(scale.shape[-1], 1) else part))
-    inverse = w.keep(f"tl.where({size} == 0, 0.0, 1.0 / {size})")
-    level = f"{w.at(x, places)} * {inverse}"
-    if dtype is DType.f8:
-        return w.keep(f"tm.to_f8(tm.minimum(tm.maximum({level}, -{limit}), {limit}))")
-    return w.keep(f"tl.minimum(tl.maximum(tm.round_even({level}), -{limit}), {limit}).to(tl.int8)")
-
-
 def _full(w: _Writer, node: Node, places: tuple[Place, ...]) -> str:
     value, dtype = node.attrs["value"], node.types[0].dtype
     if isinstance(value, sympy.Expr):
@@ -391,8 +357,9 @@ _MOVES: dict[Op, Callable[[_Writer, Node, tuple[Place, ...]], str]] = {
     ops.gather: _gather,
     ops.index_select: _index_select,
     ops.rope: _rope,
-    ops.dequantize: _dequantize,
-    ops.quantize: _quantize,
+    ops.dequantize: dequantize,
+    ops.quantize: quantize,
+    ops.unpack_groups: unpack_groups,
     ops.full: _full,
     ops.arange: _arange,
     ops.dim_value: _full,

@@ -1,7 +1,7 @@
 """The op table: every op, one file a family."""
 
 from planish.compiler.ir import Op
-from planish.compiler.ops.cache import cache_update
+from planish.compiler.ops.cache import cache_update, pack_groups, unpack_groups
 from planish.compiler.ops.contract import attention, conv, grouped_linear, linear, matmul
 from planish.compiler.ops.elementwise import (
     abs_,
@@ -84,7 +84,7 @@ OPS: tuple[Op, ...] = (
     *(eq, ne, lt, le, gt, ge, logical_and, logical_or),
     *(linear, grouped_linear, matmul, conv, attention, block_attention),
     *(softmax, log_softmax, layer_norm, rms_norm, batch_norm, group_norm, rope),
-    *(quantization_scale, quantize, dequantize, cache_update),
+    *(quantization_scale, quantize, dequantize, cache_update, pack_groups, unpack_groups),
     *(sum_, mean, amax, amin, prod, any_, all_, argmax, cumsum, max_pool, avg_pool),
     *(reshape, transpose, expand, slice_, concat, pad, roll, flip, embedding, gather, index_select),
 )
@@ -152,6 +152,7 @@ __all__ = [
     "ne",
     "neg",
     "opaque",
+    "pack_groups",
     "pad",
     "pow_",
     "prod",
@@ -176,6 +177,7 @@ __all__ = [
     "sum_",
     "tanh",
     "transpose",
+    "unpack_groups",
     "weight",
     "where",
 ]

@@ -147,7 +147,7 @@ class Session:
                 np.copyto(cache, result)
 
 
-_NUMPY = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
+_NUMPY = {"f32": np.float32, "f16": np.float16, "i8": np.int8, "u8": np.uint8}
 
 
 def check_prompt(prompt: Sequence[int], settings: Settings) -> None:

@@ -10,8 +10,8 @@ from planish.runtime.fields import Field, Json
 class Settings:
     """How much an artifact generates: tokens of a row in `context`, of one prefill in `chunk`, rows in `batch`.
 
-    `vocabulary` is the number of token ids, `end` those that end a text, `cache` the dtype of keys and values (f32, f16
-    or i8), `special` the tokens that a chat template names, such as `bos_token`.
+    `vocabulary` is the number of token ids, `end` those that end a text, `cache` the dtype of keys and values (f32,
+    f16, i8 or i4), `special` the tokens that a chat template names, such as `bos_token`.
     """
 
     context: int
@@ -38,6 +38,6 @@ class Settings:
             batch,
             vocabulary,
             members["end"].each(lambda token: token.integer()),
-            members["cache"].text("f32", "f16", "i8"),
+            members["cache"].text("f32", "f16", "i8", "i4"),
             {name: text.text() for name, text in members["special"].members().items()},
         )

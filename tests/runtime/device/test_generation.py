@@ -9,8 +9,10 @@ import torch
 import transformers
 
 from planish.generation import Generation
+from planish.passes.split_generation import SplitGeneration
 from planish.runtime.device.generation import DeviceScores
 from tests.generation import architectures
+from tests.generation.stepping import Stepper, imported, split
 from tests.runtime.device.interpreted import language_executable
 
 
@@ -47,3 +49,17 @@ def test_the_likeliest_tokens_of_a_device_are_those_of_numpy() -> None:
 def test_rows_that_sample_see_all_logits() -> None:
     scores = torch.tensor([[1.0, 2.0], [4.0, 3.0]])
     assert DeviceScores(scores).logits().tolist() == scores.tolist()
+
+
+def test_caches_of_four_bits_give_the_tokens_of_the_reference(tmp_path: Path) -> None:
+    sizes = {**architectures._GATED, "vocab_size": 64}
+    net = architectures.build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes))
+    prompt = [5, 9, 11, 3, 17]
+    run = language_executable(net, torch.tensor([prompt]), tmp_path, Generation(context=16, chunk=4, cache="i4"))
+    found = [token.id for token in run.generate(prompt, max_new_tokens=5)]
+    reference = Stepper(split(imported(net), SplitGeneration(context=16, chunk=4, cache="i4")), 1)
+    wanted = [int(reference.read([prompt], 4)[0].argmax())]
+    while len(wanted) < 5:
+        wanted.append(int(reference.step("decode", [wanted[-1:]])[0].argmax()))
+    assert found == wanted
+    assert {spec.type.dtype for spec in run.function("decode").plan.inputs[3:]} == {"u8"}

@@ -7,15 +7,22 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def weighed(scores, largest, total, mixed, value, PRECISION: tl.constexpr):
-    """One block of scores (in powers of two) folded into the running maximum, sum and mixture."""
+def powers(scores, largest, total):
+    """Weights of one block of scores (in powers of two): the new maximum and sum, the weights, and what shrinks what
+    was mixed before."""
     larger = tl.maximum(largest, tl.max(scores, 1))
     safe = tl.where(larger == float("-inf"), 0.0, larger)
     power = tl.exp2(scores - safe[:, None])
     shrunk = tl.exp2(largest - safe)
-    total = total * shrunk + tl.sum(power, 1)
+    return larger, total * shrunk + tl.sum(power, 1), power, shrunk
+
+
+@triton.jit
+def weighed(scores, largest, total, mixed, value, PRECISION: tl.constexpr):
+    """One block of scores (in powers of two) folded into the running maximum, sum and mixture."""
+    largest, total, power, shrunk = powers(scores, largest, total)
     mixed = tl.dot(power.to(value.dtype), value, mixed * shrunk[:, None], input_precision=PRECISION)
-    return larger, total, mixed
+    return largest, total, mixed
 
 
 @triton.jit
@@ -128,6 +135,35 @@ def flash(
 
 
 @triton.jit
+def span(
+    past,
+    queries,
+    tile,
+    part,
+    WINDOW: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """The first position that part `part` of a block of queries sees, and the one after its last."""
+    first = tl.zeros((), tl.int64)
+    last = past + tl.minimum(queries, (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1)
+    if WINDOW is not None:
+        first = tl.maximum(first, past + tile * BLOCK_M // GROUP - WINDOW + 1)
+    length = tl.cdiv(tl.cdiv(last - first, BLOCK_N), SPLITS) * BLOCK_N
+    first = first + part * length
+    return first, tl.minimum(last, first + length)
+
+
+@triton.jit
+def leave_sums(sum_parts, line, largest, total, mask):
+    """The maximum and the sum of a part, for `merge_parts`."""
+    tl.store(sum_parts + line * 2, largest[:, None], mask=mask)
+    tl.store(sum_parts + line * 2 + 1, total[:, None], mask=mask)
+
+
+@triton.jit
 def flash_cached(
     output,
     mixed_parts,
@@ -175,13 +211,7 @@ def flash_cached(
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mixed = tl.zeros((BLOCK_M, BLOCK_WIDTH), tl.float32)
-    first = tl.zeros((), tl.int64)
-    last = past + tl.minimum(queries, (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1)
-    if WINDOW is not None:
-        first = tl.maximum(first, past + tile * BLOCK_M // GROUP - WINDOW + 1)
-    span = tl.cdiv(tl.cdiv(last - first, BLOCK_N), SPLITS) * BLOCK_N
-    first = first + part * span
-    last = tl.minimum(last, first + span)
+    first, last = span(past, queries, tile, part, WINDOW, GROUP, BLOCK_M, BLOCK_N, SPLITS)
     for start in range(first, last, BLOCK_N):
         position = start + tl.arange(0, BLOCK_N).to(tl.int64)
         place = position % slots
@@ -206,8 +236,7 @@ def flash_cached(
     else:
         line = (pair * SPLITS + part) * rows + row
         tl.store(mixed_parts + line * WIDTH + across, mixed, mask=(row < rows) & (across < WIDTH))
-        tl.store(sum_parts + line * 2, largest[:, None], mask=row < rows)
-        tl.store(sum_parts + line * 2 + 1, total[:, None], mask=row < rows)
+        leave_sums(sum_parts, line, largest, total, row < rows)
 
 
 @triton.jit
