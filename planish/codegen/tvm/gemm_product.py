@@ -1,7 +1,7 @@
 """Kernels of products with a packed weight: what linear layers and convolutions share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
@@ -20,6 +20,8 @@ from planish.compiler.ir import Node, Value
 from planish.compiler.types import Dim, DType, elements, same_dim
 
 Fill = Callable[["tirx.PrimExpr", "tirx.PrimExpr"], None]
+
+_PARTS = 4  # of sums over rows that are copied anyway, so that short patches are as precise as long ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Product:
 
     def _build(self, left: "Callable[[KernelBuilder, Grid, tirx.PrimExpr], Rows]", copies: bool) -> Kernel:
         tile = choose_tile(self.isa, self.columns, self.pairs, self.dtype)
+        tile = replace(tile, parts=_PARTS) if copies else tile
         widen = self.w.dtype in (DType.bf16, DType.f16) and not self.pairs
         packing = panels(self.columns, tile.width, pairs=self.pairs, widen=widen)
         known = self.rows if isinstance(self.rows, int) else None

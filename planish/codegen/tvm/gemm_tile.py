@@ -18,7 +18,8 @@ from planish.compiler.types import DType
 class Tile:
     """`rows` by `vectors` registers of `lanes` sums in `dtype`; `pairs` multiplies two bf16 values a lane and step.
 
-    With `half` the last register of a row has half the lanes.
+    With `half` the last register of a row has half the lanes. Sums are made in `parts` at least where they are long
+    enough.
     """
 
     rows: int
@@ -27,6 +28,7 @@ class Tile:
     pairs: bool = False
     dtype: DType = DType.f32
     half: bool = False
+    parts: int = 1
 
     @property
     def sums(self) -> str:
@@ -88,6 +90,7 @@ Load = Callable[[int, "tirx.PrimExpr"], "tirx.PrimExpr"]
 Fetch = Callable[["tirx.PrimExpr"], "tirx.PrimExpr"]
 
 _CHAIN = 160  # steps; adding up the parts of longer sums takes at most 1 % of the time
+_SHORTEST = 48  # steps of a part, where parts are asked for
 
 _READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for reading, into L2, data
 
@@ -165,5 +168,5 @@ def _chains(depth: int, tile: Tile) -> int:
     """
     if tile.pairs or tile.dtype is DType.f64:
         return 1
-    fewest = -(-depth // _CHAIN)
+    fewest = max(-(-depth // _CHAIN), min(tile.parts, depth // _SHORTEST))
     return next((count for count in range(fewest, fewest * 3 // 2 + 1) if depth % count == 0), fewest)
