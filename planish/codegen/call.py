@@ -1,6 +1,6 @@
 """Calls: regions of a graph that one kernel computes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -16,10 +16,10 @@ class Call:
 
     `anchor` is the node that the kernel is chosen for (a linear, a softmax, ...). Nodes before it are elementwise or
     movement and are computed while its operands are read; nodes after it are elementwise and are computed on its
-    result before that is written. Every value between them has exactly one user. `inputs` gives, in argument order, the
-    values that are read from memory and where they lie; `view` says where the output is written. `beside` is a second
-    call that the same kernel computes: it reads no result of this one, may share nodes with it, and its inputs are
-    among these.
+    result before that is written. Every value between them has exactly one user, or is written too. `inputs` gives, in
+    argument order, the values that are read from memory and where they lie; `view` says where the output is written.
+    `beside` is a second call that the same kernel computes, which may have one beside itself: it reads no result of
+    this one, may share nodes with it, and its inputs are among these.
     """
 
     anchor: Node
@@ -30,9 +30,16 @@ class Call:
     beside: "Call | None" = None
 
     @property
+    def parts(self) -> "Iterator[Call]":
+        """The call itself and those beside it, in the order of the results."""
+        yield self
+        if self.beside is not None:
+            yield from self.beside.parts
+
+    @property
     def results(self) -> Mapping[Value, View]:
         """What the kernel writes, and where: the output and that of the call beside."""
-        return {self.output: self.view, **({} if self.beside is None else self.beside.results)}
+        return {part.output: part.view for part in self.parts}
 
     @property
     def label(self) -> str:

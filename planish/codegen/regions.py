@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planish.codegen.layout import Place, is_free
-from planish.codegen.template import AnyTemplate, FusesBeside, FusesSlices
+from planish.codegen.template import AnyTemplate, FusesBeside, FusesSlices, WritesRead
 from planish.compiler.ir import Graph, Node, Value
 from planish.compiler.ops import (
+    cast,
     dequantize,
     dim_value,
     full,
@@ -30,7 +31,8 @@ _OF_ROWS = (layer_norm, rms_norm, *_ROUNDING)
 @dataclass(eq=False, slots=True)
 class Region:
     """Nodes for one kernel, operands first; `anchor` decides which templates may compute it. `beside` is another
-    region that the kernel computes, too; `apart` are the regions that compute the same without."""
+    region that the kernel computes, too, and may have one itself; `apart` are the regions that compute the same
+    without."""
 
     anchor: Node
     nodes: list[Node] = field(default_factory=list)
@@ -81,15 +83,22 @@ class _Fusion:
         for region in tuple(self.regions.values()):
             self._join_product(region)
         for region in tuple(self.regions.values()):
+            self._join_read(region)
+        for region in tuple(self.regions.values()):
             self._join_scales(region)
         for value in self._stored():
             self.regions[value] = Region(value.node, [value.node])
-        ordered = sorted(self.regions.values(), key=lambda region: self.order[region.nodes[-1]])
+        ordered = sorted(self.regions.values(), key=self._turn)
         for region in tuple(ordered):
             if (other := self._partner(region, ordered)) is not None:
                 other.beside, other.apart = region, (region, Region(other.anchor, other.nodes))
                 ordered.remove(region)
         return tuple(ordered)
+
+    def _turn(self, region: Region) -> int:
+        """Where the first of a region's results stands in the order of the graph."""
+        own = self.order[region.nodes[-1]]
+        return own if region.beside is None else min(own, self._turn(region.beside))
 
     def _partner(self, region: Region, ordered: Sequence[Region]) -> Region | None:
         """A later region that a template computes beside this one, before anything reads the result of this one."""
@@ -143,8 +152,30 @@ class _Fusion:
             and any(template.fuses_slices(host.anchor, slices) for template in serving)
         )
 
+    def _join_read(self, region: Region) -> None:
+        """Let a kernel compute what its anchor reads element by element, and write it for the others that read it."""
+        anchor, value = region.anchor, region.anchor.operands[0] if region.anchor.operands else None
+        template = first_template(anchor, self.templates)
+        if value is None or not isinstance(template, WritesRead) or not template.writes_read(anchor):
+            return
+        while value.node in region.nodes and value.node.op is cast:
+            value = value.node.operands[0]
+        made = self.regions.get(value)
+        if made is None or not all(template.fuses_before(anchor, n) for n in made.nodes):
+            return
+        if self._precede([v for v in region.inputs() if v != value], made):
+            nodes = [*made.nodes, *(n for n in region.nodes if n not in made.nodes)]
+            self.regions[region.output] = Region(anchor, nodes, Region(made.anchor, made.nodes), (made, region))
+            del self.regions[value]
+
+    def _precede(self, values: Sequence[Value], region: Region) -> bool:
+        """Whether all values lie in memory when the region runs."""
+        roots = [self.places[value].root.node for value in values]
+        return all("leaf" in n.op.traits or self.order[n] < self.order[region.nodes[-1]] for n in roots)
+
     def _join_scales(self, region: Region) -> None:
-        """Let one kernel make codes and their scales, and what both are made of where nothing else reads that."""
+        """Let one kernel make codes and their scales, and what both are made of: a norm, or elementwise nodes. It also
+        writes that where others read it."""
         node = region.anchor
         first = self.regions.get(node.operands[1]) if node.op is quantize and region.nodes == [node] else None
         template = first_template(node, self.templates)
@@ -153,16 +184,18 @@ class _Fusion:
         x, scale = node.operands
         if first.nodes != [scale.node] or scale.node.operands[0] != x:
             return
-        made = self.regions.get(x) if self.readers[x] == 2 and x in self.regions else None
-        normed = made is not None and made.anchor.op in (layer_norm, rms_norm) and made.beside is None
-        inner = made.nodes if made is not None and normed else []
-        apart = (*([made] if made is not None and normed else []), first, region)
-        self.regions[region.output] = Region(
-            node, [*inner, scale.node, node], Region(scale.node, [*inner, scale.node]), apart
-        )
-        del self.regions[scale]
-        if inner:
+        made, inner, beside = self.regions.get(x), list[Node](), None
+        if made is not None and self._makes_rows(made, node, template):
+            inner, beside = made.nodes, made.beside if self.readers[x] == 2 else made
             del self.regions[x]
+        scales = Region(scale.node, [*inner, scale.node], beside)
+        apart = (*([made] if made is not None and inner else []), first, region)
+        self.regions[region.output] = Region(node, [*inner, scale.node, node], scales, apart)
+        del self.regions[scale]
+
+    def _makes_rows(self, region: Region, node: Node, template: AnyTemplate) -> bool:
+        normed = region.anchor.op in (layer_norm, rms_norm)
+        return normed or all(template.fuses_before(node, n) for n in region.nodes)
 
     def _host(self, node: Node) -> Region | None:
         """The region whose epilogue the node may join: a contraction if there is one, else the latest."""

@@ -44,5 +44,12 @@ class FusesBeside(Protocol):
     def fuses_beside(self, anchor: Node, other: Node) -> bool: ...
 
 
+@runtime_checkable
+class WritesRead(Protocol):
+    """A template whose kernels may also write what they compute before the anchor, a sum say, where others read it."""
+
+    def writes_read(self, anchor: Node) -> bool: ...
+
+
 # fusion and selection are the same for every kind of machine, and hand it through
 AnyTemplate: TypeAlias = Template[Any, Any]

@@ -42,13 +42,13 @@ class CacheUpdate:
     ops: ClassVar[tuple[Op, ...]] = (ops.cache_update,)
 
     def refuse(self, call: Call, device: Device) -> str | None:
-        return next((why for part in _parts(call) if (why := _refuse(part)) is not None), None)
+        return next((why for part in call.parts if (why := _refuse(part)) is not None), None)
 
     def build(self, call: Call, device: Device) -> Kernel:
         cache, new, *_ = call.anchor.operands
         if _packs(call.anchor) and new not in call.inputs:
             return Kernel((packed_update(call),))
-        parts = tuple(_parts(call))
+        parts = tuple(call.parts)
         tokens, pairs = new.shape[2], simplify(new.shape[0] * _known(cache.shape[1]))
         width = power_of_two(max(map(_width, parts)))
         own, other = (_arguments(call, part, i) for i, part in enumerate((parts[0], parts[-1])))
@@ -90,12 +90,6 @@ def _packs(anchor: Node) -> bool:
 
 def _fuses_before(anchor: Node, node: Node) -> bool:
     return fuses_before(node) or (_packs(anchor) and node is anchor.operands[1].node)
-
-
-def _parts(call: Call) -> Iterator[Call]:
-    yield call
-    if call.beside is not None:
-        yield call.beside
 
 
 def _refuse(part: Call) -> str | None:

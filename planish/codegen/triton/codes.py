@@ -58,7 +58,8 @@ def quantize(w: "_Writer", node: Node, places: tuple[Place, ...]) -> str:
     dtype, group = node.types[0].dtype, integer_of(node, "group")
     limit = float(largest_code(dtype, integer_of(node, "bits")))
     part = w.axis(places[-1]) if group == 1 else f"({w.axis(places[-1])} // {group})"
-    size = w.at(scale, (*places[:-1], "0" if same_dim(scale.shape[-1], 1) else part))
+    grouped = (*places[:-1], "0" if same_dim(scale.shape[-1], 1) else part)
+    size = w.known[scale] if scale in w.known else w.at(scale, grouped)  # a kernel gives it for each element
     inverse = w.keep(f"tl.where({size} == 0, 0.0, 1.0 / {size})")
     level = f"{w.at(x, places)} * {inverse}"
     if dtype is DType.f8:

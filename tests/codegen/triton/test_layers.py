@@ -22,6 +22,7 @@ from planish.hardware_profiles import load_profile
 from planish.passes import EXACT
 from planish.passes.quantize_weights import QuantizeWeights
 from tests.codegen.triton.harness import device
+from tests.compiler.models import bert
 from tests.generation import architectures
 
 
@@ -72,6 +73,26 @@ def test_a_layer_with_quantized_activations_decodes_in_eleven_launches() -> None
         ("int8-linear", 1),  # gate and up
         ("quantized-rows", 1),
         ("int8-linear", 1),
+    ]
+
+
+def test_a_layer_of_bert_with_quantized_activations_is_nine_launches() -> None:
+    case = bert()
+    imported = import_torch(case.model.half(), case.args, dict(case.kwargs), dynamic=case.dynamic).program
+    context = Context(load_profile("h200"), dict(imported.main.hints()))
+    lossy = QuantizeWeights(bits=8, activations="int8")
+    work = select(Pipeline((*EXACT, lossy)).run(imported, context)[0].main, TEMPLATES, device()).work
+    inside = [each for each in work if isinstance(each, Choice) and ".layer.1." in each.call.scope]
+    assert launches(inside) == [
+        ("int8-linear", 1),  # queries, keys and values; their codes come with the norm before
+        ("attention", 1),
+        ("quantized-rows", 1),
+        ("int8-linear", 1),  # with the residual
+        ("quantized-rows", 1),  # the norm, which is a residual too, with its codes
+        ("int8-linear", 1),
+        ("quantized-rows", 1),
+        ("int8-linear", 1),  # with the residual
+        ("rows", 1),  # the pooler reads codes of its first row alone
     ]
 
 

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
+from planish.codegen.select import Choice, select
 from planish.codegen.triton.rows import Rows
+from planish.codegen.triton.templates import TEMPLATES
 from planish.compiler import ops
-from planish.compiler.ir import Graph, Value
+from planish.compiler.ir import Graph, Op, Value
 from planish.compiler.types import DType, Size
-from tests.codegen.compare import normal
+from tests.codegen.compare import leaf, normal
 from tests.codegen.harness import call_of
-from tests.codegen.triton.harness import check, device
+from tests.codegen.triton.harness import check, device, run_results
 
 S = Size("s").symbol
 
@@ -39,6 +42,29 @@ def test_a_residual_sum_is_computed_while_its_norm_reads_it() -> None:
     check(
         Rows(), build, x, y, w, anchor=ops.rms_norm, shapes=((2, S, 40), (2, S, 40), (40,)), sizes={"s": 5}, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("form", [ops.rms_norm, ops.layer_norm])
+def test_a_residual_sum_that_others_read_is_written_on_the_way(form: Op) -> None:
+    tensors = normal(2, 5, 40).half(), normal(2, 5, 40, seed=1).half()
+    leaves = tuple(leaf(f"x{i}", t) for i, t in enumerate(tensors))
+    total = ops.add(*leaves)
+    graph = Graph("main", leaves, (form(ops.cast(total, dtype=DType.f32), eps=1e-5), total))
+    (choice,) = select(graph, TEMPLATES, device()).work
+    assert isinstance(choice, Choice)
+    for found in run_results(Rows(), choice.call, {f"x{i}": t for i, t in enumerate(tensors)}):
+        exact = tensors[0].double() + tensors[1].double()
+        shift = exact.mean(-1, keepdim=True) if form is ops.layer_norm else 0.0
+        torch.testing.assert_close(found[1].double(), exact, rtol=1e-3, atol=0)
+        norm = functional.rms_norm(exact - shift, (40,), eps=1e-5)
+        torch.testing.assert_close(found[0].double(), norm, rtol=1e-5, atol=1e-5)
+
+
+def test_long_rows_read_a_sum_from_memory() -> None:
+    leaves = tuple(leaf(f"x{i}", torch.empty(2, 8200)) for i in range(2))
+    total = ops.add(*leaves)
+    work = select(Graph("main", leaves, (ops.rms_norm(total, eps=1e-5), total)), TEMPLATES, device()).work
+    assert [w.template.name for w in work if isinstance(w, Choice)] == ["map", "rows"]
 
 
 def test_half_precision() -> None:

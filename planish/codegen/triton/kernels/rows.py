@@ -29,20 +29,25 @@ def rows_whole(
     rows,
     columns,
     extras,
+    source,
+    source_extras,
     READ: tl.constexpr,
     SCALE: tl.constexpr,
     SHIFT: tl.constexpr,
     FINISH: tl.constexpr,
+    FINISH_SOURCE: tl.constexpr,
     KIND: tl.constexpr,
     EPSILON: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """BLOCK_ROWS rows by each program; BLOCK_COLUMNS is at least `columns`."""
+    """BLOCK_ROWS rows by each program; BLOCK_COLUMNS is at least `columns`. What is read goes to `source`, too."""
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
     column = tl.arange(0, BLOCK_COLUMNS).to(tl.int64)[None, :]
     row_mask, column_mask = row < rows, column < columns
     x = READ(row, column, row_mask, column_mask, extras) + tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    if FINISH_SOURCE is not None:
+        FINISH_SOURCE(x, row, column, row_mask, column_mask, source, source_extras)
     if KIND == "softmax" or KIND == "log_softmax":
         x = tl.where(column_mask, x, float("-inf"))
         x = x - tl.max(x, 1, keep_dims=True)
@@ -62,30 +67,82 @@ def rows_as_codes(
     columns,
     extras,
     scale_extras,
+    source,
+    source_extras,
+    made,
+    made_extras,
     READ: tl.constexpr,
     SCALE: tl.constexpr,
     SHIFT: tl.constexpr,
     CONTINUE: tl.constexpr,
     FINISH: tl.constexpr,
     FINISH_SCALE: tl.constexpr,
+    FINISH_SOURCE: tl.constexpr,
+    FINISH_MADE: tl.constexpr,
     KIND: tl.constexpr,
     EPSILON: tl.constexpr,
     LIMIT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
-    """Whole rows as codes with one scale each, max |x| / LIMIT: of what is read, or of its norm of KIND."""
+    """Rows as codes with a scale for every GROUP columns, max |x| / LIMIT: of what is read, or of its norm of KIND, for
+    which BLOCK_COLUMNS is at least `columns`. What is read goes to `source`, too, and what becomes codes to `made`."""
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
-    column = tl.arange(0, BLOCK_COLUMNS).to(tl.int64)[None, :]
+    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(tl.int64)[None, :]
     row_mask, column_mask = row < rows, column < columns
     x = READ(row, column, row_mask, column_mask, extras) + tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    if FINISH_SOURCE is not None:
+        FINISH_SOURCE(x, row, column, row_mask, column_mask, source, source_extras)
     if KIND is not None:
         x = _scaled(_normal(x, columns, column_mask, KIND, EPSILON), column, column_mask, extras, SCALE, SHIFT)
         x = CONTINUE(x, row, column, row_mask, column_mask, extras)
+    if FINISH_MADE is not None:
+        FINISH_MADE(x, row, column, row_mask, column_mask, made, made_extras)
+    group = tl.zeros((1, 1), tl.int64)
+    group_mask = group == 0
+    if GROUP < BLOCK_COLUMNS:  # each group is a row of its own from here on
+        parts: tl.constexpr = BLOCK_COLUMNS // GROUP
+        x = tl.reshape(x, (BLOCK_ROWS * parts, GROUP))
+        at = tl.arange(0, BLOCK_ROWS * parts)[:, None]
+        row = (tl.program_id(0) * BLOCK_ROWS + at // parts).to(tl.int64)
+        group = (tl.program_id(1) * parts + at % parts).to(tl.int64)
+        column = group * GROUP + tl.arange(0, GROUP)[None, :]
+        row_mask, column_mask, group_mask = row < rows, column < columns, group * GROUP < columns
     size = tl.where(column_mask, tl.abs(x), 0.0)
     scale = tl.reduce(size, 1, maximum, keep_dims=True) / LIMIT
     FINISH(x, scale, row, column, row_mask, column_mask, codes, extras)
-    first = tl.zeros((1, 1), tl.int64)
+    FINISH_SCALE(scale, row, group, row_mask, group_mask, scales, scale_extras)
+
+
+@triton.jit
+def long_rows_as_codes(
+    codes,
+    scales,
+    rows,
+    columns,
+    extras,
+    scale_extras,
+    READ: tl.constexpr,
+    FINISH: tl.constexpr,
+    FINISH_SCALE: tl.constexpr,
+    LIMIT: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """One row by each program: a pass for its scale, max |x| / LIMIT, and one that writes its codes."""
+    row = (tl.program_id(0) + tl.zeros((1, 1), tl.int32)).to(tl.int64)
+    across = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask, first = row < rows, tl.zeros((1, 1), tl.int64)
+    largest = tl.zeros((1, BLOCK_COLUMNS), tl.float32)
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = (start + across).to(tl.int64)
+        x = READ(row, column, row_mask, column < columns, extras) + tl.zeros((1, BLOCK_COLUMNS), tl.float32)
+        largest = maximum(largest, tl.where(column < columns, tl.abs(x), 0.0))
+    scale = tl.reduce(largest, 1, maximum, keep_dims=True) / LIMIT
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = (start + across).to(tl.int64)
+        x = READ(row, column, row_mask, column < columns, extras) + tl.zeros((1, BLOCK_COLUMNS), tl.float32)
+        FINISH(x, scale, row, column, row_mask, column < columns, codes, extras)
     FINISH_SCALE(scale, row, first, row_mask, first == 0, scales, scale_extras)
 
 
