@@ -61,8 +61,9 @@ def test_a_layer_of_int4_decodes_in_nine_launches() -> None:
     ]
 
 
-def test_a_layer_with_quantized_activations_decodes_in_eleven_launches() -> None:
-    assert launches(layer(QuantizeWeights(bits=8, group=None, activations="int8"))) == [
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 32)])
+def test_a_layer_with_quantized_activations_decodes_in_eleven_launches(bits: int, group: int | None) -> None:
+    assert launches(layer(QuantizeWeights(bits=bits, group=group, activations="int8"))) == [
         ("quantized-rows", 1),  # with the norm
         ("int8-linear", 1),
         ("cache-update", 1),

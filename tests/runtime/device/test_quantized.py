@@ -46,6 +46,32 @@ def test_activations_of_f8_are_multiplied_as_f8(profile: str, tmp_path: Path) ->
     assert any("f8_linear" in name for name in lean.plan.kernels)
 
 
+def test_one_kernel_writes_a_sum_its_norm_and_codes_for_products(tmp_path: Path) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(64, bias=False).half()
+            self.up, self.down = exactly_quantized(48, 64), exactly_quantized(64, 48)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """[R, 64] and [R, 64] -> both [R, 64]."""
+            total = x + y
+            normed = self.norm(total)
+            return self.down(torch.relu(self.up(normed))) + total, normed.neg()
+
+    net, inputs = Block().eval(), (torch.randn(3, 64).half(), torch.randn(3, 64).half())
+    lossy = (QuantizeWeights(bits=4, group=32, activations="int8", skip=("down",)),)
+    lean = executable(net, inputs, tmp_path, lossy=lossy)
+    for found, wanted in zip(lean(*inputs), net(*inputs), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
+    assert [name.split("_", 1)[1] for name in lean.plan.kernels] == [
+        "quantized_rows_quantize_0_0",
+        "int8_linear_linear_0_0",
+        "gemm_linear_0_0",
+        "map_neg_0_0",
+    ]
+
+
 def test_a_tied_table_of_f8_is_looked_up_and_multiplied(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
