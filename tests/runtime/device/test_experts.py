@@ -18,7 +18,7 @@ BATCH = torch.export.Dim("batch", max=64)
 def test_greedy_tokens_of_mixtral_are_those_of_transformers(tmp_path: Path) -> None:
     sizes = {**architectures._GATED, "vocab_size": 40, "num_hidden_layers": 1}
     config = transformers.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **sizes)
-    net = architectures.build(transformers.MixtralForCausalLM, config, experts="batched_mm")
+    net = architectures.build(transformers.MixtralForCausalLM, config)
     prompt = [5, 9, 11, 3, 17, 2, 8, 30, 31, 7]
     run = language_executable(net, torch.tensor([prompt]), tmp_path, Generation(context=16, chunk=16))
     assert "grouped-linear" in {call.template for call in run.plan.functions["decode"].calls}
