@@ -148,7 +148,7 @@ def perplexity(
     threads: Threads = 2,
     reference: Annotated[bool, typer.Option("--reference", help="On the reference evaluator, not compiled.")] = False,
 ) -> None:
-    """Measure the perplexity of weight formats on real text."""
+    """Measure the perplexity of formats of weights and caches on real text."""
     from benchmarks.language.perplexity import perplexity_markdown, run_perplexity
     from benchmarks.language.quality import FORMATS, MODELS
 

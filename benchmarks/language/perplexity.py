@@ -1,4 +1,4 @@
-"""Perplexity of weight formats on real text, through the full-sequence graph, compiled or on the evaluator."""
+"""Perplexity of formats of weights and caches on real text, by the full-sequence graph, compiled or evaluated."""
 
 import gc
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 import planish
-from benchmarks.language.quality import Subject, WeightFormat
+from benchmarks.language.quality import Format, Subject
 from benchmarks.results import Machine, write
 from benchmarks.run import Say, machine
 from benchmarks.zoo import Call
@@ -56,7 +56,7 @@ class PerplexitySuite:
 
 def run_perplexity(
     subjects: tuple[Subject, ...],
-    formats: tuple[WeightFormat, ...],
+    formats: tuple[Format, ...],
     name: str,
     path: Path,
     *,
@@ -95,9 +95,9 @@ def tokens_of(subject: Subject, text: str, count: int) -> Tensor:
 def _measure(
     subject: Subject,
     module: nn.Module,
-    kind: WeightFormat | None,
+    kind: Format | None,
     texts: dict[str, Tensor],
-    make: Callable[[WeightFormat], Call],
+    make: Callable[[Format], Call],
 ) -> list[Perplexity]:
     name = kind.name if kind else "eager"
     try:
@@ -110,10 +110,10 @@ def _measure(
     ]
 
 
-def compiler(module: nn.Module, window: int, threads: int) -> Callable[[WeightFormat], Call]:
+def compiler(module: nn.Module, window: int, threads: int) -> Callable[[Format], Call]:
     """Compiles the full-sequence graph for windows of `window` tokens in a format; PlanishError where it cannot be."""
 
-    def make(kind: WeightFormat) -> Call:
+    def make(kind: Format) -> Call:
         passes: list[Pass | str] = [*EXACT, *kind.passes]
         call: Call = planish.compile(module, "cpu", inputs=(_example(window),), passes=passes, threads=threads)
         return call
@@ -121,13 +121,14 @@ def compiler(module: nn.Module, window: int, threads: int) -> Callable[[WeightFo
     return make
 
 
-def referenced(module: nn.Module, window: int) -> Callable[[WeightFormat], Call]:
+def referenced(module: nn.Module, window: int) -> Callable[[Format], Call]:
     """The same graphs on the reference evaluator."""
     imported = import_torch(module, (_example(window),), {})
     program, _ = Pipeline(EXACT).run(imported.program, Context())
 
-    def make(kind: WeightFormat) -> Call:
-        changed, _ = Pipeline(tuple(parse_pass(text, ALL) for text in kind.passes)).run(program, Context())
+    def make(kind: Format) -> Call:
+        passes = tuple(parse_pass(each, ALL) if isinstance(each, str) else each for each in kind.passes)
+        changed, _ = Pipeline(passes).run(program, Context())
         return lambda ids: evaluate(changed.main, (ids,), changed.weights)
 
     return make
@@ -139,7 +140,7 @@ def _example(window: int) -> Tensor:
 
 def perplexity_markdown(suite: PerplexitySuite) -> str:
     """A row for each model and format, a column for each text, and a line for each that could not be measured."""
-    head = ("model", "weights", *TEXTS)
+    head = ("model", "format", *TEXTS)
     found = {(r.model, r.kind, r.text): r for r in suite.results}
     keys = list(dict.fromkeys((r.model, r.kind) for r in suite.results))
     rows = [(model, kind, *(_cell(found.get((model, kind, text))) for text in TEXTS)) for model, kind in keys]

@@ -1,4 +1,4 @@
-"""The models and weight formats whose perplexity is measured."""
+"""The models, formats of weights and caches whose perplexity is measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from benchmarks.language.rotation import rotated
+from benchmarks.language.round_caches import RoundCaches
 from benchmarks.zoo import glassllm, smollm2
+from planish.compiler.pass_ import Pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +22,11 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightFormat:
-    """A way to store weights: the passes that make it, run after the exact ones."""
+class Format:
+    """A way to store weights, or keys and values: the passes that make it, run after the exact ones."""
 
     name: str
-    passes: tuple[str, ...]
+    passes: tuple[str | Pass, ...]
 
 
 def load_rotated() -> nn.Module:
@@ -38,12 +40,12 @@ MODELS: tuple[Subject, ...] = (
 )
 
 
-def _quantized(name: str, options: str) -> WeightFormat:
-    return WeightFormat(name, (f"quantize-weights{{{options}}}",))
+def _quantized(name: str, options: str) -> Format:
+    return Format(name, (f"quantize-weights{{{options}}}",))
 
 
-FORMATS: tuple[WeightFormat, ...] = (
-    WeightFormat("f32", ()),
+FORMATS: tuple[Format, ...] = (
+    Format("f32", ()),
     _quantized("int8", "bits=8"),
     _quantized("int4 g128", "bits=4, group=128"),
     _quantized("int4 g32", "bits=4, group=32"),
@@ -51,4 +53,6 @@ FORMATS: tuple[WeightFormat, ...] = (
     _quantized("nf4 g64", 'bits=4, group=64, format="nf4"'),
     _quantized("W4A8 g128", 'bits=4, group=128, activations="int8"'),
     _quantized("W8A8", 'bits=8, activations="int8"'),
+    Format("i8 caches", (RoundCaches("i8"),)),
+    Format("i4 caches", (RoundCaches("i4"),)),
 )

@@ -184,30 +184,7 @@ class Caches:
 
     def extended(self, new: Value, name: str, slots: int, scope: str) -> Value:
         """The cache `name` with `new` [rows, G, S, D] written, as numbers of the dtype of `new` [rows, G, slots, D]."""
-        if self.kind == "i8":
-            return self._quantized(new, name, slots, scope)
-        if self.kind == "i4":
-            return self._packed(new, name, slots, scope)
-        held = _cast(new, DType(self.kind), scope)
-        return _cast(self._state(held, name, slots, scope), new.dtype, scope)
-
-    def _quantized(self, new: Value, name: str, slots: int, scope: str) -> Value:
-        width = new.shape[3]
-        assert isinstance(width, int)
-        scale = quantization_scale(new, group=width, scope=scope)
-        codes = self._state(quantize(new, scale, group=width, scope=scope), name, slots, scope)
-        scales = self._state(scale, f"{name}_scale", slots, scope)
-        return dequantize(codes, scales, group=width, dtype=new.dtype, scope=scope)
-
-    def _packed(self, new: Value, name: str, slots: int, scope: str) -> Value:
-        width = new.shape[3]
-        if not isinstance(width, int) or width % 8:
-            raise PassError(
-                f"split-generation: heads of {width} in '{scope}' have no form in 4 bits, which takes multiples of 8; "
-                "use a cache of f32, f16 or i8"
-            )
-        held = self._state(pack_groups(new, scope=scope), name, slots, scope)
-        return unpack_groups(held, width=width, dtype=new.dtype, scope=scope)
+        return held(new, self.kind, lambda part, suffix: self._state(part, name + suffix, slots, scope), scope)
 
     def _state(self, new: Value, name: str, slots: int, scope: str) -> Value:
         shape = (*new.shape[:2], slots, new.shape[3])
@@ -215,6 +192,36 @@ class Caches:
         self.inputs.append(cache)
         self.outputs.append(cache_update(cache, new, self.past, self.count, scope=scope))
         return self.outputs[-1]
+
+
+def held(new: Value, kind: str, keep: Callable[[Value, str], Value], scope: str) -> Value:
+    """What a cache of this kind gives back of `new` [rows, G, S, D], in its dtype.
+
+    `keep` is given each tensor that is stored, with the end of its name, and returns what is read of it later.
+    """
+    if kind == "i8":
+        return _quantized(new, keep, scope)
+    if kind == "i4":
+        return _packed(new, keep, scope)
+    return _cast(keep(_cast(new, DType(kind), scope), ""), new.dtype, scope)
+
+
+def _quantized(new: Value, keep: Callable[[Value, str], Value], scope: str) -> Value:
+    width = new.shape[3]
+    assert isinstance(width, int)
+    scale = quantization_scale(new, group=width, scope=scope)
+    codes = keep(quantize(new, scale, group=width, scope=scope), "")
+    return dequantize(codes, keep(scale, "_scale"), group=width, dtype=new.dtype, scope=scope)
+
+
+def _packed(new: Value, keep: Callable[[Value, str], Value], scope: str) -> Value:
+    width = new.shape[3]
+    if not isinstance(width, int) or width % 8:
+        raise PassError(
+            f"split-generation: heads of {width} in '{scope}' have no form in 4 bits, which takes multiples of 8; "
+            "use a cache of f32, f16 or i8"
+        )
+    return unpack_groups(keep(pack_groups(new, scope=scope), ""), width=width, dtype=new.dtype, scope=scope)
 
 
 def _cast(value: Value, dtype: DType, scope: str) -> Value:

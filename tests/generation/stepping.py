@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class Stepper:
 
 
 @torch.no_grad()
-def expected(model: nn.Module, row: Sequence[int]) -> Tensor:
-    """The model's own logits [tokens, V] of one row."""
-    logits: Tensor = model(input_ids=torch.tensor([list(row)]), use_cache=False).logits[0].float()
+def expected(model: nn.Module, row: Sequence[int], cache: Any = None) -> Tensor:
+    """The model's own logits [tokens, V] of one row, through an empty cache of transformers where one is given."""
+    ids, used = torch.tensor([list(row)]), cache is not None
+    logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=used).logits[0].float()
     return logits

@@ -69,6 +69,7 @@ class _Plan:
     heads of keys."""
 
     call: Call
+    device: Device
     given: Operands
     rows: Dim
     pairs: Dim
@@ -81,7 +82,7 @@ class _Plan:
         few = isinstance(queries, int) and queries <= _FEW
         # two programs a multiprocessor keep the memory busy; a batch of one is the case that needs them
         splits = min(_MOST_SPLITS, power_of_two(-(-2 * device.multiprocessors // heads))) if few else 1
-        return cls(call, given, simplify(queries * given.group), simplify(given.q.shape[0] * heads), splits)
+        return cls(call, device, given, simplify(queries * given.group), simplify(given.q.shape[0] * heads), splits)
 
     @property
     def mixed_bytes(self) -> Dim:
@@ -103,8 +104,12 @@ class _Plan:
         given = self.given
         if self.packed:
             return float(Packed.of(given.k).row_bytes + Packed.of(given.v).row_bytes)
-        stored = [view.dtype.itemsize for value, view in self.call.inputs.items() if len(value.shape) == 4]
-        return float((given.depth + given.width) * min(stored))
+        return float((given.depth + given.width) * self.number_bytes)
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of one number of caches that are not packed."""
+        return min(view.dtype.itemsize for value, view in self.call.inputs.items() if len(value.shape) == 4)
 
     def walk(self) -> Launch:
         """The launch that reads the cache."""
@@ -200,6 +205,10 @@ class _Plan:
         """Codes are unpacked by every warp that multiplies them, so that many queries take fewer keys at a time."""
         down = max(16, min(64, power_of_two(self.rows))) if isinstance(self.rows, int) else 64
         wide = max(self.given.depth, self.given.width) > _WIDE
+        if self.device.backend == "hip" and not self.packed and self.number_bytes == 1:
+            # Triton 3.6 fails on more than 16 codes of a block in each thread, which it transposes for gfx942
+            few = ((down, 32, 8, 2), (down, 32, 4, 3), (down, 64, 8, 2))
+            return ((down, 16, 8, 2), (down, 32, 8, 2)) if wide else few
         if down == 64 and self.packed:
             return ((64, 16, 8, 2), (64, 32, 8, 2)) if wide else ((64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2))
         if wide:

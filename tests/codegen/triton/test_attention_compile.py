@@ -78,3 +78,13 @@ def test_attention_fits_the_gpu_and_runs_on_its_matrix_units(profile: str) -> No
         # ptxas gives the update a stack frame of 8 bytes for sm_90, where it takes 30 registers
         assert binary.spilled_bytes <= (8 if name.startswith("update") else 0), name
         assert name.startswith("update") or any(unit in binary.assembly for unit in units), name
+
+
+def test_every_variant_over_codes_compiles_for_amd() -> None:
+    gpu = device("mi300x")
+    requests = []
+    for queries, d in ((1, 128), (16, 128), (1, 256), (16, 256)):
+        call = _of_cache("i8", queries, d)
+        launch = CachedAttention().build(call, gpu).launches[0]
+        requests += [request_of(call, launch, variant) for variant in launch.regimes[0].variants]
+    assert len(compile_all(requests, gpu)) == 10
