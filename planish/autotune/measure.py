@@ -101,10 +101,11 @@ def measure(trial: Trial, launcher: Launcher, clock: Clock, effort: Effort) -> O
     needed = sum(block.size for block in trial.blocks)
     count = max(1, min(effort.sets, math.ceil(trial.rotated_bytes / needed)))
     sets = [[_filled(block, launcher.device) for block in trial.blocks] for _ in range(count)]
-    if trial.output is not None and trial.candidate != trial.reference:
-        wanted, found = (_result(trial, name, sets[0], launcher) for name in (REFERENCE, CANDIDATE))
-        if (why := _difference(trial.dtype, wanted, found)) is not None:
-            return Dropped(why)
+    if trial.results and trial.candidate != trial.reference:
+        wanted, found = (_results(trial, name, sets[0], launcher) for name in (REFERENCE, CANDIDATE))
+        for place, a, b in zip(trial.results, wanted, found, strict=True):
+            if (why := _difference(place.dtype, a, b)) is not None:
+                return Dropped(why)
     for blocks in sets:
         _launch_all("before", trial.before, blocks, launcher)
     samples = sorted(_samples(trial, sets, launcher, clock, effort))
@@ -137,9 +138,8 @@ def _samples(
     return samples
 
 
-def _result(trial: Trial, name: str, blocks: Sequence[Any], launcher: Launcher) -> Any:
-    """What the whole kernel leaves in its output, when this one serves the launch of the trial."""
-    assert trial.output is not None
+def _results(trial: Trial, name: str, blocks: Sequence[Any], launcher: Launcher) -> list[Any]:
+    """What the whole kernel leaves in its results, when this one serves the launch of the trial."""
     for memory, block in zip(blocks, trial.blocks, strict=True):
         if not block.pattern:  # what launches write
             _fill(memory, block)
@@ -147,7 +147,7 @@ def _result(trial: Trial, name: str, blocks: Sequence[Any], launcher: Launcher) 
     launcher.launch(name, trial.kernels()[name].grid, _passed(trial.arguments, blocks))
     _launch_all("after", trial.after, blocks, launcher)
     launcher.wait()
-    return _part(blocks[trial.output], 0, trial.dtype).tensor().clone()
+    return [_part(blocks[p.block], p.start, p.dtype).tensor().clone() for p in trial.results]
 
 
 def _launch_all(word: str, stages: Sequence[Stage], blocks: Sequence[Any], launcher: Launcher) -> None:
@@ -166,7 +166,7 @@ def _difference(dtype: DTypeName, wanted: Any, found: Any) -> str | None:
     if torch.allclose(b, a, rtol=0.0, atol=allowed, equal_nan=True):
         return None
     off = float((a - b).abs().nan_to_num(posinf=math.inf).max())
-    return f"its result is {off:.3g} away from that of the first variant, whose largest is {largest:.3g}"
+    return f"a result is {off:.3g} away from that of the first variant, whose largest is {largest:.3g}"
 
 
 def _passed(arguments: Sequence[Given], blocks: Sequence[Any]) -> list[Passed]:

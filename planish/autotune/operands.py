@@ -50,10 +50,13 @@ def trial_of(contest: Contest, candidate: int, reference: int, kernel: Sequence[
         candidate=_loaded(chosen, contest.binaries[candidate], sizes),
         before=before,
         after=after,
-        output=len(call.inputs) if all(others.values()) else None,
-        dtype=call.view.dtype.value,
+        results=_results(call) if all(others.values()) else (),
         rotated_bytes=_ROTATED * _l2_bytes(device),
     )
+
+
+def _results(call: Call) -> tuple[Place, ...]:
+    return tuple(Place(i, 0, view.dtype.value) for i, view in enumerate(call.results.values(), len(call.inputs)))
 
 
 def _stage(contest: Contest, launch: int, kernel: Sequence[Contest], sizes: Mapping[str, int]) -> Stage | None:

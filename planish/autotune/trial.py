@@ -53,7 +53,7 @@ class Trial:
     """The launch of one variant, `candidate`, which must do what `reference` does.
 
     `before` and `after` are the other launches of the kernel, so that what the whole kernel computes can be compared:
-    the block at `output`, as elements of `dtype`. Without all of them `output` is None, and nothing is compared.
+    its `results`. Without all of them there are none, and nothing is compared.
     `rotated_bytes` is how much memory launches must use in turns so that none finds what it reads in the L2.
     """
 
@@ -64,8 +64,7 @@ class Trial:
     candidate: Loaded
     before: tuple[Stage, ...]
     after: tuple[Stage, ...]
-    output: int | None
-    dtype: DTypeName
+    results: tuple[Place, ...]
     rotated_bytes: int
 
     def kernels(self) -> Mapping[str, Loaded]:

@@ -62,7 +62,7 @@ class _Launcher:
 def _trial(blocks: tuple[Block, ...] = (Block(64, b"ab"), Block(64))) -> Trial:
     kernels = [Loaded(KernelSpec("", "k", 4, 0, 32, 0), code, (1, 1, 1)) for code in (b"1", b"2")]
     places = (Place(0, 0, "f32"), Place(1, 0, "f32"))
-    return Trial("cuda", blocks, places, kernels[0], kernels[1], (), (), output=1, dtype="f32", rotated_bytes=1)
+    return Trial("cuda", blocks, places, kernels[0], kernels[1], (), (), results=places[1:], rotated_bytes=1)
 
 
 @pytest.fixture

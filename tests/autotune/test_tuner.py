@@ -15,6 +15,7 @@ from planish.autotune.store import Machine, Store
 from planish.autotune.trial import CANDIDATE, Dropped, Outcome, Skipped, Times, Trial
 from planish.autotune.tuner import Measuring, Recorded, triton_version
 from planish.codegen.call import Call
+from planish.codegen.select import Choice, select
 from planish.codegen.triton.block_attention import BlockAttention
 from planish.codegen.triton.cache_update import CacheUpdate
 from planish.codegen.triton.cached_attention import CachedAttention
@@ -23,9 +24,11 @@ from planish.codegen.triton.compile import Binary, Request
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.grouped import GroupedLinear
-from planish.codegen.triton.kernel import Kernel, Launch, Packing, Variant
+from planish.codegen.triton.kernel import Kernel, Launch, Output, Packing, Variant
 from planish.codegen.triton.quantized_linear import QuantizedLinear
-from planish.codegen.triton.request import request_of
+from planish.codegen.triton.quantized_rows import QuantizedRows
+from planish.codegen.triton.request import passed, request_of
+from planish.codegen.triton.templates import TEMPLATES
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Graph, Op, Value
@@ -216,6 +219,29 @@ def test_a_variant_that_computes_something_else_is_dropped() -> None:
     found = measure(replace(trial, candidate=small), launcher, _Clock(1.0), QUICK)
     assert isinstance(found, Dropped)
     assert "away from that of the first variant" in found.reason
+
+
+class _Spoiling(InterpretedLauncher):
+    """The candidate doubles the second result."""
+
+    def launch(self, kernel: str, grid: tuple[int, int, int], arguments: Sequence[Passed]) -> None:
+        super().launch(kernel, grid, arguments)
+        if kernel == CANDIDATE:
+            _tensor(arguments[list(passed(self.kernels[kernel][0])).index(Output(1))]).mul_(2)
+
+
+def test_all_results_of_a_variant_are_compared() -> None:
+    x = ops.input_(name="x0", shape=(3, 40), dtype=DType.f32)
+    scale = ops.quantization_scale(x, group=40)
+    graph = Graph("main", (x,), (ops.quantize(x, scale, group=40), scale))
+    (choice,) = select(graph, TEMPLATES, device()).work
+    assert isinstance(choice, Choice)
+    ((trial, launcher),) = _trials(choice.call, QuantizedRows().build(choice.call, device()), {})
+    assert [place.dtype for place in trial.results] == ["i8", "f32"]
+    assert isinstance(measure(trial, launcher, _Clock(1.0), QUICK), Times)
+    found = measure(trial, _Spoiling(launcher.kernels), _Clock(1.0), QUICK)
+    assert isinstance(found, Dropped)
+    assert found.reason.startswith("a result is ")
 
 
 def test_what_is_computed_is_what_torch_computes_from_the_same_memory() -> None:
