@@ -24,7 +24,7 @@ from planish.codegen.triton.kernels.attention import flash
 from planish.codegen.triton.tiles import blocks, power_of_two
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
-from planish.compiler.types import Dim, DType, evaluate_dim, same_dim, simplify
+from planish.compiler.types import Dim, DType, elements, evaluate_dim, same_dim
 
 MOST_DEPTH = 256
 _FLOATS = (DType.f32, DType.f16, DType.bf16)
@@ -130,6 +130,10 @@ class Operands:
             "BLOCK_WIDTH": max(16, power_of_two(self.width)),
         }
 
+    def grid(self, down: int) -> tuple[Dim, Dim, Dim]:
+        """The programs of tiles of `down` queries, as `tile_and_pair` counts them."""
+        return elements((blocks(self.q.shape[2], down), self.q.shape[0], self.q.shape[1])), 1, 1
+
     def fits(self, tile: Tile, device: Device) -> bool:
         """Whether the operands of a tile fit the shared memory of a block."""
         down, across, _, stages = tile
@@ -176,12 +180,10 @@ def _variants(call: Call, device: Device) -> tuple[Variant, ...]:
 
 
 def _variant(call: Call, tile: Tile) -> Variant:
-    q = call.anchor.operands[0]
     down, across, warps, stages = tile
-    pairs = simplify(q.shape[0] * q.shape[1])
     return Variant(
         {"BLOCK_M": down, "BLOCK_N": across},
-        (blocks(q.shape[2], down), pairs, 1),
+        operands_of(call.anchor).grid(down),
         _work(call, down),
         num_warps=warps,
         num_stages=stages,

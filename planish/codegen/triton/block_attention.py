@@ -12,10 +12,9 @@ from planish.codegen.triton.device import Device
 from planish.codegen.triton.fragment import Fragments, Group
 from planish.codegen.triton.kernel import Constant, Kernel, Launch, Number, Regime, Variant, Work
 from planish.codegen.triton.kernels.block_attention import flash_blocks
-from planish.codegen.triton.tiles import blocks
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
-from planish.compiler.types import evaluate_dim, simplify
+from planish.compiler.types import evaluate_dim
 
 _LEAST = 16  # rows and columns of a product on the matrix units
 
@@ -89,11 +88,10 @@ def _power_of_two_in(size: int) -> int:
 
 
 def _variant(call: Call, tile: Tile) -> Variant:
-    q = call.anchor.operands[0]
     down, across, warps, stages = tile
     return Variant(
         {"BLOCK_M": down, "BLOCK_N": across},
-        (blocks(q.shape[2], down), simplify(q.shape[0] * q.shape[1]), 1),
+        _operands(call.anchor).grid(down),
         _work(call, down),
         num_warps=warps,
         num_stages=stages,

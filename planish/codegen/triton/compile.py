@@ -64,7 +64,10 @@ def compile_all(requests: Sequence[Request], device: Device) -> tuple[Binary, ..
         return tuple(_workers().map(_compile, requests, [target] * len(requests)))
     except BrokenProcessPool as error:
         _workers.cache_clear()
-        raise BuildError("a process that compiled kernels was killed; is there memory enough? Compile again") from error
+        raise BuildError(
+            "a process that compiled kernels ended; is there memory enough? A script that compiles needs "
+            "`if __name__ == '__main__':` around what it does, since these processes import it"
+        ) from error
 
 
 def check_backend(device: Device) -> None:
@@ -117,6 +120,8 @@ def _compile(request: Request, target: tuple[str, Any, int]) -> Binary:
 
 
 def _binary(kernel: Any, request: Request, backend: str, seconds: float) -> Binary:
+    if kernel.metadata.global_scratch_size:
+        raise BuildError(f"{request.name} needs memory that Triton allocates at a launch, which artifacts do not have")
     code, text = ("cubin", "ptx") if backend == "cuda" else ("hsaco", "amdgcn")
     registers, spilled = _cuda_usage(kernel.asm[code]) if backend == "cuda" else _hip_usage(kernel.asm[text])
     return Binary(

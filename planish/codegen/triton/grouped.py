@@ -112,12 +112,17 @@ class Experts:
         """The product behind what puts rows in order, unless there are only few."""
         if isinstance(self.rows, int) and self.rows <= DIRECT_ROWS:
             return Kernel((multiply,), packings=packings or {})
-        scratch = simplify((self.rows + self.count) * _I32)
+        scratch = simplify(self._starts_bytes + self.rows * _I32)
         return Kernel((self._order(), multiply), scratch, packings or {})
 
     @property
     def group(self) -> Group:
         return Group("row", len(self.call.anchor.operands[0].shape) - 1)
+
+    @property
+    def _starts_bytes(self) -> int:
+        """Of a place for each expert, a multiple of 16."""
+        return -(-self.count // 4) * 4 * _I32
 
     def arguments(self) -> dict[str, Argument | tuple[Argument, ...]]:
         """What kernels of the product take beside the operands: places of rows, sizes, and what fragments read."""
@@ -147,8 +152,8 @@ class Experts:
         return simplify(floor_div(self.rows, height) + last)
 
     def _scratch(self) -> dict[str, Argument]:
-        # the places of the rows, then those at which experts begin
-        return {"order": Scratch(0, DType.i32), "starts": Scratch(simplify(self.rows * _I32), DType.i32)}
+        # the places at which experts begin, then those of the rows: their number is no multiple of anything
+        return {"order": Scratch(self._starts_bytes, DType.i32), "starts": Scratch(0, DType.i32)}
 
     def _index(self) -> dict[str, Constant]:
         index = self.call.anchor.operands[2]

@@ -14,6 +14,7 @@ from planish.codegen.triton.fragment import Fragments, Group
 from planish.codegen.triton.halves import finish_of, fuses_slices, halves_of
 from planish.codegen.triton.kernel import (
     Argument,
+    Constant,
     Input,
     Kernel,
     Launch,
@@ -208,12 +209,17 @@ class _Product:
         return {codes: rows, **found}
 
     def launch(self) -> Launch:
-        anchor, weight = self.call.anchor, self.weight
-        index = {v: Input(i) for i, v in enumerate(self.call.inputs)}
-        codes, x_scale = anchor.operands[0].node.operands
-        groups = (Group("row", len(anchor.types[0].shape) - 1), Group("column", 1))
-        centre = 0 if weight.zero is not None else middle(weight.node.operands[0].dtype, weight.bits)
-        arguments: dict[str, Argument | tuple[Argument, ...]] = {
+        wide = (_WIDE_F8,) if self.f8 is not None and self.weight.device.arch == 90 else ()
+        regimes = tuple(
+            Regime(most, tuple(map(self._variant, (*tiles, *wide) if most is None else tiles)))
+            for most, tiles in _REGIMES
+        )
+        return Launch(int8_gemm, self._arguments(), self._constants(), regimes, size=self.rows)
+
+    def _arguments(self) -> dict[str, Argument | tuple[Argument, ...]]:
+        weight, index = self.weight, {v: Input(i) for i, v in enumerate(self.call.inputs)}
+        codes, x_scale = self.call.anchor.operands[0].node.operands
+        return {
             "x": index[codes],
             "x_scale": index[x_scale],
             "codes": index[weight.node.operands[0]],
@@ -226,7 +232,12 @@ class _Product:
             "x_stride": Number(self.lines.strides[0]),
             "extras": Fragments(self.call).extras,
         }
-        constants = {
+
+    def _constants(self) -> dict[str, Constant]:
+        weight = self.weight
+        groups = (Group("row", len(self.call.anchor.types[0].shape) - 1), Group("column", 1))
+        centre = 0 if weight.zero is not None else middle(weight.node.operands[0].dtype, weight.bits)
+        return {
             **({"zero": None} if weight.zero is None else {}),
             "FINISH": finish_of(self.call, groups),
             "HALF": 0 if weight.halves is None else weight.halves.width,
@@ -239,12 +250,6 @@ class _Product:
             "SCALED": self.scaled,
             "GROUP_M": 8,
         }
-        wide = (_WIDE_F8,) if self.f8 is not None and weight.device.arch == 90 else ()
-        regimes = tuple(
-            Regime(most, tuple(map(self._variant, (*tiles, *wide) if most is None else tiles)))
-            for most, tiles in _REGIMES
-        )
-        return Launch(int8_gemm, arguments, constants, regimes, size=self.rows)
 
     def _variant(self, wanted: _Tile) -> Variant:
         weight, rows = self.weight, self.rows

@@ -81,8 +81,19 @@ def _aligned(path: tuple[int, ...], argument: Argument | tuple[Argument, ...]) -
     if isinstance(argument, tuple):
         for i, member in enumerate(argument):
             yield from _aligned((*path, i), member)
-    elif not isinstance(argument, Real) and (not isinstance(argument, Number) or _is_multiple(argument.value)):
+    elif _is_aligned(argument):
         yield path
+
+
+def _is_aligned(argument: Argument) -> bool:
+    match argument:
+        case Number(value):
+            return _is_multiple(value)
+        case Scratch(byte_offset):
+            return _is_multiple(byte_offset)
+        case Real():
+            return False
+    return True
 
 
 def _is_multiple(dim: Dim) -> bool:

@@ -53,6 +53,7 @@ INTERFACES: Final[Mapping[str, Interface]] = {"cuda": CUDA, "hip": HIP}
 
 # what the driver says, and what the user can do
 _MEANING: Final = {
+    1: "the grid or an argument is over what the device takes; call with smaller sizes",
     200: "the kernel is damaged; save or download the artifact again",
     209: "the kernel is for another GPU; compile the model for this one",
     218: "the kernel needs a newer driver",

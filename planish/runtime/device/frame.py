@@ -8,6 +8,7 @@ from typing import Any
 from planish.errors import ArtifactError
 from planish.runtime.device.launcher import Launcher, Part, Passed, Whole
 from planish.runtime.device.memory import Sized
+from planish.runtime.device.operands import ALIGNMENT
 from planish.runtime.dtypes import TORCH, DTypeName
 from planish.runtime.fields import Field, Json
 from planish.runtime.launches import Address, Argument, DeviceCall, DeviceStep, Float, Integer
@@ -102,7 +103,7 @@ class Frame:
                 start = offset.evaluate(sizes)
                 if place == "value":
                     assert isinstance(key, ValueId)
-                    return self._contiguous(key)
+                    return self._aligned(key)
                 if place == "slot":
                     assert isinstance(key, int)
                     return self._part(self._arena, self._sized.slots[index][key] + start, dtype)
@@ -136,6 +137,13 @@ class Frame:
         tensor = self.get(value)
         if not tensor.is_contiguous():
             tensor = self._values[value] = tensor.contiguous()
+        return tensor
+
+    def _aligned(self, value: ValueId) -> Any:
+        """The tensor of a value as kernels read it: torch may have left a view that starts anywhere."""
+        tensor = self._contiguous(value)
+        if tensor.data_ptr() % ALIGNMENT:
+            tensor = self._values[value] = tensor.clone()
         return tensor
 
     def _put(self, step: TorchStep, value: ValueId, result: Any) -> None:

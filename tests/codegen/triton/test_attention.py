@@ -8,7 +8,7 @@ from planish.codegen.triton.attention import Attention
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Graph
-from planish.compiler.types import DType, Size
+from planish.compiler.types import DType, Size, evaluate_dim
 from tests.codegen.compare import normal
 from tests.codegen.harness import call_of
 from tests.codegen.triton.harness import check, device
@@ -91,3 +91,14 @@ def test_refuses_wide_heads() -> None:
     q = ops.input_(name="q", shape=(1, 1, 4, 320), dtype=DType.f16)
     call = call_of(Graph("main", (q,), (ops.attention(q, q, q, scale=1.0),), ()), ops.attention)
     assert Attention().refuse(call, device()) == "head size 320 is over its 256"
+
+
+def test_the_heads_of_a_hundred_thousand_windows_fit_the_axes_of_a_grid() -> None:
+    """CUDA's second and third axes end at 65535; a Swin has as many windows as its batch has parts of images."""
+    q, k, v = (ops.input_(name=n, shape=(S, 3, 49, 32), dtype=DType.f16) for n in "qkv")
+    graph = Graph("main", (q, k, v), (ops.attention(q, k, v, scale=1.0),), (Size("s", hint=64),))
+    (launch,) = Attention().build(call_of(graph, ops.attention), device()).launches
+    for variant in launch.regimes[0].variants:
+        x, y, z = (evaluate_dim(d, {"s": 100_000}) for d in variant.grid)
+        assert x == 3 * 100_000 * -(-49 // variant.constants["BLOCK_M"])
+        assert (y, z) == (1, 1)

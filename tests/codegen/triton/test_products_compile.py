@@ -1,23 +1,28 @@
 """Products compile for every GPU: within its shared memory and registers, on its matrix units, without spills."""
 
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from planish.codegen.call import Call
 from planish.codegen.template import Template
-from planish.codegen.triton.compile import Request, compile_all
+from planish.codegen.triton.compile import Request, _binary, compile_all
 from planish.codegen.triton.cost import refuse_resources
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.gemm import Gemm
 from planish.codegen.triton.grouped import GroupedLinear
 from planish.codegen.triton.grouped_quantized import GroupedQuantizedLinear
 from planish.codegen.triton.int8_linear import F8Linear, Int8Linear
-from planish.codegen.triton.kernel import Kernel
+from planish.codegen.triton.kernel import Argument, Kernel, Number, Real, Scratch
 from planish.codegen.triton.matmul import Matmul
 from planish.codegen.triton.quantized_linear import QuantizedLinear
-from planish.codegen.triton.request import request_of
+from planish.codegen.triton.request import passed, request_of
 from planish.compiler import ops
 from planish.compiler.ir import Graph, Value
-from planish.compiler.types import DType, symbol
+from planish.compiler.types import DType, evaluate_dim, symbol
+from planish.errors import BuildError
 from planish.passes.weight_codes import NF4
 from tests.codegen.harness import call_of
 from tests.codegen.triton.harness import device
@@ -176,3 +181,45 @@ def test_f8_becomes_f16_in_registers(profile: str, instruction: str) -> None:
     gpu = device(profile)
     for binary in compile_all(_requests("f8", gpu), gpu):
         assert instruction in binary.assembly
+
+
+def test_scratch_memory_begins_where_kernels_are_told_that_it_does() -> None:
+    """Vector loads at addresses that are no multiple of 16 fault on a device; the interpreter has none."""
+    gpu, call = device("h200"), _CALLS["experts"][1]
+    places = [a for launch in GroupedLinear().build(call, gpu).launches for a in launch.arguments.values()]
+    offsets = [evaluate_dim(a.byte_offset, {"m": 33}) for a in places if isinstance(a, Scratch)]
+    assert len(offsets) == 4
+    assert all(offset % 16 == 0 for offset in offsets)
+
+
+def test_scratch_memory_behind_any_number_of_bytes_is_not_called_aligned() -> None:
+    call = _CALLS["experts"][1]
+    launch = GroupedLinear().build(call, device("h200")).launches[0]
+    odd = replace(launch, arguments={**launch.arguments, "order": Scratch(4 * _M, DType.i32)})
+    variant = launch.regimes[-1].variants[0]
+    assert (0,) in request_of(call, launch, variant).aligned
+    assert (0,) not in request_of(call, odd, variant).aligned
+
+
+@pytest.mark.parametrize("name", ["f16 with a gate", "int4 with zeros", "int8 rows", "experts"])
+def test_kernels_take_the_parameters_that_a_launch_passes_and_two_pointers_of_triton(name: str) -> None:
+    template, call = _CALLS[name]
+    gpu = device("h200")
+    launch = template.build(call, gpu).launches[-1]
+    (binary,) = compile_all([request_of(call, launch, launch.regimes[-1].variants[0])], gpu)
+    head = binary.assembly.split(".entry")[1].split(")")[0]
+    assert re.findall(r"\.param \.(\w+)", head) == [*map(_word, passed(launch)), "u64", "u64"]
+
+
+def _word(argument: Argument) -> str:
+    if isinstance(argument, Real):
+        return "f32"
+    return "u32" if isinstance(argument, Number) and not argument.wide else "u64"
+
+
+def test_kernels_that_need_memory_of_triton_at_a_launch_are_refused() -> None:
+    gpu = device("h200")
+    (request, *_) = _requests("f16", gpu)
+    kernel = SimpleNamespace(metadata=SimpleNamespace(global_scratch_size=128))
+    with pytest.raises(BuildError, match="gemm needs memory that Triton allocates at a launch"):
+        _binary(kernel, request, "cuda", 0.0)

@@ -45,6 +45,16 @@ def _visible(query, key, queries, keys, CAUSAL: tl.constexpr, WINDOW: tl.constex
 
 
 @triton.jit
+def tile_and_pair(queries, BLOCK_M: tl.constexpr):
+    """The tile of queries of this program, and its batch and head counted together as a block of one element: tiles of
+    one follow each other, since they share keys. One axis of the grid, for the others end at 65535."""
+    tiles = tl.cdiv(queries, BLOCK_M)
+    # blocks of one element, since the interpreter makes integers of a scalar predicate
+    pair = tl.program_id(0) // tiles + tl.zeros((1, 1), tl.int32)
+    return tl.program_id(0) % tiles, pair.to(tl.int64)
+
+
+@triton.jit
 def flash(
     q,
     k,
@@ -86,8 +96,7 @@ def flash(
 
     MASK reads the mask, which is ADDED to the scores or keeps what is true.
     """
-    # blocks of one element, since the interpreter makes integers of a scalar predicate
-    tile, pair = tl.program_id(0), (tl.program_id(1) + tl.zeros((1, 1), tl.int32)).to(tl.int64)
+    tile, pair = tile_and_pair(queries, BLOCK_M)
     batch, head = pair // heads, pair % heads
     query = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     depth, width = tl.arange(0, BLOCK_DEPTH), tl.arange(0, BLOCK_WIDTH)

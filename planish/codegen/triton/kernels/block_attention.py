@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from planish.codegen.triton.kernels.attention import LOG2E, divided, weighed
+from planish.codegen.triton.kernels.attention import LOG2E, divided, tile_and_pair, weighed
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def flash_blocks(
     READ_BLOCKS reads an entry of the index, of which a row holds `kept`; its last entries that name no block are not
     walked over. One loop goes over all parts of all blocks, so that loads are ahead of products across blocks too.
     """
-    tile, pair = tl.program_id(0), (tl.program_id(1) + tl.zeros((1, 1), tl.int32)).to(tl.int64)
+    tile, pair = tile_and_pair(queries, BLOCK_M)
     batch, head, near = pair // heads, pair % heads, pair >= 0
     query = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     line = (tile * BLOCK_M // QUERY_BLOCK + tl.zeros((1, 1), tl.int32)).to(tl.int64)
