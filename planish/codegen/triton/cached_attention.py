@@ -34,7 +34,6 @@ from planish.compiler.types import Dim, DType, evaluate_dim, simplify
 _WIDE = 128  # head size over which fewer keys lie in registers
 _FEW = 8  # queries, up to which the keys are split
 _MOST_SPLITS = 64
-_HELD_CODES = 16  # of keys or values by a thread: Triton 3.6 fails to transpose more of them in registers for gfx942
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +206,6 @@ class _Plan:
         down = max(16, min(64, power_of_two(self.rows))) if isinstance(self.rows, int) else 64
         wide = max(self.given.depth, self.given.width) > _WIDE
         if self.device.backend == "hip" and not self.packed and self.number_bytes == 1:
-            tiles = ((down, 64, 8, 2), (down, 32, 4, 3), (down, 32, 8, 2), (down, 16, 8, 2))
-            return tuple(tile for tile in tiles if self._holds(tile))[:3]
-        if self.device.backend == "hip" and not self.packed and self.number_bytes == 1:
             # Triton 3.6 fails on more than 16 codes of a block in each thread, which it transposes for gfx942
             few = ((down, 32, 8, 2), (down, 32, 4, 3), (down, 64, 8, 2))
             return ((down, 16, 8, 2), (down, 32, 8, 2)) if wide else few
@@ -218,11 +214,6 @@ class _Plan:
         if wide:
             return ((down, 32, 4, 2), (down, 64, 8, 2), (down, 32, 8, 2))
         return ((down, 64, 4, 2), (down, 128, 8, 2), (down, 32, 4, 3))
-
-    def _holds(self, tile: Tile) -> bool:
-        _, keys, warps, _ = tile
-        across = power_of_two(max(self.given.depth, self.given.width))
-        return keys * across <= _HELD_CODES * warps * self.device.warp_size
 
     def _walking(self, down: int) -> Callable[[Mapping[str, int]], Work]:
         given = self.given
