@@ -120,7 +120,7 @@ def _compile(request: Request, target: tuple[str, Any, int]) -> Binary:
 
 
 def _binary(kernel: Any, request: Request, backend: str, seconds: float) -> Binary:
-    if kernel.metadata.global_scratch_size:
+    if getattr(kernel.metadata, "global_scratch_size", 0):  # Triton 3.6 has none of it for AMD
         raise BuildError(f"{request.name} needs memory that Triton allocates at a launch, which artifacts do not have")
     code, text = ("cubin", "ptx") if backend == "cuda" else ("hsaco", "amdgcn")
     registers, spilled = _cuda_usage(kernel.asm[code]) if backend == "cuda" else _hip_usage(kernel.asm[text])
