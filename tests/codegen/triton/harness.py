@@ -1,6 +1,7 @@
 """Runs one GPU kernel in Triton's interpreter: a graph becomes one call, whose launches run on torch tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy
 import torch
@@ -19,11 +20,19 @@ from planish.compiler.ops.structure import FROM_TORCH, TORCH_DTYPE
 from planish.compiler.types import Shape, Size, evaluate_dim, evaluate_shape
 from planish.hardware_profiles import load_profile
 from tests.codegen.harness import call_of
+from tests.codegen.triton.interpreter import look_once
+
+look_once()
 
 
 def device(name: str = "h200") -> Device:
     """The device of a built-in profile."""
     return device_of(load_profile(name))
+
+
+def small(name: str = "h200") -> Device:
+    """The device with so few multiprocessors that few programs fill it: keys are split in 8 parts at most."""
+    return replace(device(name), multiprocessors=4)
 
 
 def check(
@@ -34,7 +43,7 @@ def check(
     shapes: tuple[Shape, ...] | None = None,
     anchor: Op | None = None,
     out: View | None = None,
-    on: str = "h200",
+    on: str | Device = "h200",
     rtol: float = 3e-6,
     atol: float = 1e-6,
 ) -> None:
@@ -65,7 +74,7 @@ def run_call(
     buffers: Mapping[str, torch.Tensor],
     *,
     sizes: Mapping[str, int] | None = None,
-    on: str = "h200",
+    on: str | Device = "h200",
     before: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The output of the call in its logical shape, once for each variant of the regime of the sizes."""
@@ -79,13 +88,14 @@ def run_results(
     buffers: Mapping[str, torch.Tensor],
     *,
     sizes: Mapping[str, int] | None = None,
-    on: str = "h200",
+    on: str | Device = "h200",
     before: Sequence[torch.Tensor] = (),
 ) -> list[list[torch.Tensor]]:
     """All results of the call, once for each variant; `before` is what lies in their memory at first."""
     sizes = dict(sizes or {})
-    assert (why := template.refuse(call, device(on))) is None, why
-    kernel: Kernel = template.build(call, device(on))
+    gpu = on if isinstance(on, Device) else device(on)
+    assert (why := template.refuse(call, gpu)) is None, why
+    kernel: Kernel = template.build(call, gpu)
     regimes = [_regime(launch, sizes) for launch in kernel.launches]
     return [
         _run(call, kernel, [variants[min(i, len(variants) - 1)] for variants in regimes], buffers, sizes, before)

@@ -5,10 +5,11 @@ import torch
 
 from planish.codegen.triton.cached_attention import CachedAttention
 from planish.compiler import ops
-from planish.compiler.ir import Value
-from planish.compiler.types import DType, Size
+from planish.compiler.ir import Graph, Value
+from planish.compiler.types import DType, Size, evaluate_dim
 from tests.codegen.compare import integers, normal
-from tests.codegen.triton.harness import check
+from tests.codegen.harness import call_of
+from tests.codegen.triton.harness import check, device, small
 
 S = Size("s").symbol
 
@@ -25,9 +26,23 @@ def _attend(
         *(q, k, v, torch.tensor(past)),
         shapes=shapes,
         sizes={"s": s} if dynamic else {},
+        on=small(),
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_one_sequence_keeps_every_multiprocessor_busy() -> None:
+    shapes = {"q": (1, 32, 1, 128), "k": (1, 8, 4096, 128), "v": (1, 8, 4096, 128)}
+    q, k, v = (ops.input_(name=name, shape=shape, dtype=DType.f16) for name, shape in shapes.items())
+    past = ops.input_(name="p", shape=(1,), dtype=DType.i64)
+    y = ops.attention(q, k, v, None, past, scale=0.1, causal=True)
+    call = call_of(Graph("main", (q, k, v, past), (y,)), ops.attention)
+    for name in ("h200", "rtx-4090"):
+        walk, merge = CachedAttention().build(call, device(name)).launches
+        for variant in walk.regimes[0].variants:
+            assert evaluate_dim(variant.grid[1], {}) * evaluate_dim(variant.grid[2], {}) >= device(name).multiprocessors
+        assert merge.constants["SPLITS"] == walk.constants["SPLITS"]
 
 
 @pytest.mark.parametrize("past", [[0], [5, 130], [199]])
@@ -61,6 +76,7 @@ def test_caches_of_codes_and_of_half_precision() -> None:
         codes,
         *(normal(1, 4, 1, 16), k, ks, v, vs, torch.tensor([47])),
         anchor=ops.attention,
+        on=small(),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -75,6 +91,7 @@ def test_caches_of_codes_and_of_half_precision() -> None:
         halves,
         *(normal(1, 2, 1, 16), *half, torch.tensor([47])),
         anchor=ops.attention,
+        on=small(),
         rtol=1e-5,
         atol=1e-5,
     )

@@ -17,7 +17,7 @@ from planish.compiler.types import DType, Size
 from tests.codegen.compare import leaf, normal
 from tests.codegen.harness import call_of
 from tests.codegen.packed import unpacked
-from tests.codegen.triton.harness import check, device, run_call
+from tests.codegen.triton.harness import check, run_call, small
 
 
 def _bytes(*shape: int, seed: int) -> Tensor:
@@ -53,10 +53,10 @@ def _attend(
     y = ops.attention(leaves[0], keys, values, None, leaves[3], scale=d**-0.5, causal=True, window=window)
     graph = Graph("main", tuple(leaves), (y,), (Size("s", hint=s),) if dynamic else ())
     call = call_of(graph, ops.attention)
-    assert CachedAttention().build(call, device()).launches[0].function.fn.__name__ == "flash_packed"
+    assert CachedAttention().build(call, small()).launches[0].function.fn.__name__ == "flash_packed"
     wanted = _expected(q, torch.from_numpy(unpacked(k, d)), torch.from_numpy(unpacked(v, v_width)), past, window)
     sizes = {"s": s} if dynamic else {}
-    for found in run_call(CachedAttention(), call, {f"x{i}": t for i, t in enumerate(data)}, sizes=sizes):
+    for found in run_call(CachedAttention(), call, {f"x{i}": t for i, t in enumerate(data)}, sizes=sizes, on=small()):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -105,6 +105,7 @@ def test_packed_keys_beside_plain_values() -> None:
         CachedAttention(),
         lambda q, k, v, p: ops.attention(q, ops.unpack_groups(k, width=32), v, None, p, scale=0.2, causal=True),
         *(q, k, v, torch.tensor([14])),
+        on=small(),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -117,4 +118,4 @@ def test_half_precision() -> None:
         keys, values = (ops.unpack_groups(x, width=64, dtype=DType.f16) for x in (k, v))
         return ops.attention(q, keys, values, None, p, scale=0.125, causal=True)
 
-    check(CachedAttention(), build, q, k, v, torch.tensor([14]), rtol=2e-3, atol=2e-3)
+    check(CachedAttention(), build, q, k, v, torch.tensor([14]), on=small(), rtol=2e-3, atol=2e-3)

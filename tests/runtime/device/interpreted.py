@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from planish.codegen.triton.build import Library, build_for_device
 from planish.codegen.triton.compile import Binary, Request
-from planish.codegen.triton.device import Device, device_of
+from planish.codegen.triton.device import Device
 from planish.codegen.triton.kernel import Launch, Number, Variant
 from planish.codegen.triton.sources import resolved
 from planish.compilation import _interfaces
@@ -29,6 +29,7 @@ from planish.runtime.device.generation import DeviceLanguageExecutable
 from planish.runtime.device.launcher import Part, Passed, Whole
 from planish.runtime.device.load import placed
 from planish.runtime.tensors import TensorFile, write_weights
+from tests.codegen.triton.harness import small
 
 
 class InterpretedLauncher:
@@ -142,7 +143,7 @@ def executable(
     imported = import_torch(net.eval(), inputs, {}, dynamic=dynamic)
     target = load_profile(profile)
     program, _ = Pipeline((*EXACT, *lossy)).run(imported.program, Context(target, dict(imported.program.main.hints())))
-    library = Library(device_of(target), compiler=uncompiled)
+    library = Library(small(profile), compiler=uncompiled)
     built = build_for_device(program, _interfaces(imported, program, None), library.device, library=library)
     write_weights(folder / "weights.safetensors", built.weights)
     file = TensorFile(folder / "weights.safetensors", aligned=True)
@@ -164,7 +165,7 @@ def language_executable(
     imported = import_torch(net.eval(), (ids,), kwargs, dynamic=dynamic)
     target, passes = load_profile(profile), with_split((*EXACT, *lossy), generation)
     program, _ = Pipeline(passes).run(imported.program, Context(target, dict(imported.program.main.hints())))
-    library = Library(device_of(target), compiler=uncompiled)
+    library = Library(small(profile), compiler=uncompiled)
     built = build_for_device(program, interfaces(program), library.device, library=library)
     write_weights(folder / "weights.safetensors", built.weights)
     memory = torch.from_numpy(TensorFile(folder / "weights.safetensors", aligned=True).data.copy())
