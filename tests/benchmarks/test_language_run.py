@@ -11,11 +11,12 @@ import pytest
 
 from benchmarks.language import run as runs
 from benchmarks.language.grid import FULL, HEADLINE, QUICK, Grid, Preset, Sitting, chosen
-from benchmarks.language.peers import LLAMA_CPP, PEERS, LanguagePeer
+from benchmarks.language.peers import LLAMA_CPP, PEERS, Generated, LanguagePeer, Setting
 from benchmarks.language.results import Effort, LanguageSuite, Rates, load
 from benchmarks.language.run import Run, left, run_language
-from benchmarks.language.source import LLAMA_1B, SMOLLM2
+from benchmarks.language.source import LLAMA_1B, SMOLLM2, Ids, Source
 from benchmarks.language.table import language_markdown
+from benchmarks.language.worker import Ready, prepared
 from benchmarks.results import Machine
 from planish.errors import InputError
 from tests.benchmarks.counting import BROKEN, COUNTS, SLEEPS, TINY, Counts
@@ -24,8 +25,24 @@ GRID = Grid((TINY,), ("int4",), (2,), ("prefill-4", "decode-8"))
 RUN = Run(Preset((GRID,), (COUNTS, BROKEN), Effort(5, 2)), threads=1)
 
 
+class Near:
+    """A worker in this process: a new one costs seconds."""
+
+    ready = Ready(1.0, 1, converted=False)
+
+    def __init__(self, peer: LanguagePeer, source: Source, kind: str, setting: Setting) -> None:
+        self._session = peer.prepare(source, kind, setting)
+
+    def generate(self, prompts: Ids, count: int, limit_seconds: float) -> Generated:
+        return self._session.generate(prompts, count)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
 @pytest.fixture(autouse=True)
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "prepared", Near)
     monkeypatch.setattr(runs, "measure_rates", lambda threads: Rates(10.0, {"f32": 100.0}))
     monkeypatch.setattr(runs, "machine", lambda threads: Machine("P", threads, "3", {}))
 
@@ -34,7 +51,8 @@ def quietly(run: Run, path: Path, **options: Any) -> LanguageSuite:
     return run_language(run, "language", path, lambda text: None, **options)
 
 
-def test_a_run_keeps_every_time_and_every_reason(tmp_path: Path) -> None:
+def test_a_run_keeps_every_time_and_every_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "prepared", prepared)
     suite = quietly(RUN, tmp_path / "language.json")
     assert [case.key for case in suite.cases] == [("tiny", "int4", 2, 4), ("tiny", "int4", 2, 8)]
     prefilled, decoded = (case.results[0] for case in suite.cases)
