@@ -147,7 +147,8 @@ class DeviceFunction:
         import torch
 
         self._run(inputs)
-        return Recorded(self._launcher, self._frame(inputs), self.plan, segments(self.plan, torch))
+        with torch.inference_mode(False):  # memory that is made in that mode could only be written in it
+            return Recorded(self._launcher, self._frame(inputs), self.plan, segments(self.plan, torch))
 
     def _timed(self, inputs: Sequence[Any]) -> tuple[float, list[float]]:
         """The seconds of a whole call, and of each kernel of a second one in which each is waited for."""

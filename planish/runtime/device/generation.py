@@ -66,7 +66,8 @@ class DeviceSession(Session):
     def _cache(self, shape: tuple[int, ...], dtype: DTypeName) -> Any:
         import torch
 
-        return torch.zeros(shape, dtype=getattr(torch, TORCH[dtype]), device=self._device)
+        with torch.inference_mode(False):  # a session serves calls inside and outside of that mode
+            return torch.zeros(shape, dtype=getattr(torch, TORCH[dtype]), device=self._device)
 
     def _scores(self, logits: Any) -> Scores:
         return DeviceScores(logits)
@@ -80,7 +81,8 @@ class DeviceSession(Session):
 
         rows = len(inputs[0])
         if (bound := self._steps.pop(rows, None)) is None:
-            there = [torch.from_numpy(given).to(self._device, copy=True) for given in inputs]
+            with torch.inference_mode(False):
+                there = [torch.from_numpy(given).to(self._device, copy=True) for given in inputs]
             bound = there, self._decode.bind([*there, *self._caches])
         self._steps[rows] = bound  # the latest one last
         if len(self._steps) > _KEPT:

@@ -94,6 +94,14 @@ def _repeats(
         yield frame.settled(i, step)
 
 
+def _copied(tensor: Any) -> Any:
+    """A copy that calls inside and outside of torch's inference mode can write."""
+    import torch
+
+    with torch.inference_mode(False):
+        return tensor.clone()
+
+
 @dataclass(slots=True)
 class _Kept:
     """A recorded call with the inputs that it reads, and the number of the call that repeated it last."""
@@ -147,7 +155,7 @@ class Recordings:
         if self._needed(inputs) + sum(t.nbytes for t in inputs) > self._launcher.free_bytes():
             self._seen[key] = -_IDLE  # asking costs a call of the driver
             return None
-        own = [t.clone() for t in inputs]
+        own = [_copied(t) for t in inputs]
         kept = self._kept[key] = _Kept(own, self._record(own), self._calls)
         return kept
 

@@ -158,13 +158,24 @@ def check_kernels(kernels: Mapping[str, KernelSpec], properties: Any, name: str)
 
 
 def packed(arguments: Sequence[Passed]) -> list["ctypes._SimpleCData[Any]"]:
-    """The arguments as the kernel's parameters, with the two scratch pointers that Triton appends, null here."""
+    """The arguments as the kernel's parameters, with the two scratch pointers that Triton appends, null here.
+
+    Raises ArtifactError for an integer that its parameter does not hold.
+    """
     found: list[ctypes._SimpleCData[Any]] = []
     for argument in arguments:
         if isinstance(argument, Whole):
-            found.append((ctypes.c_int64 if argument.bytes == 8 else ctypes.c_int32)(argument.value))
+            found.append(_integer(argument))
         elif isinstance(argument, float):
             found.append(ctypes.c_float(argument))
         else:
             found.append(ctypes.c_void_p(argument.data_ptr()))
     return [*found, ctypes.c_void_p(0), ctypes.c_void_p(0)]
+
+
+def _integer(argument: Whole) -> "ctypes._SimpleCData[Any]":
+    if argument.bytes == 8:
+        return ctypes.c_int64(argument.value)
+    if not -(1 << 31) <= argument.value < 1 << 31:  # ctypes would cut it
+        raise ArtifactError(f"a kernel counts up to {argument.value}, over its 32 bits; call with smaller sizes")
+    return ctypes.c_int32(argument.value)

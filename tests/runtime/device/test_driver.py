@@ -66,6 +66,11 @@ def test_a_launch_passes_sizes_addresses_and_numbers(library: str) -> None:
     assert passed[24:40] == bytes(16)  # the scratch pointers that Triton appends
 
 
+def test_an_integer_over_its_32_bits_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="counts up to 2147483648, over its 32 bits; call with smaller sizes"):
+        packed([Whole(2**31, 4)])
+
+
 def test_more_shared_memory_than_usual_is_asked_for(library: str) -> None:
     Driver(CUDA, [library]).function("k0", b"code", "gemm", threads=128, shared_bytes=100_000)
     assert ctypes.c_int.in_dll(ctypes.CDLL(library), "shared").value == 100_000

@@ -32,6 +32,15 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path, monkeypatch: py
     assert found == wanted[0, len(prompt) :].tolist()
 
 
+def test_a_session_begun_in_inference_mode_goes_on_outside_of_it(tmp_path: Path) -> None:
+    sizes = {**architectures._GATED, "vocab_size": 32, "num_hidden_layers": 1}
+    net = architectures.build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes))
+    run = language_executable(net, torch.tensor([[5, 9]]), tmp_path, Generation(context=8, chunk=2))
+    with torch.inference_mode():
+        wanted = [token.id for token in run.generate([5, 9], max_new_tokens=2)]
+    assert [token.id for token in run.generate([5, 9], max_new_tokens=2)] == wanted
+
+
 def test_the_likeliest_tokens_of_a_device_are_those_of_numpy() -> None:
     torch.manual_seed(0)
     scores = torch.randn(5, 1000)

@@ -49,6 +49,17 @@ def _check(run: DeviceExecutable, net: nn.Module, *shape: int, seed: int = 0) ->
     torch.testing.assert_close(run(x), net(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("net", [_Net(), _Inverse()])
+def test_what_is_recorded_in_inference_mode_is_repeated_outside_of_it(tmp_path: Path, net: nn.Module) -> None:
+    shape = (2, 8) if isinstance(net, _Net) else (4, 4)
+    run = executable(net, (torch.randn(shape),), tmp_path)
+    with torch.inference_mode():
+        for seed in range(2):
+            _check(run, net, *shape, seed=seed)
+    assert _launcher(run).recordings > 0
+    _check(run, net, *shape, seed=2)
+
+
 def test_kernels_and_convolutions_are_one_recording(tmp_path: Path) -> None:
     net = _Convolutions().eval()
     run = executable(net, (torch.randn(2, 3, 6, 6),), tmp_path)
