@@ -45,10 +45,7 @@ def build_for_device(
     selections = {name: select(graph, templates, device, _fallback(graph)) for name, graph in program.functions.items()}
     schedules = {name: schedule(selection, by_image=False) for name, selection in selections.items()}
     library = Library(device) if library is None else library
-    for choice in _choices(schedules.values()):
-        library.add(choice)
-    hints = {size.name: size.hint for graph in program.functions.values() for size in graph.sizes}
-    library.compile(hints, progress)
+    _fill(library, program, schedules.values(), progress)
     weights = _weights(program, library, schedules.values())
     offsets = weight_offsets(weights)
     functions = {
@@ -59,6 +56,14 @@ def build_for_device(
     }
     plan = Plan(None, functions, torch_weights(program, schedules.values()), library.specs())
     return Built(plan, weights, selections, None, library.sources(), "", library.files(), library.rows())
+
+
+def _fill(library: "Library", program: Program, schedules: Iterable[Schedule], progress: Callable[[str], None]) -> None:
+    """Compile the kernels of all calls; variants are judged at the hints of the program's sizes."""
+    for choice in _choices(schedules):
+        library.add(choice)
+    hints = {size.name: size.hint for graph in program.functions.values() for size in graph.sizes}
+    library.compile(hints, progress)
 
 
 def _fallback(graph: Graph) -> Fallback:

@@ -99,13 +99,12 @@ def pointer(call: Call, cache: Value) -> Input:
 
 def packed_update(call: Call) -> Launch:
     """New tokens packed and written into a cache of bytes."""
-    cache, new, past, count = call.anchor.operands
-    x, fragments, heads = new.node.operands[0], Fragments(call), cache.shape[1]
+    cache, new, *_ = call.anchor.operands
+    x, heads = new.node.operands[0], cache.shape[1]
     width = x.shape[-1]
     assert isinstance(width, int)
     assert isinstance(heads, int)
     rows = Packed(width, integer_of(new.node, "group"))
-    axes = tuple(Group(name, 1) for name in ("batch", "head", "row", "across"))
     pairs, (groups, size) = simplify(new.shape[0] * heads), rows.block
     return Launch(
         update_packed,
@@ -116,24 +115,27 @@ def packed_update(call: Call) -> Launch:
             "slots": Number(cache.shape[2]),
             "half": Number(rows.half),
             "groups": Number(rows.groups),
-            "extras": fragments.extras,
+            "extras": Fragments(call).extras,
         },
-        {
-            "READ_NEW": fragments.read("read_new", x, axes),
-            "READ_PAST": fragments.read("read_past", past, axes[:1]),
-            "READ_COUNT": fragments.read("read_count", count, axes[:1]),
-            "FINISH": fragments.finish("finish", axes),
-            "HEADS": heads,
-            "SIZE": rows.size,
-            "BLOCK_GROUPS": groups,
-            "BLOCK_SIZE": size,
-        },
+        {**_functions(call), "HEADS": heads, "SIZE": rows.size, "BLOCK_GROUPS": groups, "BLOCK_SIZE": size},
         tuple(
             Regime(most, (_variant(rows, (blocks(new.shape[2], tokens), pairs, 1), tokens, x.dtype.itemsize),))
             for most, tokens in ((1, 1), (None, max(1, _ELEMENTS // (groups * size))))
         ),
         size=new.shape[2],
     )
+
+
+def _functions(call: Call) -> Mapping[str, Constant]:
+    """What reads the new tokens, the tokens before and their count, and what writes bytes of the cache."""
+    _, new, past, count = call.anchor.operands
+    fragments, axes = Fragments(call), tuple(Group(name, 1) for name in ("batch", "head", "row", "across"))
+    return {
+        "READ_NEW": fragments.read("read_new", new.node.operands[0], axes),
+        "READ_PAST": fragments.read("read_past", past, axes[:1]),
+        "READ_COUNT": fragments.read("read_count", count, axes[:1]),
+        "FINISH": fragments.finish("finish", axes),
+    }
 
 
 def _variant(rows: Packed, grid: tuple[Dim, Dim, Dim], tokens: int, itemsize: int) -> Variant:

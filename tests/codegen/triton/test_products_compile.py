@@ -1,13 +1,16 @@
 """Products compile for every GPU: within its shared memory and registers, on its matrix units, without spills."""
 
 import re
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
 
 from planish.codegen.call import Call
 from planish.codegen.template import Template
+from planish.codegen.triton import compile as compiler
 from planish.codegen.triton.compile import Request, _binary, compile_all
 from planish.codegen.triton.cost import refuse_resources
 from planish.codegen.triton.device import Device
@@ -223,3 +226,14 @@ def test_kernels_that_need_memory_of_triton_at_a_launch_are_refused() -> None:
     kernel = SimpleNamespace(metadata=SimpleNamespace(global_scratch_size=128))
     with pytest.raises(BuildError, match="gemm needs memory that Triton allocates at a launch"):
         _binary(kernel, request, "cuda", 0.0)
+
+
+def test_a_process_of_the_compiler_that_ends_is_an_error_with_its_usual_reasons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ended(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(compiler, "_workers", cache(lambda: SimpleNamespace(map=ended)))
+    with pytest.raises(BuildError, match=r"is there memory enough.* needs `if __name__ == '__main__':`"):
+        compile_all([], device("h200"))
