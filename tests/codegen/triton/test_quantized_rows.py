@@ -85,7 +85,7 @@ def test_groups_that_are_parts_of_rows(columns: int, group: int) -> None:
 
 
 def test_groups_go_over_several_blocks_of_a_row() -> None:
-    x = normal(2, 3000).half()
+    x = normal(2, 1100).half()
     check(graph_of(lambda x: x, x, group=128), (x,), x.float(), group=128)
 
 
