@@ -130,9 +130,11 @@ class Operands:
             "BLOCK_WIDTH": max(16, power_of_two(self.width)),
         }
 
-    def grid(self, down: int) -> tuple[Dim, Dim, Dim]:
-        """The programs of tiles of `down` queries, as `tile_and_pair` counts them."""
-        return elements((blocks(self.q.shape[2], down), self.q.shape[0], self.q.shape[1])), 1, 1
+    def variant(self, tile: Tile, work: Callable[[Mapping[str, int]], Work]) -> Variant:
+        """A kernel whose programs are tiles of queries, as `tile_and_pair` counts them."""
+        down, across, warps, stages = tile
+        grid = (elements((blocks(self.q.shape[2], down), self.q.shape[0], self.q.shape[1])), 1, 1)
+        return Variant({"BLOCK_M": down, "BLOCK_N": across}, grid, work, num_warps=warps, num_stages=stages)
 
     def fits(self, tile: Tile, device: Device) -> bool:
         """Whether the operands of a tile fit the shared memory of a block."""
@@ -174,20 +176,8 @@ def _constants(call: Call) -> Mapping[str, Constant]:
 def _variants(call: Call, device: Device) -> tuple[Variant, ...]:
     """Tiles whose operands fit the shared memory of a block."""
     given = operands_of(call.anchor)
-    return tuple(_variant(call, tile) for tile in TILES if given.fits(tile, device)) or (
-        _variant(call, (16, 16, 4, 1)),
-    )
-
-
-def _variant(call: Call, tile: Tile) -> Variant:
-    down, across, warps, stages = tile
-    return Variant(
-        {"BLOCK_M": down, "BLOCK_N": across},
-        operands_of(call.anchor).grid(down),
-        _work(call, down),
-        num_warps=warps,
-        num_stages=stages,
-    )
+    tiles = tuple(tile for tile in TILES if given.fits(tile, device)) or ((16, 16, 4, 1),)
+    return tuple(given.variant(tile, _work(call, tile[0])) for tile in tiles)
 
 
 def _work(call: Call, down: int) -> Callable[[Mapping[str, int]], Work]:

@@ -10,7 +10,7 @@ from planish.codegen.triton.around import fuses_after, refuse_around
 from planish.codegen.triton.attention import TILES, Operands, Tile
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.fragment import Fragments, Group
-from planish.codegen.triton.kernel import Constant, Kernel, Launch, Number, Regime, Variant, Work
+from planish.codegen.triton.kernel import Constant, Kernel, Launch, Number, Regime, Work
 from planish.codegen.triton.kernels.block_attention import flash_blocks
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
@@ -35,13 +35,13 @@ class BlockAttention:
         return given.refuse() or given.refuse_rows(call) or refuse_around(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
-        index = call.anchor.operands[3]
+        given, index = _operands(call.anchor), call.anchor.operands[3]
         arguments = {
-            **_operands(call.anchor).arguments(call),
+            **given.arguments(call),
             "kept": Number(index.shape[3]),
             "extras": Fragments(call).extras,
         }
-        variants = tuple(_variant(call, tile) for tile in _tiles(call, device))
+        variants = tuple(given.variant(tile, _work(call, tile[0])) for tile in _tiles(call, device))
         return Kernel((Launch(flash_blocks, arguments, _constants(call), (Regime(None, variants),)),))
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
@@ -85,17 +85,6 @@ def _tiles(call: Call, device: Device) -> tuple[Tile, ...]:
 def _power_of_two_in(size: int) -> int:
     """The largest power of two that divides the size."""
     return size & -size
-
-
-def _variant(call: Call, tile: Tile) -> Variant:
-    down, across, warps, stages = tile
-    return Variant(
-        {"BLOCK_M": down, "BLOCK_N": across},
-        _operands(call.anchor).grid(down),
-        _work(call, down),
-        num_warps=warps,
-        num_stages=stages,
-    )
 
 
 def _work(call: Call, down: int) -> Callable[[Mapping[str, int]], Work]:

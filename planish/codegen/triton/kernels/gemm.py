@@ -30,6 +30,31 @@ def halves(total, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def finish_tile(
+    total,
+    row,
+    row_mask,
+    tile_n,
+    columns,
+    output,
+    extras,
+    FINISH: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Hands a tile of sums to FINISH; with HALF its columns are those of two slices in turns, which go together."""
+    row, row_mask = row.to(tl.int64)[:, None], row_mask[:, None]
+    if HALF > 0:
+        first, second = halves(total, BLOCK_M, BLOCK_N)
+        column = (tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)).to(tl.int64)[None, :]
+        FINISH(first, second, row, column, row_mask, column < HALF, output, extras)
+    else:
+        column = (tile_n * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)[None, :]
+        FINISH(total, row, column, row_mask, column < columns, output, extras)
+
+
+@triton.jit
 def few_rows(
     x,
     w,
@@ -138,11 +163,4 @@ def gemm(
     else:
         at = (row % rows).to(tl.int64) * x_stride
         total = many_rows(x, w, at, of_w, depth, w_stride, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE_K, PRECISION)
-    row = row.to(tl.int64)[:, None]
-    if HALF > 0:
-        first, second = halves(total, BLOCK_M, BLOCK_N)
-        column = (first_column // 2 + tl.arange(0, BLOCK_N // 2)).to(tl.int64)[None, :]
-        FINISH(first, second, row, column, row < rows, column < HALF, output, extras)
-    else:
-        column = column.to(tl.int64)[None, :]
-        FINISH(total, row, column, row < rows, column < columns, output, extras)
+    finish_tile(total, row, row < rows, tile_n, columns, output, extras, FINISH, HALF, BLOCK_M, BLOCK_N)

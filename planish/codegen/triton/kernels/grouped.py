@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from planish.codegen.triton.kernels.gemm import few_rows, halves, in_turns, many_rows, tile_of
+from planish.codegen.triton.kernels.gemm import few_rows, finish_tile, in_turns, many_rows, tile_of
 from planish.codegen.triton.kernels.quantized import coded_rows
 
 
@@ -131,13 +131,7 @@ def grouped_gemm(
             total = few_rows(x, own, at, row_mask, of_w, depth, w_stride, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, PRECISION)
         else:
             total = many_rows(x, own, at, of_w, depth, w_stride, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE_K, PRECISION)
-        if HALF > 0:
-            one, other = halves(total, BLOCK_M, BLOCK_N)
-            column = (tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)).to(tl.int64)[None, :]
-            FINISH(one, other, row[:, None], column, row_mask[:, None], column < HALF, output, extras)
-        else:
-            column = column.to(tl.int64)[None, :]
-            FINISH(total, row[:, None], column, row_mask[:, None], column < columns, output, extras)
+        finish_tile(total, row, row_mask, tile_n, columns, output, extras, FINISH, HALF, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -185,10 +179,4 @@ def grouped_coded_gemm(
             x, codes, scale, zero, at, row_mask, tile_n, expert, columns, depth,
             UNPACK, CODES, GROUP, OFFSET, SCALED, DTYPE, PRECISION, EXPERTS, BLOCK_M, TILES, UNITS, SPLIT,
         )  # fmt: skip
-        if HALF > 0:
-            one, other = halves(total, BLOCK_M, wide)
-            column = (tile_n * (wide // 2) + tl.arange(0, wide // 2)).to(tl.int64)[None, :]
-            FINISH(one, other, row[:, None], column, row_mask[:, None], column < HALF, output, extras)
-        else:
-            column = (tile_n * wide + tl.arange(0, wide)).to(tl.int64)[None, :]
-            FINISH(total, row[:, None], column, row_mask[:, None], column < columns, output, extras)
+        finish_tile(total, row, row_mask, tile_n, columns, output, extras, FINISH, HALF, BLOCK_M, wide)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from planish.codegen.triton.kernels.gemm import halves, tile_of
+from planish.codegen.triton.kernels.gemm import finish_tile, tile_of
 
 
 @triton.jit
@@ -99,11 +99,5 @@ def int8_gemm(
         of_x = tl.load(x_scale + down, mask=down < rows, other=0.0)[None, :]
         of_w = tl.load(w_scale + across, mask=across < columns, other=0.0).to(tl.float32)[:, None]
         total = total.to(tl.float32) * (of_x * of_w)
-    down, total = down.to(tl.int64)[:, None], tl.trans(total)
-    if HALF > 0:
-        first, second = halves(total, BLOCK_M, BLOCK_N)
-        across = (column_tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)).to(tl.int64)[None, :]
-        FINISH(first, second, down, across, down < rows, across < HALF, output, extras)
-    else:
-        across = across.to(tl.int64)[None, :]
-        FINISH(total, down, across, down < rows, across < columns, output, extras)
+    total = tl.trans(total)
+    finish_tile(total, down, down < rows, column_tile, columns, output, extras, FINISH, HALF, BLOCK_M, BLOCK_N)

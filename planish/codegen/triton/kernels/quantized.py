@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from planish.codegen.triton.kernels.gemm import halves, tile_of
+from planish.codegen.triton.kernels.gemm import finish_tile, tile_of
 
 
 @triton.jit
@@ -162,11 +162,4 @@ def coded_gemm(
         x, codes, scale, zero, row.to(tl.int64) * x_stride, row < rows, column_tile, 0, columns, depth,
         UNPACK, CODES, GROUP, OFFSET, SCALED, DTYPE, PRECISION, 1, BLOCK_M, TILES, UNITS, SPLIT,
     )  # fmt: skip
-    down = row.to(tl.int64)[:, None]
-    if HALF > 0:
-        first, second = halves(total, BLOCK_M, wide)
-        across = (column_tile * (wide // 2) + tl.arange(0, wide // 2)).to(tl.int64)[None, :]
-        FINISH(first, second, down, across, down < rows, across < HALF, output, extras)
-    else:
-        across = (column_tile * wide + tl.arange(0, wide)).to(tl.int64)[None, :]
-        FINISH(total, down, across, down < rows, across < columns, output, extras)
+    finish_tile(total, row, row < rows, column_tile, columns, output, extras, FINISH, HALF, BLOCK_M, wide)
