@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 from rich.console import Console
@@ -128,7 +128,7 @@ def language(
     if quick and headline:
         raise InputError("--quick and --headline choose different cases; give one of them")
     names = {"models": models, "formats": formats, "peers": peers, "cases": cases}
-    effort = {"tokens": tokens, "rounds": rounds, "limit_seconds": limit}
+    effort: dict[str, Any] = {"tokens": tokens, "rounds": rounds, "limit_seconds": limit}
     sizes = _sizes(batches) if batches else ()
     preset = chosen(QUICK if quick else HEADLINE if headline else FULL, **names, batches=sizes, **effort)
     run = Run(preset, threads, group, minutes)

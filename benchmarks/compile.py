@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -143,7 +144,8 @@ def _saved(compiled: planish.CompiledModel, inputs: Mapping[str, torch.Tensor]) 
     with tempfile.TemporaryDirectory(prefix="planish-") as folder:
         artifact, arrays = Path(folder, "artifact"), Path(folder, "inputs.npz")
         compiled.save(artifact)
-        numpy.savez(arrays, **{name: tensor.numpy() for name, tensor in inputs.items()})
+        given: dict[str, Any] = {name: tensor.numpy() for name, tensor in inputs.items()}
+        numpy.savez(arrays, **given)
         seconds = []
         for _ in range(_STARTS):
             start = time.perf_counter()

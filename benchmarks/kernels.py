@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _Bound: TypeAlias = Literal["peak", "bandwidth"]
 
-_REPEAT = 50
+_TURNS, _REPEAT = 9, 10
 _BYTES = {"f32": 4, "bf16": 2}
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -142,9 +143,11 @@ class KernelCase:
 class KernelResult:
     """One kernel: `kernels_ms` inside a call, `call_ms` and `eager_ms` of whole calls, all medians.
 
-    Products are timed inside calls from Python. Everything else is timed as the loop that it is measured against: calls
-    one after another from C, so that what fits into a cache is found there.
-    `rate` is the work over `kernels_ms` in G/s, of operations or of bytes as `bound` says; `share` its part of `limit`.
+    Products are timed inside calls from Python, in turns with the peak: `shares` has each turn's part of the mean of
+    the peaks before and after it. Everything else is timed as the loop that it is measured against: calls one after
+    another from C, so that what fits into a cache is found there.
+    `rate` is the work over `kernels_ms` in G/s, of operations or of bytes as `bound` says; `share` is the median of
+    `shares`, or the part of `limit` where there are no turns.
     """
 
     name: str
@@ -161,6 +164,7 @@ class KernelResult:
     share: float
     max_abs_error: float
     other_cores: float | None
+    shares: tuple[float, ...] = ()
 
 
 def _product(width: int, out: int, dtype: str) -> Callable[[], nn.Module]:
@@ -250,44 +254,58 @@ def measure(case: KernelCase, threads: int, effort: Effort) -> KernelResult:
     compiled = planish.compile(module, "cpu", inputs=inputs, dynamic=dynamic, passes=passes, threads=threads)
     eager = torch.inference_mode()(module.__call__)
     turns = take_turns({"planish": lambda: compiled(*inputs), "eager": lambda: eager(*inputs)}, effort)
-    kernels_ms, rate, limit, bound = _beside_limit(case, compiled, inputs, threads)
+    beside = _beside_peak if case.out else _beside_loop
+    found = beside(case, compiled, inputs, threads)
     return KernelResult(
         name=case.name,
         dtype=case.compute or case.dtype,
         rows=case.rows,
         width=case.width,
         out=case.out,
-        bound=bound,
-        kernels_ms=kernels_ms,
+        bound=found.bound,
+        kernels_ms=found.kernels_ms,
         call_ms=turns.timings["planish"].median_ms,
         eager_ms=turns.timings["eager"].median_ms,
-        rate=rate,
-        limit=limit,
-        share=rate / limit,
+        rate=found.rate,
+        limit=found.limit,
+        share=found.share,
         max_abs_error=max_abs_error(compiled(*inputs), eager(*inputs)),
         other_cores=turns.other_cores,
+        shares=found.shares,
     )
 
 
-def _beside_limit(
-    case: KernelCase, compiled: "CompiledModel", inputs: tuple[Tensor, ...], threads: int
-) -> tuple[float, float, float, _Bound]:
-    """The time of the kernels in ms, their rate, its limit as the mean of before and after, and what bounds them."""
-    moves = None
-    if case.out is None:
-        moves = time_moves(compiled, [in_huge_pages(x.numpy()) for x in inputs], threads)
-    before = machine_limit(case, threads, moves)
-    rows = compiled.profile(*inputs, repeat=_REPEAT).rows
-    after = machine_limit(case, threads, moves)
-    roof = max(before, after, key=lambda r: r.seconds)
-    limit = (before.rate + after.rate) / 2 if before.bound == after.bound else roof.rate
-    kernels_ms = sum(row.ms for row in rows) if moves is None else 1e3 * moves.kernels
-    return kernels_ms, roof.work / kernels_ms * 1e3, limit, roof.bound
+@dataclass(frozen=True, slots=True)
+class _Found:
+    bound: _Bound
+    kernels_ms: float
+    rate: float
+    limit: float
+    share: float
+    shares: tuple[float, ...] = ()
+
+
+def _beside_peak(case: KernelCase, compiled: "CompiledModel", inputs: tuple[Tensor, ...], threads: int) -> _Found:
+    """Calls in turns with the peak, so that both meet the machine in the same state."""
+    peaks, times = [machine_limit(case, threads, None).rate], []
+    for _ in range(_TURNS):
+        times.append(sum(row.ms for row in compiled.profile(*inputs, repeat=_REPEAT).rows))
+        peaks.append(machine_limit(case, threads, None).rate)
+    rates = [case.operations / 1e6 / ms for ms in times]
+    shares = tuple(2 * rate / (a + b) for rate, a, b in zip(rates, peaks, peaks[1:], strict=False))
+    return _Found("peak", median(times), median(rates), median(peaks), median(shares), shares)
+
+
+def _beside_loop(case: KernelCase, compiled: "CompiledModel", inputs: tuple[Tensor, ...], threads: int) -> _Found:
+    moves = time_moves(compiled, [in_huge_pages(x.numpy()) for x in inputs], threads)
+    roof = machine_limit(case, threads, moves)
+    rate = roof.work / moves.kernels
+    return _Found(roof.bound, 1e3 * moves.kernels, rate, roof.rate, rate / roof.rate)
 
 
 def machine_limit(case: KernelCase, threads: int, moves: Moves | None) -> _Roof:
     """What bounds the case: the peak rate right now or, where that is slower, a C loop that moves as many bytes."""
-    peak = _Roof("peak", case.operations / 1e9, measure_peak(case.compute or case.dtype, 0.15, threads=threads))
+    peak = _Roof("peak", case.operations / 1e9, measure_peak(case.compute or case.dtype, 0.1, threads=threads))
     if moves is None:
         return peak
     work = case.moved / 1e9

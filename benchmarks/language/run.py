@@ -278,7 +278,8 @@ def _result(seat: _Seat, sitting: Sitting, prompt: int, effort: Effort) -> PeerR
     if not taken:
         would = f"{seat.peer.name} would take about {round(_expected_seconds(seat, prompt), 3):g} s, over {limit}"
         return PeerResult(seat.peer.name, failure=seat.failure or would)
-    storage, shape, ready = seat.peer.formats[sitting.kind], sitting.source.shape, seat.worker and seat.worker.ready
+    storage, shape = seat.peer.formats[sitting.kind], sitting.source.shape
+    ready = seat.worker.ready if seat.worker else None
     middle = prompt + len(taken[0].token_ms) // 2
     note = "" if len(taken) == effort.rounds else f"{len(taken)} of {effort.rounds} generations within {limit}"
     return PeerResult(
@@ -286,8 +287,8 @@ def _result(seat: _Seat, sitting: Sitting, prompt: int, effort: Effort) -> PeerR
         note=seat.failure or note,
         detail=storage.detail,
         compute=storage.compute,
-        prepare_seconds=ready and round(ready.seconds, 1),
-        peak_mib=ready and ready.peak_mib,
+        prepare_seconds=round(ready.seconds, 1) if ready else None,
+        peak_mib=ready.peak_mib if ready else None,
         same_tokens=seat.same,
         first_ms=tuple(round(run.first_ms, 3) for run in taken),
         token_ms=tuple(round(value, 4) for run in taken for value in run.token_ms),

@@ -52,7 +52,7 @@ def test_both_values_and_the_difference_are_written_as_json(tmp_path: Path, monk
     assert written["eager_error"]["largest"] == (expected - exact).abs().max().item()
     assert suite.results[0].verdict == "within 1e-4 of eager"
     assert written["largest_output"] == pytest.approx(expected.abs().max().item(), rel=1e-6)
-    assert (written["metric"], written["samples"], written["calls"]) == ("mean", 8, 2)
+    assert (written["metric"], written["samples"], written["calls"], written["exact_calls"]) == ("mean", 8, 2, 2)
     assert suite.failures == ("lost: the data is away; fetch it",)
     assert "| small | mean | 8 | " in quality_markdown(suite)
     assert "- lost: the data is away" in quality_markdown(suite)
@@ -72,6 +72,15 @@ def test_the_distances_of_all_calls_are_kept() -> None:
     assert beside.apart.distance.mean_square_root == pytest.approx(math.sqrt((0.25**2 + 1 + 0.5**2) / 3))
     assert beside.eager_error.distance.largest == 4.0
     assert beside.planish_error.distance.largest == 5.0
+
+
+def test_f64_is_computed_in_the_first_calls_and_where_outputs_are_apart() -> None:
+    exact: list[float] = []
+    beside = Beside(lambda x: x + (x == 7) * 1e-3, lambda x: x, lambda x: exact.append(float(x)) or x.double())
+    for value in (0.0, 1.0, 2.0, 3.0, 4.0, 7.0, 5.0):
+        beside(torch.tensor([value]))
+    assert exact == [0.0, 1.0, 2.0, 3.0, 7.0]
+    assert (beside.calls, beside.exact_calls) == (7, 5)
 
 
 def test_outputs_of_another_shape_are_an_error() -> None:
@@ -98,7 +107,8 @@ def test_f64_is_kept_where_the_model_casts_to_f32() -> None:
     [
         (9e-5, (3e-4, 1e-6), (4e-4, 2e-6), "within 1e-4 of eager"),
         (2e-4, (4e-5, 1e-6), (4e-5, 1e-6), "too far from eager"),
-        (2e-4, (1e-4, 1e-6), (9e-5, 1e-6), "nearer to f64"),
+        (2e-4, (1e-4, 1e-6), (9e-5, 1.05e-6), "as near to f64 as eager"),
+        (2e-4, (1e-4, 1e-6), (1.2e-4, 1e-6), "farther from f64 than eager"),
         (2e-4, (1e-4, 1e-6), (9e-5, 2e-6), "farther from f64 than eager"),
     ],
 )
@@ -106,4 +116,4 @@ def test_f64_decides_where_eager_is_not_near_to_it(
     apart: float, eager: tuple[float, float], planish: tuple[float, float], verdict: str
 ) -> None:
     distances = Distance(apart, 0.0), Distance(*eager), Distance(*planish)
-    assert QualityResult("m", "mean", True, 1, 0.0, 0.0, *distances, 1.0, 1).verdict == verdict
+    assert QualityResult("m", "mean", True, 1, 0.0, 0.0, *distances, 1.0, 1, 1).verdict == verdict
