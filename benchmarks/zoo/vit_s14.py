@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.zoo.data import fashion_mnist
@@ -61,6 +60,8 @@ def quality(call: Call) -> Quality:
 
 def _features(call: Call, images: NDArray[np.uint8]) -> Tensor:
     """The class token beside the mean of the patch tokens: `(count, 768)` fp32."""
+    from PIL import Image
+
     rows = []
     for start in range(0, len(images), _BATCH):
         scaled = [

@@ -12,7 +12,6 @@ import torch
 
 from planish.codegen.call import Call
 from planish.codegen.template import Template
-from planish.codegen.tvm.build import build_object, link
 from planish.codegen.tvm.isa import AVX2, AVX512, Isa
 from planish.codegen.view import View
 from planish.compiler.ir import Graph, Node, Op, Value
@@ -56,6 +55,11 @@ def run_call(
     where a page without access ends, those of odd tasks end where one begins, so that a kernel which reads outside of
     them crashes.
     """
+    from planish.codegen.tvm.build import (
+        build_object,
+        link,
+    )  # tests of GPU kernels, which have no TVM, import this file
+
     isa, sizes = isa or host_isa(), dict(sizes or {})
     assert (why := template.refuse(call, isa)) is None, why
     built = template.build(call, isa)

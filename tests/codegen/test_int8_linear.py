@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,100 +19,11 @@ from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
 from planish.codegen.tvm.kernel import Kernel
 from planish.codegen.view import View
 from planish.compiler import ops
-from planish.compiler.ir import Graph, Value
-from planish.compiler.types import Dim, DType, Shape, symbol
+from planish.compiler.ir import Graph
+from planish.compiler.types import Dim, DType, symbol
+from tests.codegen.coded_pairs import DTYPES, FORMATS, Case, close
 from tests.codegen.harness import call_of, host_isa, run_call
 
-DTYPES = {
-    torch.int8: DType.i8,
-    torch.uint8: DType.u8,
-    torch.float16: DType.f16,
-    torch.bfloat16: DType.bf16,
-    torch.float32: DType.f32,
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A linear of `columns` over rows of `depth`: groups of x and of the weight, and the weight's codes."""
-
-    columns: int
-    depth: int
-    x_group: int
-    w_group: int
-    bits: int = 4
-    zero: bool = False
-    codes: torch.dtype = torch.uint8
-    scale: torch.dtype = torch.float32
-
-    def tensors(self, *rows: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        unsigned = self.codes is torch.uint8
-        low, high = (0, 1 << self.bits) if unsigned else (-(1 << (self.bits - 1)), 1 << (self.bits - 1))
-        groups = -(-self.depth // self.w_group)
-        found = {
-            "xq": torch.randint(-127, 128, (*rows, self.depth), generator=generator, dtype=torch.int8),
-            "xs": torch.rand((*rows, -(-self.depth // self.x_group)), generator=generator) / 127,
-            "q": torch.randint(low, high, (self.columns, self.depth), generator=generator, dtype=torch.int16),
-            "ws": torch.rand((self.columns, groups), generator=generator) / (1 << self.bits),
-            "b": torch.randn(self.columns, generator=generator),
-            "r": torch.randn((*rows, self.columns), generator=generator),
-        }
-        found["q"], found["ws"] = found["q"].to(self.codes), found["ws"].to(self.scale)
-        if self.zero:
-            zero = torch.randint(0, 1 << self.bits, (self.columns, groups), generator=generator, dtype=torch.int16)
-            found["zero"] = zero.to(torch.uint8)
-        return found
-
-    def wanted(self, t: dict[str, Tensor]) -> Tensor:
-        """x and the weight as numbers, multiplied in f64."""
-
-        def spread(values: Tensor, group: int) -> Tensor:
-            return values.double().repeat_interleave(group, -1)[..., : self.depth]
-
-        middle = 1 << (self.bits - 1) if self.codes is torch.uint8 else 0
-        zero = spread(t["zero"], self.w_group) if self.zero else middle
-        w = (t["q"].double() - zero) * spread(t["ws"], self.w_group)
-        return functional.linear(t["xq"].double() * spread(t["xs"], self.x_group), w, t["b"].double())
-
-    def linear(self, t: dict[str, Tensor], rows: Shape) -> tuple[tuple[Value, ...], Value]:
-        """The graph's inputs and the result of the layer."""
-        shapes: dict[str, Shape] = {"xq": (*rows, self.depth), "xs": (*rows, t["xs"].shape[-1])}
-        xq, xs = (ops.input_(name=n, shape=s, dtype=DTYPES[t[n].dtype]) for n, s in shapes.items())
-        names = ("q", "ws", "zero") if self.zero else ("q", "ws")
-        leaves = [ops.weight(name=n, shape=tuple(t[n].shape), dtype=DTYPES[t[n].dtype]) for n in (*names, "b")]
-        w = ops.dequantize(*leaves[:-1], group=self.w_group, bits=self.bits)
-        return (xq, xs), ops.linear(ops.dequantize(xq, xs, group=self.x_group), w, leaves[-1])
-
-    def call(self, t: dict[str, Tensor], rows: Shape) -> Call:
-        inputs, y = self.linear(t, rows)
-        return call_of(Graph("main", inputs, (y,)), ops.linear)
-
-    def check(self, *rows: int, isa: Isa | None = None, tasks: int = 2, named: str | None = None) -> None:
-        t = self.tensors(*rows)
-        first: Dim = symbol(named) if named else rows[0]
-        sizes = {named: rows[0]} if named else {}
-        got = run_call(Int8Linear(), self.call(t, (first, *rows[1:])), t, sizes=sizes, isa=isa, tasks=tasks)
-        close(got, self.wanted(t))
-
-
-def close(got: Tensor, wanted: Tensor) -> None:
-    """Sums within a group are exact, so that only a few roundings of f32 remain."""
-    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
-
-
-PLAIN = Case(70, 200, 32, 32)
-FORMATS = {
-    "int4": PLAIN,
-    "int4 with zeros": replace(PLAIN, zero=True),
-    "int4 of signed codes": replace(PLAIN, codes=torch.int8),
-    "int3": replace(PLAIN, bits=3),
-    "int8": replace(PLAIN, bits=8, codes=torch.int8),
-    "int8 of unsigned codes": replace(PLAIN, bits=8),
-    "int8 with zeros": replace(PLAIN, bits=8, zero=True),
-    "int8 of signed codes with zeros": replace(PLAIN, bits=8, codes=torch.int8, zero=True),
-    "int6": replace(PLAIN, bits=6, codes=torch.int8),
-}
 GROUPS = {
     "equal": (32, 32),
     "wider of x": (64, 32),
@@ -124,43 +35,51 @@ GROUPS = {
 }
 
 
+def check(case: Case, *rows: int, isa: Isa | None = None, tasks: int = 2, named: str | None = None) -> None:
+    t = case.tensors(*rows)
+    first: Dim = symbol(named) if named else rows[0]
+    sizes = {named: rows[0]} if named else {}
+    got = run_call(Int8Linear(), case.call(t, (first, *rows[1:])), t, sizes=sizes, isa=isa, tasks=tasks)
+    close(got, case.wanted(t))
+
+
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("groups", GROUPS)
 def test_formats_and_groups_are_right(form: str, groups: str) -> None:
     x_group, w_group = GROUPS[groups]
-    replace(FORMATS[form], x_group=x_group, w_group=w_group).check(5)
+    check(replace(FORMATS[form], x_group=x_group, w_group=w_group), 5)
 
 
 @pytest.mark.parametrize("isa", [AVX2, AVX512, replace(host_isa(), int8_dot=False)], ids=["avx2", "avx512", "no-vnni"])
 @pytest.mark.parametrize("form", ["int4", "int4 with zeros", "int8"])
 def test_cpus_without_the_instruction_are_right(form: str, isa: Isa) -> None:
-    FORMATS[form].check(9, isa=isa)
+    check(FORMATS[form], 9, isa=isa)
 
 
 @pytest.mark.parametrize("scale", [torch.float16, torch.bfloat16])
 def test_scales_of_half_precision_are_right(scale: torch.dtype) -> None:
-    Case(70, 200, 32, 32, scale=scale).check(5)
+    check(Case(70, 200, 32, 32, scale=scale), 5)
 
 
 @pytest.mark.parametrize(("columns", "depth"), [(1, 1), (3, 5), (32, 8), (33, 127), (100, 576), (31, 13)])
 @pytest.mark.parametrize(("bits", "codes"), [(4, torch.uint8), (8, torch.int8)])
 def test_odd_sizes_are_right(columns: int, depth: int, bits: int, codes: torch.dtype) -> None:
-    Case(columns, depth, 128, 128, bits=bits, codes=codes).check(3)
+    check(Case(columns, depth, 128, 128, bits=bits, codes=codes), 3)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 11, 12, 13, 24, 31, 70])
 def test_counts_of_rows_are_right(rows: int) -> None:
-    Case(40, 64, 32, 32).check(rows)
+    check(Case(40, 64, 32, 32), rows)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 9, 12, 13, 70, 300])
 def test_a_dynamic_count_of_rows_is_right(rows: int) -> None:
-    Case(40, 96, 32, 32, zero=True).check(rows, named="m")
+    check(Case(40, 96, 32, 32, zero=True), rows, named="m")
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 5, 64])
 def test_any_split_of_the_work_is_right(tasks: int) -> None:
-    Case(100, 8000, 128, 128).check(130, tasks=tasks)
+    check(Case(100, 8000, 128, 128), 130, tasks=tasks)
 
 
 def test_one_vector_is_a_product_without_rows() -> None:

@@ -16,8 +16,8 @@ from planish.compiler import ops
 from planish.compiler.ir import Graph
 from planish.compiler.text import parse
 from planish.compiler.types import DType
+from tests.codegen.coded_pairs import DTYPES, FORMATS, PLAIN, Case, close
 from tests.codegen.harness import call_of, host_isa, run_call
-from tests.codegen.test_int8_linear import DTYPES, FORMATS, PLAIN, Case, close
 
 
 def _rounded_call(case: Case, t: dict[str, Tensor], rows: tuple[int, ...], normed: bool) -> Call:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from planish.codegen.triton.device import Device
+from planish.codegen.triton.parameters import refuse_parameters
 from planish.codegen.triton.sources import resolved
 from planish.errors import BackendMissing, BuildError
 
@@ -123,12 +124,14 @@ def _binary(kernel: Any, request: Request, backend: str, seconds: float) -> Bina
     if getattr(kernel.metadata, "global_scratch_size", 0):  # Triton 3.6 has none of it for AMD
         raise BuildError(f"{request.name} needs memory that Triton allocates at a launch, which artifacts do not have")
     code, text = ("cubin", "ptx") if backend == "cuda" else ("hsaco", "amdgcn")
+    if (why := refuse_parameters(tuple(request.types.values()), kernel.asm[text], backend)) is not None:
+        raise BuildError(f"{request.name}: {why}; use a version of Triton that docs/gpu.md names")
     registers, spilled = _cuda_usage(kernel.asm[code]) if backend == "cuda" else _hip_usage(kernel.asm[text])
     return Binary(
         symbol=kernel.metadata.name,
         code=kernel.asm[code],
         assembly=kernel.asm[text],
-        num_warps=request.num_warps,
+        num_warps=kernel.metadata.num_warps,  # with those that warp specialization adds
         shared_bytes=kernel.metadata.shared,
         registers=registers,
         spilled_bytes=spilled,

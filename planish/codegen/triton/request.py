@@ -30,6 +30,9 @@ def request_of(call: Call, launch: Launch, variant: Variant) -> Request:
     known = {name: value for name, a in launch.arguments.items() if (value := _known(a)) is not None}
     passed = {name: a for name, a in launch.arguments.items() if name not in known}
     names = list(launch.function.arg_names)
+    assert sorted(passed, key=names.index) == list(passed), (
+        "the arguments of a launch are in the order of its parameters"
+    )
     return Request(
         module=launch.function.fn.__module__,
         name=launch.function.fn.__name__,

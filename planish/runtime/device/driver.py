@@ -7,12 +7,14 @@ import ctypes
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from planish.errors import ArtifactError, BackendMissing
 
 _DYNAMIC_SHARED_MEMORY: Final = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_STATIC_LIMIT: Final = 48 << 10  # of shared memory, above which a kernel must be allowed to have it
+_MUCH_SHARED_MEMORY: Final = 48 << 10  # above which the cache gives way, so that several blocks have room, as in Triton
+_PREFER_SHARED: Final = 1  # CU_FUNC_CACHE_PREFER_SHARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Interface:
     function: str
     launch: str
     error_name: str
-    allow_shared: str | None
+    shared: tuple[str, str] | None
     context: tuple[str, str] | None
 
 
@@ -37,7 +39,7 @@ CUDA: Final = Interface(
     ("libcuda.so.1",),
     *("cuInit", "cuDriverGetVersion", "cuModuleLoadData", "cuModuleUnload", "cuModuleGetFunction", "cuLaunchKernel"),
     "cuGetErrorName",
-    "cuFuncSetAttribute",
+    ("cuFuncSetAttribute", "cuFuncSetCacheConfig"),
     ("cuCtxGetCurrent", "cuCtxSetCurrent"),
 )
 HIP: Final = Interface(
@@ -79,7 +81,7 @@ class Driver:
 
     def __init__(self, interface: Interface, libraries: Sequence[str] | None = None) -> None:
         self._names = interface
-        self._library = _opened(interface, libraries or interface.libraries)
+        self._library = _opened(interface, libraries or (*_loaded(interface.libraries[-1]), *interface.libraries))
         self._check(self._call(interface.initialize, ctypes.c_uint(0)), "the driver does not start")
         self._context: int | None = None
 
@@ -113,9 +115,8 @@ class Driver:
         self._check(loaded, f"kernel '{name}' cannot be loaded", self._too_old(code) if loaded else None)
         found = self._call(self._names.function, ctypes.byref(handle), module, symbol.encode())
         self._check(found, f"kernel '{name}' has no '{symbol}'")
-        if self._names.allow_shared and shared_bytes > _STATIC_LIMIT:
-            allowed = self._call(self._names.allow_shared, handle, _DYNAMIC_SHARED_MEMORY, ctypes.c_int(shared_bytes))
-            self._check(allowed, f"kernel '{name}' takes {shared_bytes} bytes of shared memory")
+        if self._names.shared is not None:
+            self._allow(name, handle, shared_bytes, *self._names.shared)
         return Function(name, handle.value or 0, module.value or 0, threads, shared_bytes)
 
     def launch(
@@ -144,6 +145,16 @@ class Driver:
     def unload(self, function: Function) -> None:
         """Give the module's memory back."""
         self._call(self._names.unload, ctypes.c_void_p(function.module))
+
+    def _allow(self, name: str, kernel: ctypes.c_void_p, shared_bytes: int, attribute: str, cache: str) -> None:
+        """Let blocks of the kernel have this much dynamic shared memory.
+
+        Unasked they have 48 KiB less what is static, of which the architecture itself takes some.
+        """
+        if shared_bytes > _MUCH_SHARED_MEMORY:
+            self._call(cache, kernel, _PREFER_SHARED)
+        allowed = self._call(attribute, kernel, _DYNAMIC_SHARED_MEMORY, ctypes.c_int(shared_bytes))
+        self._check(allowed, f"kernel '{name}' takes {shared_bytes} bytes of shared memory")
 
     def _call(self, name: str, *arguments: Any) -> int:
         result: int = getattr(self._library, name)(*arguments)
@@ -184,3 +195,10 @@ def _opened(interface: Interface, libraries: Sequence[str]) -> ctypes.CDLL:
         f"this machine has no driver of {kind} GPU ({', '.join(libraries)} cannot be opened); run the artifact "
         "where the GPU is, or compile the model for 'cpu'"
     )
+
+
+def _loaded(name: str, maps: Path = Path("/proc/self/maps")) -> list[str]:
+    """The paths of a library that this process has loaded: torch for AMD brings a runtime of its own, and streams of
+    one runtime are nothing to another."""
+    paths = dict.fromkeys(line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if line.count("/"))
+    return [path for path in paths if Path(path).name.startswith(name)]

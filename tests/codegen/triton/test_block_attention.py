@@ -6,7 +6,6 @@ from torch import Tensor
 
 from planish.codegen.select import select
 from planish.codegen.triton.block_attention import BlockAttention
-from planish.codegen.tvm.templates import TEMPLATES
 from planish.compiler import ops
 from planish.compiler.ir import Graph
 from planish.compiler.types import DType, Size
@@ -106,6 +105,9 @@ def test_refuses_blocks_and_heads_that_no_tile_holds(sizes: tuple[int, int, int]
 
 
 def test_cpus_refuse_it_by_name() -> None:
+    pytest.importorskip("tvm", reason="templates of CPUs are TVM's")
+    from planish.codegen.tvm.templates import TEMPLATES
+
     with pytest.raises(TemplateError, match=r"block_attention in '' f32.* has no kernel here: no template serves this"):
         select(_call(16, 16), TEMPLATES, host_isa())
 

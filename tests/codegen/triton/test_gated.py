@@ -12,9 +12,9 @@ from planish.compiler import ops
 from planish.compiler.ir import Graph, Value
 from planish.compiler.types import DType, Size, symbol
 from tests.codegen.coded import FORMS, close, linear, tensors, wanted
+from tests.codegen.coded_pairs import Case
 from tests.codegen.compare import normal
 from tests.codegen.harness import call_of
-from tests.codegen.test_int8_linear import Case
 from tests.codegen.triton.harness import check, device, run_call
 
 S = Size("s").symbol

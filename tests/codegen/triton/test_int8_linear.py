@@ -9,8 +9,8 @@ from planish.codegen.triton.int8_linear import Int8Linear
 from planish.compiler import ops
 from planish.compiler.ir import Graph
 from planish.compiler.types import DType, symbol
+from tests.codegen.coded_pairs import FORMATS, Case, close
 from tests.codegen.harness import call_of
-from tests.codegen.test_int8_linear import FORMATS, Case, close
 from tests.codegen.triton.harness import device, run_call
 
 _TAKEN = [name for name in FORMATS if not (name.startswith("int8") and "zeros" in name)]

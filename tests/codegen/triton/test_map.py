@@ -6,7 +6,7 @@ from planish.codegen.triton.map import Map
 from planish.compiler import ops
 from planish.compiler.types import DType, Size
 from tests.codegen.compare import integers, normal
-from tests.codegen.test_expression import MOVES, X
+from tests.codegen.moves import MOVES, X
 from tests.codegen.triton.harness import check
 
 S = Size("s").symbol

@@ -1,11 +1,13 @@
 """The driver through ctypes, against a library that records what it is asked."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +15,14 @@ import pytest
 import torch
 
 from planish.errors import ArtifactError, BackendMissing
-from planish.runtime.device.driver import CUDA, Driver
+from planish.runtime.device.driver import CUDA, Driver, _loaded
 from planish.runtime.device.launcher import DriverLauncher, Whole, packed
 from planish.runtime.launches import KernelSpec
 
 SOURCE = r"""
 #include <string.h>
 #include <stdint.h>
-unsigned seen[8]; unsigned char passed[64]; int shared, load_code;
+unsigned seen[8]; unsigned char passed[64]; int shared, cache, load_code;
 _Thread_local void *context; void *entered;
 int cuCtxGetCurrent(void **found) { *found = context; return 0; }
 int cuCtxSetCurrent(void *given) { context = entered = given; return 0; }
@@ -30,6 +32,7 @@ int cuModuleLoadData(void **module, const void *image) { *module = (void *)image
 int cuModuleUnload(void *module) { return 0; }
 int cuModuleGetFunction(void **f, void *module, const char *name) { *f = (void *)7; return strcmp(name, "gemm") ? 500 : 0; }
 int cuFuncSetAttribute(void *f, int attribute, int value) { if (attribute == 8) shared = value; return 0; }
+int cuFuncSetCacheConfig(void *f, int config) { cache = config; return 0; }
 int cuGetErrorName(int code, const char **text) { *text = code == 222 ? "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" : "CUDA_ERROR"; return 0; }
 int cuLaunchKernel(void *f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned bytes,
                    void *stream, void **arguments, void **extra) {
@@ -71,9 +74,24 @@ def test_an_integer_over_its_32_bits_is_refused() -> None:
         packed([Whole(2**31, 4)])
 
 
-def test_more_shared_memory_than_usual_is_asked_for(library: str) -> None:
-    Driver(CUDA, [library]).function("k0", b"code", "gemm", threads=128, shared_bytes=100_000)
-    assert ctypes.c_int.in_dll(ctypes.CDLL(library), "shared").value == 100_000
+@pytest.mark.parametrize(("wanted", "preferred"), [(49_152, 0), (100_000, 1)])
+def test_shared_memory_is_asked_for_and_much_of_it_before_cache(library: str, wanted: int, preferred: int) -> None:
+    shared, cache = (ctypes.c_int.in_dll(ctypes.CDLL(library), name) for name in ("shared", "cache"))
+    shared.value = cache.value = 0
+    Driver(CUDA, [library]).function("k0", b"code", "gemm", threads=128, shared_bytes=wanted)
+    assert (shared.value, cache.value) == (wanted, preferred)
+
+
+def test_the_runtime_that_torch_for_amd_has_loaded_is_taken(tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    lines = ("7f00-7f01 r--p 00000000 08:01 17 /opt/x y/torch/lib/libamdhip64.so.6.4", "7f01-7f02 rw-p 0 00:00 0")
+    maps.write_text("\n".join((*lines, *lines, "7f03-7f04 r--p 00000000 08:01 18 /usr/lib/libhsa.so")))
+    assert _loaded("libamdhip64.so", maps) == ["/opt/x y/torch/lib/libamdhip64.so.6.4"]
+
+
+def test_a_library_of_this_process_is_found_where_it_lies() -> None:
+    (path,) = _loaded("libc.so")
+    assert ctypes.CDLL(path).getpid() == os.getpid()
 
 
 def test_an_empty_grid_launches_nothing(library: str) -> None:
