@@ -23,7 +23,7 @@ from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.split_generation import SplitGeneration
 from planish.recording import codes_tolerance
 from planish.runtime.manifest import FileEntry, Manifest, Tolerance
-from planish.runtime.storage import hash_file
+from planish.runtime.intake import hash_file
 from tests.generation import architectures
 from tests.generation.stepping import imported, split
 

@@ -5,20 +5,23 @@ import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from planish.errors import ArtifactError
 from planish.runtime.device.executor import DeviceExecutable
-from planish.runtime.device.load import on_device
+from planish.runtime.device.load import on_device, placed
+from planish.runtime.device.upload import uploading
 from planish.runtime.executor import Executable
 from planish.runtime.fields import Json, parse_json
 from planish.runtime.generation.generator import LanguageExecutable
 from planish.runtime.generation.settings import Settings
 from planish.runtime.generation.tokenizer import Tokenizer
 from planish.runtime.golden import LANGUAGE, Golden, LanguageGolden, check_golden, write_golden
+from planish.runtime.intake import Intake
 from planish.runtime.library import NativeLibrary
-from planish.runtime.manifest import NAME, Manifest, Target
+from planish.runtime.manifest import NAME, WEIGHTS, Manifest, Target
 from planish.runtime.plan import Plan, check_plan
 from planish.runtime.storage import (
     check_files,
@@ -32,7 +35,7 @@ from planish.runtime.storage import (
 )
 from planish.runtime.tensors import TensorFile, Weight, write_weights
 
-PLAN, PROGRAM, WEIGHTS, GOLDEN = "plan.json", "program.txt", "weights.safetensors", "golden.safetensors"
+PLAN, PROGRAM, GOLDEN = "plan.json", "program.txt", "golden.safetensors"
 REPORT, REPORT_TEXT, HEADER = "report.json", "report.txt", "planish.h"
 Loaded: TypeAlias = Executable | DeviceExecutable
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
@@ -99,16 +102,26 @@ def copy(source: str | Path, path: str | Path, *, overwrite: bool = False) -> No
         _finish(stage, Path(shutil.copytree(folder, stage / "artifact")), target, overwrite=overwrite)
 
 
-def assembled(folder: Path, manifest: Manifest, threads: int | None, *, verify: bool, fresh: bool) -> Loaded:
+def assembled(
+    folder: Path,
+    manifest: Manifest,
+    intake: Intake,
+    memory: memoryview | None,
+    threads: int | None,
+    *,
+    verify: bool,
+    fresh: bool,
+) -> Loaded:
     """What the checked files of a folder are the parts of; raises ArtifactError where one does not fit the others.
 
-    With `verify` it has given the recorded outputs for the recorded inputs; of what is `fresh` that keeps little in
-    memory.
+    `memory` holds the weights where they were read; `intake` reads them for a device. With `verify` it has given the
+    recorded outputs for the recorded inputs; of what is `fresh` that keeps little in memory.
     """
-    # Each token reads all weights, at the speed of memory: in huge pages a fifth faster than from a mapped file.
-    copied = manifest.generation is not None and not manifest.target.device
-    weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True, copied=copied)
-    executable = _assemble(folder, manifest, weights, threads)
+    weights = TensorFile(folder / _listed(manifest, WEIGHTS), aligned=True, memory=memory)
+    if manifest.target.device:
+        executable: Loaded = _on_device(folder, manifest, weights, intake)
+    else:
+        executable = _on_host(folder, manifest, weights, threads)
     if verify and manifest.golden:
         with weights.sparing() if fresh else nullcontext():
             check_golden(executable, folder / _listed(manifest, GOLDEN), manifest.golden)
@@ -172,17 +185,27 @@ def _manifest(folder: Path, contents: Contents) -> Manifest:
     )
 
 
-def _assemble(folder: Path, manifest: Manifest, weights: TensorFile, threads: int | None) -> Loaded:
-    plan = Plan.from_json(parse_json((folder / _listed(manifest, PLAN)).read_bytes(), PLAN))
-    settings = manifest.generation
-    tokenizer = None if settings is None else _tokenizer(folder, manifest, settings)
-    if manifest.target.device:
-        code = {name: (folder / _listed(manifest, k.file)).read_bytes() for name, k in plan.kernels.items()}
-        return on_device(manifest.target.device, plan, code, weights, settings, tokenizer)
+def _on_host(folder: Path, manifest: Manifest, weights: TensorFile, threads: int | None) -> Executable:
+    plan = _plan(folder, manifest)
     library = NativeLibrary(folder / _listed(manifest, plan.library)) if plan.library is not None else None
-    if settings is None:
+    if manifest.generation is None:
         return Executable(plan, library, weights, threads=threads)
-    return LanguageExecutable(plan, library, weights, settings, tokenizer=tokenizer, threads=threads)
+    tokenizer = _tokenizer(folder, manifest, manifest.generation)
+    return LanguageExecutable(plan, library, weights, manifest.generation, tokenizer=tokenizer, threads=threads)
+
+
+def _on_device(folder: Path, manifest: Manifest, weights: TensorFile, intake: Intake) -> DeviceExecutable:
+    with uploading(weights, partial(intake.read, WEIGHTS)) as memory:  # while plan and kernels are read
+        plan = _plan(folder, manifest)
+        code = {name: (folder / _listed(manifest, k.file)).read_bytes() for name, k in plan.kernels.items()}
+        settings = manifest.generation
+        tokenizer = None if settings is None else _tokenizer(folder, manifest, settings)
+        held = placed(weights, memory, plan.weights)
+        return on_device(manifest.target.device, plan, code, held, settings, tokenizer)
+
+
+def _plan(folder: Path, manifest: Manifest) -> Plan:
+    return Plan.from_json(parse_json((folder / _listed(manifest, PLAN)).read_bytes(), PLAN))
 
 
 def _tokenizer(folder: Path, manifest: Manifest, settings: Settings) -> Tokenizer | None:

@@ -4,8 +4,6 @@ Fresh memory costs a page fault for every 4 KiB that a call writes, more than wr
 returns when the caller's array or tensor and everything that shares its memory are gone.
 """
 
-import ctypes
-import mmap
 import sys
 import threading
 import weakref
@@ -15,30 +13,13 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from planish.runtime.blocks import Block, advise_huge_pages
+
 LENT_BYTES: Final = 64 << 10
 """Outputs below this many bytes are not lent: the allocators of numpy and torch reuse such memory themselves."""
 
 _KEPT_BYTES: Final = 256 << 20
-_HUGE: Final = 2 << 20
-_MADV_HUGEPAGE: Final = 14
 _OWN_REFERENCES: Final = 3
-
-
-class Block:
-    """`size` bytes of zeros at a multiple of the page size, of 2 MiB from 2 MiB on."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        huge = size >= _HUGE
-        self._map = _reserve(size + _HUGE if huge else size)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._offset = -start % _HUGE if huge else 0
-        self.address = start + self._offset
-        advise_huge_pages(self.address, size)
-
-    def view(self, size: int) -> np.ndarray[Any, Any]:
-        """The first `size` bytes; the views of this array keep it alive, not only the memory."""
-        return np.frombuffer(self._map, np.uint8, size, self._offset)
 
 
 class ArenaPool:
@@ -126,7 +107,8 @@ class _Bytes:
         return self._lent is not None and self._lent() is None
 
     def lend(self) -> np.ndarray[Any, Any]:
-        lent = self._block.view(self.size)
+        # views of this array keep it alive, not only the memory
+        lent: np.ndarray[Any, Any] = np.frombuffer(self._block.memory, np.uint8)
         self._lent = weakref.ref(lent)
         return lent
 
@@ -149,20 +131,6 @@ class _Storage:
 
     def lend(self) -> Any:
         return self._storage
-
-
-def advise_huge_pages(address: int, size: int) -> None:
-    """Ask for huge pages in the whole 2 MiB units of a range of memory; a wish that a system may not fulfil."""
-    start, end = -(-address // _HUGE) * _HUGE, (address + size) // _HUGE * _HUGE
-    if sys.platform == "linux" and start < end:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)
-
-
-def _reserve(size: int) -> mmap.mmap:
-    # Shared mappings, the default, take huge pages by another setting, which is mostly off.
-    if hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, size)
 
 
 def _new_storage(size: int, torch: Any) -> Any:

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from planish.errors import ArtifactError
-from planish.runtime.artifact import PLAN, REPORT_TEXT, WEIGHTS
+from planish.runtime.artifact import PLAN, REPORT_TEXT
 from planish.runtime.fields import Json, parse_json
 from planish.runtime.generation.settings import Settings
-from planish.runtime.manifest import FORMAT, Manifest, Target
+from planish.runtime.manifest import FORMAT, WEIGHTS, Manifest, Target
 from planish.runtime.plan import FunctionPlan, Plan, TorchStep
 from planish.runtime.storage import read_manifest, read_member
 

@@ -13,6 +13,7 @@ from planish.runtime.generation.settings import Settings
 
 FORMAT: Final = 2
 NAME: Final = "manifest.json"
+WEIGHTS: Final = "weights.safetensors"
 # Far more than any manifest: what a reader takes into memory before it knows what it reads.
 MAXIMUM_BYTES: Final = 16 << 20
 _PIECE_UNIT: Final = 1 << 20  # pieces begin at pages of any system, and are not too many

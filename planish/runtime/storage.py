@@ -2,24 +2,23 @@
 
 import ctypes
 import hashlib
-import mmap
 import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from planish.errors import ArtifactError
+from planish.runtime.intake import THREADS, Intake, damaged, hashing, joined, undescribed
 from planish.runtime.manifest import MAXIMUM_BYTES, NAME, FileEntry, Manifest, unsafe_path
 from planish.runtime.temporary import owned_folder
 
 _CHUNK: Final = 1 << 20
-_PIECE: Final = 32 << 20  # large calls: each waits for the interpreter's lock, which others hold for long
-_HASHERS: Final = 16
 _EXCHANGE: Final = 2
 _HERE: Final = -100
 
@@ -55,32 +54,28 @@ def read_member(path: Path, name: str, entry: FileEntry) -> bytes:
             data = _read_member(archive, name)
     step = entry.piece_bytes or max(1, len(data))
     parts = [hashlib.sha256(data[at : at + step]).digest() for at in range(0, max(1, len(data)), step)]
-    found = _joined(parts, entry.piece_bytes)
+    found = joined(parts, entry.piece_bytes)
     if len(data) != entry.bytes or found != entry.sha256:
-        raise _damaged(name)
+        raise damaged(name)
     return data
 
 
 def check_files(folder: Path, files: Mapping[str, FileEntry], *, contents: bool) -> None:
     """Raise ArtifactError naming the first file that is missing, extra, of a wrong size or (`contents`) altered."""
-    with checking(folder, files, contents=contents) as finish:
-        finish()
+    with checking(folder, files, contents=contents) as intake:
+        intake.check(files)
+        intake.finish()
 
 
 @contextmanager
-def checking(folder: Path, files: Mapping[str, FileEntry], *, contents: bool) -> Iterator[Callable[[], None]]:
-    """`check_files` whose hashes are computed while the block runs, until it calls what it is given."""
+def checking(folder: Path, files: Mapping[str, FileEntry], *, contents: bool) -> Iterator[Intake]:
+    """What hashes and reads files while the block runs, which have the right names and sizes; see `check_files`."""
     _check_sizes(_list_files(folder), files)
-    names = sorted(files, key=lambda name: -files[name].bytes) if contents else []
-    with ThreadPoolExecutor(min(_HASHERS, os.cpu_count() or 1)) as pool:
-        found = {name: _hashing(pool, folder / name, files[name].bytes, files[name].piece_bytes) for name in names}
-
-        def finish() -> None:
-            for name, digest in found.items():
-                if digest() != files[name].sha256:
-                    raise _damaged(name)
-
-        yield finish
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        yield Intake(folder, files, pool, contents=contents)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _check_sizes(found: Mapping[str, int], files: Mapping[str, FileEntry]) -> None:
@@ -97,44 +92,12 @@ def _check_sizes(found: Mapping[str, int], files: Mapping[str, FileEntry]) -> No
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:
     """The entries for a manifest of all files in a folder, in the order of their names."""
-    sizes = _list_files(folder)
-    with ThreadPoolExecutor(min(_HASHERS, os.cpu_count() or 1)) as pool:
-        pieces = {name: _PIECE if sizes[name] > _PIECE else 0 for name in sorted(sizes) if name != NAME}
-        found = {name: _hashing(pool, folder / name, sizes[name], size) for name, size in pieces.items()}
-        return {name: FileEntry(digest(), sizes[name], pieces[name]) for name, digest in found.items()}
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    return _hash_range(path, 0, path.stat().st_size).hex()
-
-
-def _hashing(pool: ThreadPoolExecutor, path: Path, size: int, piece_bytes: int) -> Callable[[], str]:
-    """Hash a file in the pool's threads, as an entry of the manifest says; what is given waits for the result."""
-    step = piece_bytes or max(1, size)
-    parts = [pool.submit(_hash_range, path, start, min(start + step, size)) for start in range(0, max(1, size), step)]
-    return lambda: _joined([part.result() for part in parts], piece_bytes)
-
-
-def _joined(digests: Sequence[bytes], piece_bytes: int) -> str:
-    return (hashlib.sha256(b"".join(digests)).digest() if piece_bytes else digests[0]).hex()
-
-
-def _hash_range(path: Path, begin: int, end: int) -> bytes:
-    """The sha256 of the bytes of a file from `begin`, a multiple of the system's pages, to `end`."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            if begin == end:
-                return digest.digest()
-            with mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_READ, offset=begin) as data:
-                for start in range(0, end - begin, _PIECE):
-                    with memoryview(data) as view, view[start : start + _PIECE] as piece:
-                        digest.update(piece)
-                    data.madvise(mmap.MADV_DONTNEED)  # so that no more than a piece counts as this process's memory
-            return digest.digest()
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read '{path}': {error}") from error
+    sizes = {name: size for name, size in sorted(_list_files(folder).items()) if name != NAME}
+    entries = {name: undescribed(size) for name, size in sizes.items()}
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = {name: hashing(pool, folder / name, entry) for name, entry in entries.items()}
+        digests = {name: [part.result() for part in parts] for name, parts in found.items()}
+    return {name: replace(e, sha256=joined(digests[name], e.piece_bytes)) for name, e in entries.items()}
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -274,7 +237,7 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
             with archive.open(member) as source, target.open("xb") as file:
                 shutil.copyfileobj(source, file, _CHUNK)
         except zipfile.BadZipFile as error:
-            raise _damaged(member.filename) from error
+            raise damaged(member.filename) from error
         except OSError as error:
             raise ArtifactError(f"cannot unpack '{member.filename}' to '{folder}': {error}; set TMPDIR") from error
 
@@ -292,7 +255,3 @@ def _exchange(left: Path, right: Path) -> bool:
     # A rename cannot replace a folder that has files; Linux can swap the two names at once.
     swap = getattr(ctypes.CDLL(None), "renameat2", None)
     return swap is not None and swap(_HERE, os.fsencode(left), _HERE, os.fsencode(right), _EXCHANGE) == 0
-
-
-def _damaged(name: str) -> ArtifactError:
-    return ArtifactError(f"'{name}' is damaged: its hash is not the recorded one; save or download the artifact again")

@@ -5,7 +5,6 @@ import mmap
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -15,12 +14,10 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from planish.errors import ArtifactError
-from planish.runtime.buffers import Block
 from planish.runtime.dtypes import NUMPY, SAFETENSORS, DTypeName
 from planish.runtime.fields import Field, parse_json
 
 ALIGNMENT: Final = 64
-_READERS: Final = 2
 _DROP_SECONDS: Final = 0.002  # at the bandwidth of memory a few dozen MB are read meanwhile
 _NAMES: Final[dict[str, str]] = {NUMPY[name]: word for name, word in SAFETENSORS.items()} | {
     "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64", "bfloat16": "BF16",
@@ -108,24 +105,21 @@ def write_tensors(path: Path, tensors: Mapping[str, tuple[DTypeName, np.ndarray[
 class TensorFile:
     """A safetensors file in memory, read-only; the data starts at a multiple of 64 bytes where `aligned`.
 
-    The file is mapped, or its data copied to private huge pages where `copied`, which cores read faster.
+    The file is mapped, unless all of its bytes are in `memory` already.
     Raises ArtifactError, naming the file and the tensor, on anything that the format does not allow:
     a header longer than the file, an unknown dtype, tensors that overlap, leave holes or end early.
     """
 
-    def __init__(self, path: Path, *, aligned: bool = False, copied: bool = False) -> None:
-        self._path, self._name = path, path.name
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"cannot read '{path}': {error}") from error
-        self._start = self._data_start()
-        self.tensors = _read_header(Field(parse_json(self._map[8 : self._start], self._name), self._name))
+    def __init__(self, path: Path, *, aligned: bool = False, memory: memoryview | None = None) -> None:
+        self._name = path.name
+        self._all: memoryview | mmap.mmap = _mapped(path) if memory is None else memory
+        self.start = self._data_start()
+        """Where in the file the data begin."""
+        self.tensors = _read_header(Field(parse_json(bytes(self._all[8 : self.start]), self._name), self._name))
         self._check_extent()
-        if aligned and self._start % ALIGNMENT:
-            raise ArtifactError(f"{self._name}: the data starts at {self._start}, not at a multiple of {ALIGNMENT}")
-        self._bytes = self._copy(path) if copied else np.frombuffer(self._map, np.uint8)[self._start :]
+        if aligned and self.start % ALIGNMENT:
+            raise ArtifactError(f"{self._name}: the data starts at {self.start}, not at a multiple of {ALIGNMENT}")
+        self._bytes = np.frombuffer(self._all, np.uint8)[self.start :]
 
     @property
     def address(self) -> int:
@@ -153,21 +147,17 @@ class TensorFile:
         data: np.ndarray[Any, Any] = self._bytes[stored.begin : stored.begin + count * numpy_type.itemsize]
         return data.view(numpy_type).reshape(shape)
 
-    def read_into(self, start: int, target: memoryview) -> None:
-        """Fill `target` with the data from byte `start` on, read from the file anew: faster than through the map."""
-        _read(self._path, self._start + start, target)
-
     @contextmanager
     def sparing(self) -> Iterator[None]:
-        """While the block runs, pages that were read soon leave this process's memory again; not those of a copy."""
-        if self._map.closed:
+        """While the block runs, pages that were read soon leave this process's memory again; not those of `memory`."""
+        if not isinstance(mapped := self._all, mmap.mmap):
             yield
             return
         ended = threading.Event()
 
         def drop() -> None:
             while not ended.wait(_DROP_SECONDS):
-                self._map.madvise(mmap.MADV_DONTNEED)
+                mapped.madvise(mmap.MADV_DONTNEED)
 
         thread = threading.Thread(target=drop, daemon=True)
         thread.start()
@@ -176,7 +166,7 @@ class TensorFile:
         finally:
             ended.set()
             thread.join()
-            self._map.madvise(mmap.MADV_DONTNEED)
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a stored tensor; raises ArtifactError where there is none of that name."""
@@ -184,26 +174,11 @@ class TensorFile:
             raise ArtifactError(f"{self._name} has no tensor '{name}'")
         return self.tensors[name].shape
 
-    def _copy(self, path: Path) -> np.ndarray[Any, Any]:
-        """The data in memory of its own; the threads fill, and so fault in, a share each."""
-        size = len(self._map) - self._start
-        data = Block(max(1, size)).view(size)
-        share = -(-size // _READERS)
-        with ThreadPoolExecutor(_READERS) as pool:
-            list(
-                pool.map(
-                    lambda at: _read(path, self._start + at, data[at : at + share].data), range(0, size, share or 1)
-                )
-            )
-        self._map.close()
-        data.flags.writeable = False
-        return data
-
     def _data_start(self) -> int:
-        if len(self._map) < 8:
-            raise ArtifactError(f"{self._name} is truncated: {len(self._map)} bytes hold no header")
-        (length,) = struct.unpack("<Q", self._map[:8])
-        if length > len(self._map) - 8:
+        if len(self._all) < 8:
+            raise ArtifactError(f"{self._name} is truncated: {len(self._all)} bytes hold no header")
+        (length,) = struct.unpack("<Q", self._all[:8])
+        if length > len(self._all) - 8:
             raise ArtifactError(f"{self._name} is truncated: its header of {length} bytes is longer than the file")
         return 8 + int(length)
 
@@ -213,23 +188,17 @@ class TensorFile:
             if stored.begin != position:
                 raise ArtifactError(f"{self._name}: '{name}' starts at {stored.begin}, not at {position}")
             position = stored.end
-        if position != len(self._map) - self._start:
-            found = len(self._map) - self._start
+        if position != len(self._all) - self.start:
+            found = len(self._all) - self.start
             raise ArtifactError(f"{self._name} is damaged: it holds {found} bytes of data, not {position}")
 
 
-def _read(path: Path, place: int, target: memoryview) -> None:
-    """Fill `target` with the bytes of a file from `place` on."""
+def _mapped(path: Path) -> mmap.mmap:
     try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(place)
-            left = target
-            while len(left) and (count := file.readinto(left)):
-                left = left[count:]
-    except OSError as error:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read '{path}': {error}") from error
-    if len(left):
-        raise ArtifactError(f"'{path}' became shorter while it was read; load it again")
 
 
 def _read_header(header: Field) -> dict[str, Stored]:

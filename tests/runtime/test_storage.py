@@ -15,9 +15,10 @@ import pytest
 from planish.errors import ArtifactError
 from planish.runtime.artifact import write
 from planish.runtime.inspection import inspect
+from planish.runtime.intake import hash_file
 from planish.runtime.loading import load
 from planish.runtime.manifest import FileEntry
-from planish.runtime.storage import check_files, describe_files, hash_file, read_member
+from planish.runtime.storage import check_files, describe_files, read_member
 from tests.runtime.small import affine_contents, expected
 
 X = np.ones((2, 4), np.float32)
@@ -28,7 +29,7 @@ Members = dict[str, bytes]
 def test_a_file_is_hashed_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     data = np.random.default_rng(0).bytes(size)
     (tmp_path / "file").write_bytes(data)
-    monkeypatch.setattr("planish.runtime.storage._PIECE", 4096)
+    monkeypatch.setattr("planish.runtime.intake.PIECE_BYTES", 4096)
     assert hash_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
@@ -36,7 +37,7 @@ def test_a_large_file_has_the_hash_of_its_pieces_hashes(tmp_path: Path, monkeypa
     data = np.random.default_rng(0).bytes((5 << 20) + 17)
     (tmp_path / "large").write_bytes(data)
     (tmp_path / "small").write_bytes(data[:100])
-    monkeypatch.setattr("planish.runtime.storage._PIECE", 2 << 20)
+    monkeypatch.setattr("planish.runtime.intake.PIECE_BYTES", 2 << 20)
     found = describe_files(tmp_path)
     pieces = [hashlib.sha256(data[start : start + (2 << 20)]).digest() for start in range(0, len(data), 2 << 20)]
     assert found["large"] == FileEntry(hashlib.sha256(b"".join(pieces)).hexdigest(), len(data), 2 << 20)
@@ -49,7 +50,7 @@ def test_a_large_file_has_the_hash_of_its_pieces_hashes(tmp_path: Path, monkeypa
 def test_a_changed_byte_of_any_piece_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int) -> None:
     data = bytearray((5 << 20) + 17)
     (tmp_path / "large").write_bytes(data)
-    monkeypatch.setattr("planish.runtime.storage._PIECE", 2 << 20)
+    monkeypatch.setattr("planish.runtime.intake.PIECE_BYTES", 2 << 20)
     found = describe_files(tmp_path)
     data[place] = 1
     (tmp_path / "large").write_bytes(data)

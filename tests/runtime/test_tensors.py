@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 from planish.errors import ArtifactError
+from planish.runtime.storage import checking, describe_files
 from planish.runtime.tensors import Deferred, TensorFile, weight_offsets, write_tensors, write_weights
 
 RNG = np.random.default_rng(0)
@@ -57,7 +58,7 @@ def test_pages_that_were_read_sparingly_leave_the_memory_and_read_the_same_again
 
 def test_a_copy_keeps_what_is_read_sparingly(tmp_path: Path) -> None:
     write_weights(tmp_path / "w.safetensors", WEIGHTS)
-    file = TensorFile(tmp_path / "w.safetensors", copied=True)
+    file = TensorFile(tmp_path / "w.safetensors", memory=memoryview((tmp_path / "w.safetensors").read_bytes()))
     with file.sparing():
         np.testing.assert_array_equal(file.array("odd", "f32", (37,)), WEIGHTS["odd"])
     np.testing.assert_array_equal(file.array("odd", "f32", (37,)), WEIGHTS["odd"])
@@ -115,10 +116,13 @@ def test_we_read_what_the_safetensors_library_writes(tmp_path: Path) -> None:
     assert not file.array("b", "i64", (2, 3)).flags.writeable
 
 
-def test_a_copied_file_holds_the_same_in_memory_of_its_own(tmp_path: Path) -> None:
+def test_a_file_that_was_read_holds_the_same_in_memory_of_its_own(tmp_path: Path) -> None:
     weights = {**WEIGHTS, "large": RNG.integers(0, 256, 5_000_001, np.uint8)}
     write_weights(tmp_path / "w.safetensors", weights)
-    file = TensorFile(tmp_path / "w.safetensors", aligned=True, copied=True)
+    with checking(tmp_path, describe_files(tmp_path), contents=True) as intake:
+        memory = intake.into_memory("w.safetensors")
+        intake.finish()
+    file = TensorFile(tmp_path / "w.safetensors", aligned=True, memory=memory)
     (tmp_path / "w.safetensors").write_bytes(b"")
     assert file.address % (2 << 20) == 0
     for name, array in weights.items():

@@ -1,9 +1,12 @@
 """Launchers: what puts the launches of a plan on a device."""
 
 import ctypes
+import os
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -72,6 +75,8 @@ class Launcher(Protocol):
 # One recording at a time in the process: torch waits for the whole device before it records, which nobody may while
 # another thread records.
 _RECORDING: Final = threading.Lock()
+# The kernels of launchers that are gone; a launcher may go at any instant, also in the middle of a recording.
+_DROPPED: Final[deque["_Dropped"]] = deque()
 
 
 class DriverLauncher:
@@ -94,16 +99,17 @@ class DriverLauncher:
         with torch.cuda.device(device):
             torch.cuda.current_stream().synchronize()  # makes the device's context the current one of this thread
             driver.enter()
-            self._functions: Mapping[str, Function] = {
-                name: driver.function(
-                    name,
-                    code[name],
-                    spec.symbol,
-                    threads=spec.num_warps * warp_size,
-                    shared_bytes=spec.shared_bytes,
+            self._functions: dict[str, Function] = {}
+            self._graphs: dict[int, Any] = {}
+            dropped = _Dropped(driver, device, self._functions, self._graphs, os.getpid())
+            ended = weakref.finalize(self, _drop, dropped)
+            ended.atexit = False  # the driver unloads them when the process ends
+            for name, spec in kernels.items():
+                threads = spec.num_warps * warp_size
+                self._functions[name] = driver.function(
+                    name, code[name], spec.symbol, threads=threads, shared_bytes=spec.shared_bytes
                 )
-                for name, spec in kernels.items()
-            }
+        unload_dropped()
 
     def launch(self, kernel: str, grid: tuple[int, int, int], arguments: Sequence[Passed]) -> None:
         """Launch on the stream that torch would use now."""
@@ -129,10 +135,8 @@ class DriverLauncher:
         tensor.record_stream(self._torch.cuda.current_stream(self.device))
 
     def free_bytes(self) -> int:
-        """What the device has free, and what torch has and does not use."""
-        cuda = self._torch.cuda
-        free: int = cuda.mem_get_info(self.device)[0]
-        return free + int(cuda.memory_reserved(self.device) - cuda.memory_allocated(self.device))
+        """See the function."""
+        return free_bytes(self.device)
 
     def recorded(self, body: Callable[[], None]) -> Callable[[], None]:
         """The launches of `body`, and of torch within it, as a CUDA graph, replayed on the stream of the moment.
@@ -143,7 +147,74 @@ class DriverLauncher:
         graph = torch.cuda.CUDAGraph()
         with _RECORDING, torch.cuda.graph(graph, stream=self._recorder, capture_error_mode="thread_local"):
             body()
-        return lambda: graph.replay()
+        unload_dropped()
+        self._graphs[id(graph)] = graph
+        replay = _Replay(self, graph.replay)
+        weakref.finalize(replay, self._graphs.pop, id(graph), None).atexit = False
+        return replay
+
+
+class _Replay:
+    """Repeats a recording, and holds its launcher and so the kernels meanwhile."""
+
+    def __init__(self, launcher: DriverLauncher, replay: Callable[[], None]) -> None:
+        self._launcher, self._replay = launcher, replay
+
+    def __call__(self) -> None:
+        self._replay()
+
+
+@dataclass(frozen=True, slots=True)
+class _Dropped:
+    """What a launcher that is gone has left on its device: kernels, and graphs which launch them."""
+
+    driver: Driver
+    device: Any
+    functions: Mapping[str, Function]
+    graphs: dict[int, Any]
+    process: int
+
+    def unload(self) -> None:
+        """Wait for the device, which may still run the kernels; graphs go first."""
+        import torch
+
+        with torch.cuda.device(self.device):
+            torch.cuda.synchronize(self.device)
+            for graph in self.graphs.values():
+                graph.reset()
+            self.driver.enter()
+            for function in self.functions.values():
+                self.driver.unload(function)
+
+
+def _drop(dropped: _Dropped) -> None:
+    if dropped.process == os.getpid():  # a forked process has no part in them
+        _DROPPED.append(dropped)
+        unload_dropped()
+
+
+def unload_dropped() -> None:
+    """Unload the kernels of launchers that are gone, unless a recording goes on: then the next call does it."""
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # no context could hold any
+        _DROPPED.clear()
+    if not _DROPPED or not _RECORDING.acquire(blocking=False):
+        return
+    try:
+        while _DROPPED and not torch.cuda.is_current_stream_capturing():
+            with suppress(RuntimeError):  # after a fault the context is lost, and they are
+                _DROPPED.popleft().unload()
+    finally:
+        _RECORDING.release()
+
+
+def free_bytes(device: Any) -> int:
+    """What the device has free, and what torch has and does not use."""
+    from torch import cuda
+
+    free: int = cuda.mem_get_info(device)[0]
+    return free + int(cuda.memory_reserved(device) - cuda.memory_allocated(device))
 
 
 def check_kernels(kernels: Mapping[str, KernelSpec], properties: Any, name: str) -> None:

@@ -8,8 +8,6 @@ from planish.runtime.device.executor import DeviceExecutable
 from planish.runtime.device.frame import Weights
 from planish.runtime.device.generation import DeviceLanguageExecutable
 from planish.runtime.device.launcher import DriverLauncher
-from planish.runtime.device.memory import check_room
-from planish.runtime.device.upload import uploaded
 from planish.runtime.dtypes import TORCH
 from planish.runtime.generation.settings import Settings
 from planish.runtime.generation.tokenizer import Tokenizer
@@ -38,24 +36,22 @@ def on_device(
     target: str,
     plan: Plan,
     code: Mapping[str, bytes],
-    weights: TensorFile,
+    weights: Weights,
     settings: Settings | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> DeviceExecutable:
     """The plan ready to run on the current device of torch; with `settings` it is that of a language model.
 
-    Raises ArtifactError where its memory cannot hold the weights, with both numbers, or the driver refuses a kernel.
+    Raises ArtifactError where the driver refuses a kernel.
     """
     import torch
 
     backend = target.partition(":")[0]
     device = torch.device("cuda", torch.cuda.current_device())
     launcher = DriverLauncher(Driver(INTERFACES[backend]), device, plan.kernels, code, 64 if backend == "hip" else 32)
-    check_room(launcher, weights.data.nbytes, "loading the weights")
-    held = placed(weights, uploaded(weights, device), plan.weights)
     if settings is None:
-        return DeviceExecutable(plan, launcher, held)
-    return DeviceLanguageExecutable(plan, launcher, held, settings, tokenizer)
+        return DeviceExecutable(plan, launcher, weights)
+    return DeviceLanguageExecutable(plan, launcher, weights, settings, tokenizer)
 
 
 def placed(weights: TensorFile, memory: Any, named: Mapping[str, TensorSpec]) -> Weights:

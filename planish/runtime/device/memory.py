@@ -1,13 +1,13 @@
 """What a call takes of a device's memory, told before it is taken."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Final
+from typing import Final, Protocol
 
 from planish.errors import ArtifactError
-from planish.runtime.device.launcher import Launcher
 from planish.runtime.launches import DeviceStep
 from planish.runtime.plan import FunctionPlan, Step, TensorSpec
 from planish.runtime.values import ValueId
@@ -38,16 +38,27 @@ class Sized:
         return self.arena_bytes + self.scratch_bytes + self.output_bytes + self.value_bytes
 
 
-def check_room(launcher: Launcher, needed: int, what: str) -> None:
+class Room(Protocol):
+    """A device by its name, and the bytes that torch could allocate there."""
+
+    @property
+    def name(self) -> str: ...
+
+    def free_bytes(self) -> int: ...
+
+
+def check_room(device: Room, needed: int, what: str) -> None:
     """Raise ArtifactError where the device has fewer free bytes than are needed."""
-    if needed > launcher.free_bytes():
-        raise no_room(launcher, needed, what)
+    if needed > device.free_bytes():
+        gc.collect()  # models that nobody uses any more may wait for it
+    if needed > device.free_bytes():
+        raise no_room(device, needed, what)
 
 
-def no_room(launcher: Launcher, needed: int, what: str) -> ArtifactError:
+def no_room(device: Room, needed: int, what: str) -> ArtifactError:
     """The error of a device without memory enough, with the bytes that are needed and those that are free."""
     return ArtifactError(
-        f"{what} takes {needed} bytes on the {launcher.name}, which has {launcher.free_bytes()} free; free some there, "
+        f"{what} takes {needed} bytes on the {device.name}, which has {device.free_bytes()} free; free some there, "
         "or use smaller sizes or fewer bits"
     )
 

@@ -1,10 +1,12 @@
 """The driver through ctypes, against a library that records what it is asked."""
 
 import ctypes
+import gc
 import os
 import shutil
 import subprocess
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,14 +24,14 @@ from planish.runtime.launches import KernelSpec
 SOURCE = r"""
 #include <string.h>
 #include <stdint.h>
-unsigned seen[8]; unsigned char passed[64]; int shared, cache, load_code;
+unsigned seen[8]; unsigned char passed[64]; int shared, cache, load_code, unloaded;
 _Thread_local void *context; void *entered;
 int cuCtxGetCurrent(void **found) { *found = context; return 0; }
 int cuCtxSetCurrent(void *given) { context = entered = given; return 0; }
 int cuInit(unsigned flags) { return 0; }
 int cuDriverGetVersion(int *version) { *version = 12080; return 0; }
 int cuModuleLoadData(void **module, const void *image) { *module = (void *)image; return load_code; }
-int cuModuleUnload(void *module) { return 0; }
+int cuModuleUnload(void *module) { unloaded++; return 0; }
 int cuModuleGetFunction(void **f, void *module, const char *name) { *f = (void *)7; return strcmp(name, "gemm") ? 500 : 0; }
 int cuFuncSetAttribute(void *f, int attribute, int value) { if (attribute == 8) shared = value; return 0; }
 int cuFuncSetCacheConfig(void *f, int config) { cache = config; return 0; }
@@ -149,6 +151,17 @@ def test_the_version_is_the_drivers(library: str) -> None:
     assert Driver(CUDA, [library]).version == 12080
 
 
+class _Graph:
+    def __init__(self, noted: list[object]) -> None:
+        self.noted = noted
+
+    def replay(self) -> None:
+        self.noted.append("replay")
+
+    def reset(self) -> None:
+        self.noted.append("reset")
+
+
 class _Cuda:
     """What the launcher asks of torch.cuda, noted in order."""
 
@@ -156,13 +169,17 @@ class _Cuda:
         self.noted: list[object] = []
         self.stream = SimpleNamespace(cuda_stream=11, synchronize=lambda: self.noted.append("wait"))
         own = SimpleNamespace(cuda_stream=99)
-        replay = SimpleNamespace(replay=lambda: self.noted.append("replay"))
+        self.graphs: list[Any] = []
+        self.capturing = False
         properties = SimpleNamespace(shared_memory_per_block_optin=232_448)
         for name, value in {
             "device": lambda device: nullcontext(),
             "current_stream": lambda device=None: self.stream,
             "Stream": lambda device: own,
-            "CUDAGraph": lambda: replay,
+            "CUDAGraph": self._made,
+            "is_initialized": lambda: True,
+            "is_current_stream_capturing": lambda: self.capturing,
+            "synchronize": lambda device: self.noted.append("wait for all"),
             "graph": self._graph,
             "get_device_name": lambda device: "NVIDIA H200",
             "get_device_properties": lambda device: properties,
@@ -172,6 +189,11 @@ class _Cuda:
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
 
+    def _made(self) -> Any:
+        found = _Graph(self.noted)
+        self.graphs.append(weakref.ref(found))
+        return found
+
     @contextmanager
     def _graph(self, graph: object, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
         self.noted.append(capture_error_mode)
@@ -180,9 +202,12 @@ class _Cuda:
         self.stream = outer
 
 
-def _launcher(library: str) -> DriverLauncher:
-    kernels = {"k0": KernelSpec("kernels/k0.cubin", "gemm", 4, 1000, 32, 0)}
-    return DriverLauncher(Driver(CUDA, [library]), torch.device("cuda", 0), kernels, {"k0": b"code"}, 32)
+def _launcher(library: str, *symbols: str) -> DriverLauncher:
+    kernels = {
+        f"k{i}": KernelSpec(f"kernels/k{i}.cubin", s, 4, 1000, 32, 0) for i, s in enumerate(symbols or ("gemm",))
+    }
+    code = dict.fromkeys(kernels, b"code")
+    return DriverLauncher(Driver(CUDA, [library]), torch.device("cuda", 0), kernels, code, 32)
 
 
 def test_kernels_run_on_the_stream_of_the_caller_and_recordings_on_one_of_their_own(
@@ -226,3 +251,128 @@ def test_two_threads_do_not_record_at_once(library: str, monkeypatch: pytest.Mon
     first.join()
     second.join()
     assert cuda.noted == ["wait", "thread_local", "recorded", "thread_local"]
+
+
+@pytest.fixture
+def unloaded(library: str) -> Iterator[ctypes.c_int]:
+    """How many modules were unloaded."""
+    gc.collect()
+    count = ctypes.c_int.in_dll(ctypes.CDLL(library), "unloaded")
+    count.value = 0
+    yield count
+    gc.collect()
+
+
+def test_kernels_are_unloaded_with_their_launcher_when_the_device_is_done(
+    library: str, monkeypatch: pytest.MonkeyPatch, unloaded: ctypes.c_int
+) -> None:
+    cuda = _Cuda(monkeypatch)
+    launcher = _launcher(library, "gemm", "gemm")
+    assert (cuda.noted, unloaded.value) == (["wait"], 0)
+    del launcher
+    assert (cuda.noted, unloaded.value) == (["wait", "wait for all"], 2)
+
+
+def test_a_recording_holds_its_kernels(library: str, monkeypatch: pytest.MonkeyPatch, unloaded: ctypes.c_int) -> None:
+    _Cuda(monkeypatch)
+    launcher = _launcher(library)
+    repeat = launcher.recorded(lambda: None)
+    del launcher
+    gc.collect()
+    repeat()
+    assert unloaded.value == 0
+    del repeat
+    assert unloaded.value == 1
+
+
+def test_a_recording_that_is_dropped_is_freed_before_its_launcher(
+    library: str, monkeypatch: pytest.MonkeyPatch, unloaded: ctypes.c_int
+) -> None:
+    cuda = _Cuda(monkeypatch)
+    launcher = _launcher(library)
+    launcher.recorded(lambda: None)
+    assert [graph() for graph in cuda.graphs] == [None]
+    assert unloaded.value == 0
+
+
+def test_recordings_that_end_together_with_their_launcher_end_before_its_kernels(
+    library: str, monkeypatch: pytest.MonkeyPatch, unloaded: ctypes.c_int
+) -> None:
+    cuda = _Cuda(monkeypatch)
+    cycle: list[Any] = []
+    cycle += [cycle, _launcher(library)]
+    cycle.append(cycle[1].recorded(lambda: None))
+    del cycle
+    gc.collect()
+    assert unloaded.value == 1
+    assert cuda.noted in (["wait", "thread_local", "wait for all", "reset"], ["wait", "thread_local", "wait for all"])
+    assert cuda.graphs[0]() is None
+
+
+def test_a_launcher_that_ends_in_the_middle_of_a_recording_is_unloaded_after_it(
+    library: str, monkeypatch: pytest.MonkeyPatch, unloaded: ctypes.c_int
+) -> None:
+    _Cuda(monkeypatch)
+    launcher, old, seen = _launcher(library), [_launcher(library)], []
+
+    def body() -> None:
+        old.clear()
+        seen.append(unloaded.value)
+
+    launcher.recorded(body)
+    assert (seen, unloaded.value) == ([0], 1)
+
+
+def test_nothing_is_unloaded_while_somebody_else_records_on_this_stream(
+    library: str, monkeypatch: pytest.MonkeyPatch, unloaded: ctypes.c_int
+) -> None:
+    cuda = _Cuda(monkeypatch)
+    launcher, cuda.capturing = _launcher(library), True
+    del launcher
+    assert unloaded.value == 0
+    cuda.capturing = False
+    _launcher(library)
+    assert unloaded.value == 2
+
+
+def test_a_forked_process_unloads_nothing(
+    library: str, monkeypatch: pytest.MonkeyPatch, unloaded: ctypes.c_int
+) -> None:
+    _Cuda(monkeypatch)
+    launcher, process = _launcher(library), os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: process + 1)
+    del launcher
+    assert unloaded.value == 0
+
+
+def test_a_device_that_was_lost_is_left_alone(
+    library: str, monkeypatch: pytest.MonkeyPatch, unloaded: ctypes.c_int
+) -> None:
+    _Cuda(monkeypatch)
+    launcher = _launcher(library)
+
+    def lost(device: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    del launcher
+    assert unloaded.value == 0
+
+
+def test_kernels_before_one_that_cannot_be_loaded_are_unloaded(
+    library: str, monkeypatch: pytest.MonkeyPatch, unloaded: ctypes.c_int
+) -> None:
+    _Cuda(monkeypatch)
+    with pytest.raises(ArtifactError, match="kernel 'k1' has no 'other'"):
+        _launcher(library, "gemm", "other")
+    gc.collect()
+    assert unloaded.value == 1
+
+
+def test_nothing_is_unloaded_when_the_interpreter_ends(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _Cuda(monkeypatch)
+    launcher = _launcher(library)
+    repeat = launcher.recorded(lambda: None)
+    ours = [f for f in weakref.finalize._registry if (f.peek() or (None,))[0] in (launcher, repeat)]  # type: ignore[attr-defined]
+    assert len(ours) == 2
+    assert not any(each.atexit for each in ours)

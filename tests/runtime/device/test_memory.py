@@ -1,6 +1,7 @@
 """Memory of a device: told before it is taken, and what is said where it is not there."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,7 @@ from planish.errors import ArtifactError
 from planish.generation import Generation
 from planish.runtime.device.executor import DeviceExecutable
 from planish.runtime.device.generation import DeviceSession, session_bytes
-from planish.runtime.device.upload import send
-from planish.runtime.tensors import TensorFile, write_weights
+from planish.runtime.device.memory import check_room
 from tests.generation import architectures
 from tests.runtime.device.interpreted import InterpretedLauncher, executable, language_executable
 
@@ -103,27 +103,17 @@ def test_generation_that_does_not_fit_is_refused_before_caches_are_made(
         next(run.generate([5, 9, 11], max_new_tokens=1))
 
 
-def test_weights_reach_their_places_in_pieces(tmp_path: Path) -> None:
-    values = torch.randint(0, 255, (100_003,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    write_weights(tmp_path / "w.safetensors", {"w": values.numpy()})
-    file, there = TensorFile(tmp_path / "w.safetensors", aligned=True), bytearray(100_032)
+def test_a_model_in_a_cycle_that_nobody_uses_gives_its_memory_first() -> None:
+    class Model:
+        free = 10
 
-    class Buffer:
-        def __init__(self, size: int) -> None:
-            self.memory = bytearray(size)
+        def __init__(self) -> None:
+            self.own = self
 
-        def ready(self) -> memoryview:
-            return memoryview(self.memory)
+        def __del__(self) -> None:
+            Model.free = 100
 
-        def send(self, start: int, count: int) -> None:
-            there[start : start + count] = self.memory[:count]
-
-    send(file, Buffer, 4096)
-    assert bytes(there) == values.numpy().tobytes() + bytes(29)
-
-
-def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
-    write_weights(tmp_path / "w.safetensors", {"w": torch.zeros(10_000).numpy()})
-    file = TensorFile(tmp_path / "w.safetensors", aligned=True)
-    with pytest.raises(ArtifactError, match=r"w\.safetensors' became shorter while it was read"):
-        file.read_into(30_000, memoryview(bytearray(20_000)))
+    Model()
+    check_room(SimpleNamespace(name="d", free_bytes=lambda: Model.free), 50, "loading the weights")
+    with pytest.raises(ArtifactError, match="loading the weights takes 101 bytes on the d, which has 100 free"):
+        check_room(SimpleNamespace(name="d", free_bytes=lambda: Model.free), 101, "loading the weights")
