@@ -26,6 +26,7 @@ from planish.compiler.importers.dynamic import (
     narrowed,
 )
 from planish.compiler.importers.experts import gathered_experts
+from planish.compiler.importers.old_torch import resolved_minima
 from planish.compiler.importers.trees import Computed, Imported, positional, positional_names, signature_of
 from planish.compiler.importers.walk import Walk
 from planish.compiler.ir import Graph, Program, Value
@@ -147,9 +148,9 @@ def _export(
     while True:
         dims = _named_dims(model, export_dims(axes, sizes), spec, names)
         try:
-            with torch.no_grad(), gathered_experts(model):
+            with torch.no_grad(), gathered_experts(model), resolved_minima():
                 exported = torch.export.export(model, args, kwargs, dynamic_shapes=dims, strict=False)
-            return (_functional(exported), sizes)
+                return (_functional(exported), sizes)
         except ImportGraphError:
             raise
         except Exception as error:

@@ -1,6 +1,7 @@
 """What the runtime passes to each kernel of a language model against what the compiled kernel takes."""
 
 import ctypes
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,11 +54,12 @@ def test_kernels_take_what_they_are_passed_byte_for_byte(
 ) -> None:
     launched = _launched(tmp_path, monkeypatch, profile)
     assert len({request.name for request, _ in launched}) >= 5
-    for (request, given), binary in zip(
-        launched, compile_all([request for request, _ in launched], device(profile)), strict=True
-    ):
-        taken = (_of_ptx if device(profile).backend == "cuda" else _of_amdgcn)(binary.assembly)
-        assert [ctypes.sizeof(argument) for argument in packed(given)] == taken, request.name
+    gpu = device(profile)
+    read, threads = (_of_ptx, r"\.reqntid (\d+)") if gpu.backend == "cuda" else (_of_amdgcn, r"workgroup_size: (\d+)")
+    binaries = compile_all([request for request, _ in launched], gpu)
+    for (request, given), binary in zip(launched, binaries, strict=True):
+        assert [ctypes.sizeof(argument) for argument in packed(given)] == read(binary.assembly), request.name
+        assert [str(binary.num_warps * gpu.warp_size)] == re.findall(threads, binary.assembly), request.name
 
 
 _PTX = """.visible .entry norm(
