@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.peers import PeerError
 from planish.errors import BuildError
+from planish.runtime.blocks import Block
 from planish.runtime.bound import BoundCall
-from planish.runtime.buffers import Block
 
 if TYPE_CHECKING:
     from planish.api import CompiledModel
@@ -42,7 +42,7 @@ class Moves:
 
 def in_huge_pages(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """A copy in memory like that which calls use for their results and what lies between."""
-    copy: np.ndarray[Any, Any] = Block(array.nbytes).view(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy: np.ndarray[Any, Any] = np.frombuffer(Block(array.nbytes).memory, array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
