@@ -18,13 +18,13 @@ def resolved_minima() -> Iterator[None]:
     if hasattr(functions.MinMaxBase, "_collapse_known_multiplicative_terms"):
         yield
         return
-    general = functions.Min.__new__
+    general: Any = functions.Min.__new__
 
     def resolved(cls: type, *terms: Any, **assumptions: Any) -> Any:
         found = _smaller(*map(sympy.sympify, terms)) if len(terms) == 2 else None
         return general(cls, *terms, **assumptions) if found is None else found
 
-    functions.Min.__new__ = resolved  # type: ignore[method-assign, assignment]
+    functions.Min.__new__ = resolved  # type: ignore[method-assign]
     try:
         yield
     finally:
