@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # what runs without TVM, on a GPU's machine as well
-GPU_TESTS := tests/codegen/triton tests/runtime/device tests/autotune $(wildcard tests/benchmarks/test_gpu*.py)
+GPU_TESTS := tests/codegen/triton tests/runtime/device tests/autotune $(wildcard tests/benchmarks/test_gpu*.py) \
+	$(wildcard tests/compiler/test_import_torch*.py) tests/compiler/test_old_torch.py
 
 .PHONY: help demo test test-gpu-old check format bench bench-language bench-gpu clean
 
