@@ -86,12 +86,15 @@ def run(
     if generate is not None:
         check_cache(generate, profile)
     tuning: list[str] = []
+    on_host: tuple[str, ...] = ()
     generate_code = _code_generator(profile, tune, tuning)
     with clock.stage("importing the model"):
         imported = _import(model, args, kwargs, dynamic)
         program = with_workload(imported.program, workload)
     with clock.stage("running passes"):
         program, passed = pipeline.run(program, Context(profile, dict(program.main.hints())))
+        if generate is not None and profile.backend == "triton":
+            program, on_host = _with_token_functions(program, profile)
     with clock.stage("generating code"):
         (folder / "build").mkdir()
         built = generate_code(program, _interfaces(imported, program, generate), folder / "build", say)
@@ -99,7 +102,7 @@ def run(
         recorded = _record(model, imported, program, generate, args, kwargs)
         _trim()
     unserved = torch_notes(built.selections, profile.name)
-    found = {"torch": unserved, "tuning": tuple(tuning)}
+    found = {"torch": unserved, "sampling": on_host, "tuning": tuple(tuning)}
     notes = {**program.notes, **{topic: lines for topic, lines in found.items() if lines}}
     rows = kernel_rows(built.selections)
     report = CompileReport(passed, rows, dict(clock.seconds), notes, built.variants)
@@ -145,6 +148,13 @@ def _device_generator(profile: "Profile", tune: int | None, notes: list[str]) ->
         return built
 
     return generate
+
+
+def _with_token_functions(program: Program, profile: "Profile") -> tuple[Program, tuple[str, ...]]:
+    from planish.codegen.triton.device import device_of
+    from planish.codegen.triton.token_functions import with_token_functions
+
+    return with_token_functions(program, device_of(profile))
 
 
 def _interfaces(imported: Imported, program: Program, generate: "Generation | None") -> Mapping[str, Interface]:

@@ -168,6 +168,12 @@ MIXED: tuple[tuple[Op, tuple[Tensor, ...], Mapping[str, Attr]], ...] = (
     (ops.cache_update, (torch.ones(HEADS), torch.ones(HEADS)[:, :, :2], *torch.tensor([[1, 2], [2, 1]])), {}),
     (ops.grouped_linear, (ROWS[INDEX], torch.ones(3, 5, 4), INDEX), {}),
     (ops.grouped_linear, (ROWS[INDEX].bfloat16(), torch.ones(3, 5, 4).bfloat16(), INDEX.int()), {"dtype": DType.f32}),
+    (ops.greedy_tokens, (ROWS,), {}),
+    (
+        ops.sampled_tokens,
+        (ROWS.half(), (ROWS > 5).to(torch.uint8), torch.tensor([[0.5, 1, 2, 0.9, 0, 1.1]] * 3).double()),
+        {},
+    ),
     (ops.pack_groups, (torch.ones(*HEADS[:3], 40).half(),), {"group": 16}),
     (ops.unpack_groups, (torch.ones(2, 36, dtype=torch.uint8),), {"width": 40, "group": 16, "dtype": DType.bf16}),
     (ops.quantization_scale, (ROWS,), {"group": 3}),

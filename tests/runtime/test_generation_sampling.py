@@ -1,5 +1,7 @@
 """Sampling against transformers' processors of logits, distributions against their formula, and refusals by words."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers import (
 )
 
 from planish.errors import InputError
-from planish.runtime.generation.sampling import Sampler, Sampling, candidates, drawn, penalized
+from planish.runtime.generation.sampling import Sampler, Sampling, candidates, chosen_by, drawn, penalized
 
 
 def logits_of(size: int, seed: int = 0, scale: float = 3.0) -> np.ndarray:
@@ -82,6 +84,29 @@ def test_top_k_keeps_ties_as_transformers_does() -> None:
 
 def test_top_p_keeps_the_likeliest_token_however_small_p_is() -> None:
     assert np.flatnonzero(ours(logits_of(100), Sampling(top_p=1e-9))[0]).tolist() == [int(logits_of(100).argmax())]
+
+
+@pytest.mark.parametrize(("size", "p"), [(10, 0.45), (300, 0.5), (5000, 0.11)])
+def test_of_equal_logits_top_p_keeps_the_first(size: int, p: float) -> None:
+    kept = ours(np.zeros(size, np.float32), Sampling(top_p=p))[0]
+    assert np.flatnonzero(kept).tolist() == list(range(math.ceil(size * p)))
+
+
+def test_a_choice_by_numbers_is_that_of_the_sampler() -> None:
+    options = Sampling(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=7)
+    for each in (
+        options,
+        Sampling(temperature=1.5, seed=1),
+        Sampling(repetition_penalty=2.0),
+        Sampling(top_k=3, seed=2),
+    ):
+        sampler, numbers = Sampler(each, 500), Sampler(each, 500)
+        for step in range(20):
+            logits = logits_of(500, step)
+            seen = np.zeros(500, bool) if sampler.seen is None else sampler.seen
+            token = chosen_by(logits, seen, np.array(numbers.controls()))
+            assert token == sampler.choose(logits)
+            sampler.note([token])
 
 
 def test_equal_logits_are_all_kept_by_top_p_of_one() -> None:

@@ -18,6 +18,7 @@ from planish.codegen.triton.quantized_linear import QuantizedLinear
 from planish.codegen.triton.quantized_rows import QuantizedRows
 from planish.codegen.triton.reduce import Reduce
 from planish.codegen.triton.rows import Rows
+from planish.codegen.triton.sampling import TokenChoice
 
 TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     Gemm(),
@@ -36,4 +37,5 @@ TEMPLATES: tuple[Template[Device, Kernel], ...] = (
     Quantization(),
     QuantizedRows(),
     Map(),
+    TokenChoice(),
 )

@@ -60,6 +60,7 @@ from planish.compiler.ops.reduce import (
     prod,
     sum_,
 )
+from planish.compiler.ops.sampling import greedy_tokens, sampled_tokens
 from planish.compiler.ops.shape import (
     concat,
     embedding,
@@ -87,6 +88,7 @@ OPS: tuple[Op, ...] = (
     *(quantization_scale, quantize, dequantize, cache_update, pack_groups, unpack_groups),
     *(sum_, mean, amax, amin, prod, any_, all_, argmax, cumsum, max_pool, avg_pool),
     *(reshape, transpose, expand, slice_, concat, pad, roll, flip, embedding, gather, index_select),
+    *(greedy_tokens, sampled_tokens),
 )
 BY_NAME = {op.name: op for op in OPS}
 
@@ -128,6 +130,7 @@ __all__ = [
     "gather",
     "ge",
     "gelu",
+    "greedy_tokens",
     "group_norm",
     "grouped_linear",
     "gt",
@@ -167,6 +170,7 @@ __all__ = [
     "rope",
     "round_",
     "rsqrt",
+    "sampled_tokens",
     "sigmoid",
     "silu",
     "sin",

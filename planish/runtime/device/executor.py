@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from planish.errors import InputError
 from planish.runtime.device.frame import Frame, Weights
-from planish.runtime.device.graphs import Recorded, Recordings, segments
+from planish.runtime.device.graphs import Around, Recorded, Recordings, segments
 from planish.runtime.device.launcher import Launcher
 from planish.runtime.device.memory import Sized, check_room, described, no_room, sized
 from planish.runtime.device.operands import give, take
@@ -50,27 +50,43 @@ class DeviceFunction:
             inputs = self._taken(leaves)
             return give(self._recordings.call(inputs) if self._records else self._run(inputs), leaves)
 
-    def bind(self, leaves: Sequence[Any]) -> Callable[[], list[Any]]:
+    def bind(
+        self,
+        leaves: Sequence[Any],
+        *,
+        before: Callable[[], None] | None = None,
+        then: Callable[[Sequence[Any]], Callable[[], None]] | None = None,
+    ) -> Callable[[], list[Any]]:
         """`run` for these very tensors of the device, whose contents may change from call to call; results keep their
         memory. Calls of one binding belong on one stream.
 
-        The call runs twice at once, on what the tensors hold. Raises InputError on a tensor that would have to be
-        copied.
+        `before`, and what `then` gives for the results, are work on the device that is recorded with the call. The call
+        runs twice at once, on what the tensors hold. Raises InputError on a tensor that would have to be copied.
         """
         with self._launcher.entered():
-            for spec, leaf, taken in zip(self.plan.inputs, leaves, self._taken(leaves), strict=True):
-                if taken.data_ptr() != getattr(leaf, "data_ptr", int)():
-                    raise InputError(
-                        f"input '{spec.name}' does not lie aligned and contiguous on {self._launcher.device} and "
-                        "cannot be bound; pass a copy"
-                    )
-            recorded = self._recorded(leaves)
+            self._uncopied(leaves)
+            recorded = self._recorded(leaves, before, then)
 
         def repeat() -> list[Any]:
             with self._launcher.entered():
                 return recorded.repeat()
 
         return repeat
+
+    def at_once(self, leaves: Sequence[Any]) -> list[Any]:
+        """`run` for tensors of the device, which is not recorded; the results stay there."""
+        with self._launcher.entered():
+            return self._run(self._taken(leaves))
+
+    def prepared(self, leaves: Sequence[Any]) -> tuple[Callable[[], None], list[Any]]:
+        """What puts a call for these tensors of the device there, for the `then` of a binding, and its results.
+
+        The call runs once now. Raises InputError as `bind` does.
+        """
+        inputs = self._uncopied(leaves)
+        self._run(inputs)
+        frame = self._frame(inputs)
+        return frame.run_all, frame.outputs()
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> CallProfile:
         """The time of each kernel: medians over `repeat` calls after one that is not counted, each waited for."""
@@ -117,6 +133,16 @@ class DeviceFunction:
         device = self._launcher.device
         return [take(spec, leaf, device) for spec, leaf in zip(self.plan.inputs, leaves, strict=True)]
 
+    def _uncopied(self, leaves: Sequence[Any]) -> list[Any]:
+        found = self._taken(leaves)
+        for spec, leaf, taken in zip(self.plan.inputs, leaves, found, strict=True):
+            if taken.data_ptr() != getattr(leaf, "data_ptr", int)():
+                raise InputError(
+                    f"input '{spec.name}' does not lie aligned and contiguous on {self._launcher.device} and cannot be "
+                    "bound; pass a copy"
+                )
+        return found
+
     def _sizes(self, inputs: Sequence[Any]) -> Sized:
         return self.sizes_of(tuple(tuple(t.shape) for t in inputs))
 
@@ -143,12 +169,19 @@ class DeviceFunction:
             what = f"calling {self.name} with {described(known.sizes)}"
             raise no_room(self._launcher, known.work_bytes, what) from error
 
-    def _recorded(self, inputs: Sequence[Any]) -> Recorded:
+    def _recorded(
+        self,
+        inputs: Sequence[Any],
+        before: Callable[[], None] | None = None,
+        then: Callable[[Sequence[Any]], Callable[[], None]] | None = None,
+    ) -> Recorded:
         import torch
 
         self._run(inputs)
         with torch.inference_mode(False):  # memory that is made in that mode could only be written in it
-            return Recorded(self._launcher, self._frame(inputs), self.plan, segments(self.plan, torch))
+            frame = self._frame(inputs)
+            around = Around(before, None if then is None else then(frame.outputs()))
+            return Recorded(self._launcher, frame, self.plan, segments(self.plan, torch), around)
 
     def _timed(self, inputs: Sequence[Any]) -> tuple[float, list[float]]:
         """The seconds of a whole call, and of each kernel of a second one in which each is waited for."""

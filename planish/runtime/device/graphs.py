@@ -60,20 +60,32 @@ def refusal(step: Step, plan: FunctionPlan, torch: Any) -> str | None:
     return next((f"{step.target} is {tag.replace('_', ' ')}" for tag in _UNRECORDABLE_TAGS if tag in tags), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """Work on the device that belongs to every repetition of a call, in front of it and behind it."""
+
+    before: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
+
+
 class Recorded:
     """One call that is repeated on its own memory; what cannot be recorded of it runs between the graphs.
 
-    The call must have run once before: what libraries allocate on their first call is not to be recorded.
+    The call must have run once before: what libraries allocate on their first call is not to be recorded. What is
+    `around` it is recorded with it.
     """
 
-    def __init__(self, launcher: Launcher, frame: Frame, plan: FunctionPlan, runs: Sequence[Segment]) -> None:
+    def __init__(
+        self, launcher: Launcher, frame: Frame, plan: FunctionPlan, runs: Sequence[Segment], around: Around
+    ) -> None:
+        self._outputs = frame.outputs()
         self._repeats: list[Callable[[], None]] = []
-        for segment in runs:
-            for repeat in _repeats(launcher, frame, plan, segment, alone=len(runs) == 1):
+        for i, segment in enumerate(runs):
+            own = Around(around.before if i == 0 else None, around.after if i == len(runs) - 1 else None)
+            for repeat in _repeats(launcher, frame, plan, segment, own, alone=len(runs) == 1):
                 repeat()  # recording computes nothing, and what follows reads what is computed here
                 self._repeats.append(repeat)
-        self._frame = frame
-        self._outputs = frame.outputs()
+        self._held = frame, around  # whose memory the graphs work on
 
     def repeat(self) -> list[Any]:
         """Run again on the inputs as they are now; the outputs are overwritten by the next call."""
@@ -83,15 +95,26 @@ class Recorded:
 
 
 def _repeats(
-    launcher: Launcher, frame: Frame, plan: FunctionPlan, segment: Segment, *, alone: bool
+    launcher: Launcher, frame: Frame, plan: FunctionPlan, segment: Segment, around: Around, *, alone: bool
 ) -> Iterator[Callable[[], None]]:
     if segment.recorded:
-        yield launcher.recorded(frame.run_all if alone else lambda: frame.run(*segment.places))
+        body = frame.run_all if alone else lambda: frame.run(*segment.places)
+        yield launcher.recorded(lambda: _in_turn(around.before, body, around.after))
         return
+    if around.before is not None:
+        yield launcher.recorded(around.before)
     for i in segment.places:
         step = plan.steps[i]
         assert isinstance(step, TorchStep)
         yield frame.settled(i, step)
+    if around.after is not None:
+        yield launcher.recorded(around.after)
+
+
+def _in_turn(*works: Callable[[], None] | None) -> None:
+    for work in works:
+        if work is not None:
+            work()
 
 
 def _copied(tensor: Any) -> Any:

@@ -51,7 +51,8 @@ class Launcher(Protocol):
     `entered` is to surround everything that uses the device in a thread. `lane` is the same for work that runs in the
     order in which it was put there. `hold` keeps the memory of a tensor from others until the work of the lane is done,
     also when the tensor is dropped. `free_bytes` is what torch could allocate. `recorded` gives what repeats the work
-    of `body`, which runs but does nothing, on the same memory, for far less than its launches cost.
+    of `body`, which runs but does nothing, on the same memory, for far less than its launches cost. `pinned` gives
+    bytes of the host, zeros, that copies of the lane read and write while the host goes on.
     """
 
     device: Any
@@ -70,6 +71,8 @@ class Launcher(Protocol):
     def free_bytes(self) -> int: ...
 
     def recorded(self, body: Callable[[], None]) -> Callable[[], None]: ...
+
+    def pinned(self, count: int) -> Any: ...
 
 
 # One recording at a time in the process: torch waits for the whole device before it records, which nobody may while
@@ -152,6 +155,10 @@ class DriverLauncher:
         replay = _Replay(self, graph.replay)
         weakref.finalize(replay, self._graphs.pop, id(graph), None).atexit = False
         return replay
+
+    def pinned(self, count: int) -> Any:
+        """Page-locked memory."""
+        return self._torch.zeros(count, dtype=self._torch.uint8, pin_memory=True)
 
 
 class _Replay:

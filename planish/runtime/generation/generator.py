@@ -97,7 +97,7 @@ class Generator:
         clock.begin()
         session = self.session()
         try:
-            scores = session.start([row.prompt for row in rows])
+            scores = session.start([row.prompt for row in rows], [row.sampler for row in rows])
             while True:
                 tokens = _taken(scores, rows, session)
                 clock.tick()
@@ -245,13 +245,9 @@ class _Limits:
 
 def _taken(scores: Scores, rows: Sequence[Row], session: Session) -> list[Token | None]:
     """The next token of each running row."""
-    likeliest, largest = scores.likeliest()
+    chosen, largest = scores.chosen([None if row.finish_reason else row.sampler for row in rows])
     _check_finite(largest, rows, session)
-    logits = [None] * len(rows) if all(row.sampler.is_greedy for row in rows) else scores.logits()
-    return [
-        None if row.finish_reason else row.take(int(token), line)
-        for row, token, line in zip(rows, likeliest, logits, strict=True)
-    ]
+    return [None if row.finish_reason else row.take(int(token)) for row, token in zip(rows, chosen, strict=True)]
 
 
 def _check_finite(largest: np.ndarray[Any, Any], rows: Sequence[Row], session: Session) -> None:

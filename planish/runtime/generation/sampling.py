@@ -1,9 +1,9 @@
 """Choosing the next token from logits: penalties, filters and the draw, in the order of transformers."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from planish.errors import InputError
 
 Array = np.ndarray[Any, Any]
 _BLOCK = 64
+# What the choice of a row's token depends on beside its logits and the tokens that were there, as f64; filters that are
+# off are 0 (top_k, min_p) and 1 (top_p, the penalty). `share` says where the draw falls.
+CONTROLS: Final = ("share", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 # Only the outermost of these shells below the largest logit that a share of the probability reaches is sorted.
 _DEPTHS = (2.0, 4.0, 6.0, 9.0, 13.0, 20.0, math.inf)
 
@@ -22,7 +25,7 @@ class Sampling:
     repetition_penalty: divides positive logits of tokens that were there before, multiplies negative ones.
     temperature: divides the logits; None is 1 where a filter is given, else 0.
     top_k: keeps the k largest logits, and ties of the least of them.
-    top_p: keeps the likeliest tokens until their probabilities reach p.
+    top_p: keeps the likeliest tokens until their probabilities reach p; of equal ones the first.
     min_p: keeps tokens at least that many times as likely as the likeliest.
     seed: makes draws repeatable.
 
@@ -62,27 +65,52 @@ class Sampler:
         self._options, self._temperature = options, options.used_temperature
         self._random = np.random.default_rng(None if options.seed is None else [options.seed, row])
         penalty = options.repetition_penalty
-        self._seen = None if penalty in (None, 1) else np.zeros(vocabulary, bool)
+        self.seen = None if penalty in (None, 1) else np.zeros(vocabulary, bool)
 
     @property
     def is_greedy(self) -> bool:
         """Whether the token of the largest logit is chosen, whatever the others are."""
-        return self._seen is None and self._temperature == 0
+        return self.seen is None and self._temperature == 0
 
     def note(self, ids: Iterable[int]) -> None:
         """Tokens that are there now: the prompt's, or chosen ones."""
-        if self._seen is not None:
-            self._seen[np.fromiter(ids, np.int64)] = True
+        if self.seen is not None:
+            self.seen[np.fromiter(ids, np.int64)] = True
 
     def choose(self, logits: Array) -> int:
         """The next token after finite `logits` f32[V]."""
-        if self._seen is not None:
-            logits = penalized(logits, np.flatnonzero(self._seen), float(self._options.repetition_penalty or 1.0))
-        if self._temperature == 0:
-            return int(logits.argmax())
-        tokens, weights = candidates(logits, self._options, self._temperature)
-        place = drawn(weights, self._random.random())
-        return place if tokens is None else int(tokens[place])
+        return chosen(logits, self.seen, self._options, self.share)
+
+    def share(self) -> float:
+        """How much of the probability lies before the next draw; the next number of the seed."""
+        return float(self._random.random())
+
+    def controls(self) -> tuple[float, ...]:
+        """The numbers of `CONTROLS` for the next token; where it is drawn, the share is the next number of the seed."""
+        made = self._options
+        share = self.share() if self._temperature else 0.0
+        penalty = 1.0 if self.seen is None else float(made.repetition_penalty or 1.0)
+        top_p = 1.0 if made.top_p is None else float(made.top_p)
+        return share, self._temperature, float(made.top_k or 0), top_p, float(made.min_p or 0.0), penalty
+
+
+def chosen(logits: Array, seen: Array | None, options: Sampling, share: Callable[[], float]) -> int:
+    """The next token after finite `logits` f32[V]; `seen` bool[V] are the tokens that the penalty is on, `share` says
+    where a draw falls."""
+    temperature = options.used_temperature
+    if seen is not None:
+        logits = penalized(logits, np.flatnonzero(seen), float(options.repetition_penalty or 1.0))
+    if temperature == 0:
+        return int(logits.argmax())
+    tokens, weights = candidates(logits, options, temperature)
+    place = drawn(weights, share())
+    return place if tokens is None else int(tokens[place])
+
+
+def chosen_by(logits: Array, seen: Array, controls: Array) -> int:
+    """`chosen` by the numbers of `CONTROLS`, f64."""
+    share, temperature, top_k, top_p, min_p, penalty = controls.tolist()
+    return chosen(logits, seen, Sampling(temperature, int(top_k) or None, top_p, min_p, penalty), lambda: share)
 
 
 def penalized(logits: Array, seen: Array, penalty: float) -> Array:
@@ -154,7 +182,11 @@ def _likeliest(weights: Array, depth: Array, share: float) -> Array:
         passed, inner = passed + gained, outer
     shell = shell[np.argsort(depth[shell])]
     sums = passed + np.cumsum(weights[shell], dtype=np.float64)
-    kept[shell[: 1 + int(np.searchsorted(sums, wanted))]] = True
+    count = min(len(shell), 1 + int(np.searchsorted(sums, wanted)))
+    order = depth[shell]
+    equal = slice(*(int(np.searchsorted(order, order[count - 1], side=side)) for side in ("left", "right")))
+    kept[shell[: equal.start]] = True
+    kept[np.sort(shell[equal])[: count - equal.start]] = True
     return np.flatnonzero(kept)
 
 

@@ -1,9 +1,13 @@
-"""The logits of a step, wherever they lie: all of them, or of each row the token that has the largest."""
+"""The logits of a step, wherever they lie: all of them, or of each row the token that is chosen by them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
+
+from planish.runtime.generation.sampling import Sampler
 
 Array = np.ndarray[Any, Any]
 
@@ -20,6 +24,12 @@ class Scores(Protocol):
     def logits(self) -> Array:
         """All of them, as an array of the host."""
 
+    def chosen(self, samplers: Sequence[Sampler | None]) -> tuple[Array, Array]:
+        """The next token i64[rows] of each row by its sampler, and its largest logit as `likeliest` gives it.
+
+        A row without a sampler, and one whose largest logit is not finite, gives any token.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class HostScores:
@@ -35,3 +45,18 @@ class HostScores:
     def logits(self) -> Array:
         """See `Scores`."""
         return self.array
+
+    def chosen(self, samplers: Sequence[Sampler | None]) -> tuple[Array, Array]:
+        """See `Scores`."""
+        return chosen_on_host(self, samplers)
+
+
+def chosen_on_host(scores: Scores, samplers: Sequence[Sampler | None]) -> tuple[Array, Array]:
+    """`Scores.chosen` by the samplers; all logits are fetched only where a row needs more than the largest."""
+    likeliest, largest = scores.likeliest()
+    drawing = [i for i, s in enumerate(samplers) if s is not None and not s.is_greedy and isfinite(largest[i])]
+    if drawing:
+        logits, likeliest = scores.logits(), likeliest.copy()
+        for i in drawing:
+            likeliest[i] = samplers[i].choose(logits[i])  # type: ignore[union-attr]
+    return likeliest, largest

@@ -8,6 +8,7 @@ import numpy as np
 
 from planish.errors import InputError
 from planish.runtime.dtypes import DTypeName
+from planish.runtime.generation.sampling import Sampler
 from planish.runtime.generation.scores import Array, HostScores, Scores
 from planish.runtime.generation.settings import Settings
 from planish.runtime.plan import FunctionPlan
@@ -46,24 +47,22 @@ class Session:
         self._in_place = donated.issuperset(range(1, 1 + len(specs)))
         self.damaged = False
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Scores:
+    def start(self, prompts: Sequence[Sequence[int]], samplers: Sequence[Sampler] = ()) -> Scores:
         """The logits after each prompt; reads them in chunks and forgets what was there before.
 
-        Prompts have from 1 to `context` ids, all in the vocabulary.
+        Prompts have from 1 to `context` ids, all in the vocabulary. `samplers` are those by which the token of each row
+        will be asked for, in this step and the next ones.
         """
-        if len(prompts) != self._rows:
-            self._bind(len(prompts))
+        self._prepare(len(prompts), samplers)
         self._past[:] = 0
         counts = np.array([len(prompt) for prompt in prompts])
-        found: Array | None = None
+        found: Any = None
         for start in range(0, int(counts.max()), self._settings.chunk):
             count = np.clip(counts - start, 0, self._settings.chunk)
             logits = self._read([prompt[start : start + n] for prompt, n in zip(prompts, count, strict=True)], count)
             ended = (count > 0) & (counts <= start + self._settings.chunk)
-            found = np.array(logits) if found is None else found
-            found[ended] = logits[ended]
-        assert found is not None
-        return HostScores(found)
+            found = self._joined(found, logits, ended)
+        return self._first(found)
 
     def step(self, tokens: Sequence[int | None]) -> Scores:
         """The logits after one more token of each row, None for rows that have ended.
@@ -107,6 +106,10 @@ class Session:
         """An empty cache."""
         return np.zeros(shape, _NUMPY[dtype])
 
+    def _first(self, logits: Any) -> Scores:
+        """The logits after prompts."""
+        return HostScores(logits)
+
     def _scores(self, logits: Any) -> Scores:
         """The first result of a step."""
         return HostScores(logits)
@@ -123,23 +126,37 @@ class Session:
     def _layers(self) -> int:
         return len({name.split(".")[1] for name in self._stored})
 
+    def _prepare(self, rows: int, samplers: Sequence[Sampler]) -> None:
+        """Get ready for so many rows, whose tokens are to be chosen by the samplers."""
+        if self._step is None or rows != self._rows:
+            self._bind(rows)
+
+    def _joined(self, found: Any, logits: Any, ended: Array) -> Any:
+        """The logits found so far, or None, with those of the rows whose prompts have ended."""
+        found = np.array(logits) if found is None else found
+        found[ended] = logits[ended]
+        return found
+
+    def _arguments(self, rows: int) -> tuple[Array, Array, Array]:
+        """Memory for the ids i64[rows, 1], the tokens before them and the tokens of each row, i64[rows]; zeros."""
+        return np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+
     def _bind(self, rows: int) -> None:
         """Arguments of `decode` for so many rows, whose contents change while the memory stays."""
-        self._rows = rows
+        self._rows, self._step = rows, None
         self._caches = [array[:rows] for array in self._stored.values()]
-        self._ids = np.zeros((rows, 1), np.int64)
-        self._past, self._count = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+        self._ids, self._past, self._count = self._arguments(rows)
         self._id_places, self._past_places, self._count_places = self._ids[:, 0].data, self._past.data, self._count.data
         self._step = self._bound([self._ids, self._past, self._count])
 
-    def _read(self, tokens: Sequence[Sequence[int]], count: Array) -> Array:
+    def _read(self, tokens: Sequence[Sequence[int]], count: Array) -> Any:
         ids = np.zeros((len(tokens), int(count.max())), np.int64)
         for row, given in zip(ids, tokens, strict=True):
             row[: len(given)] = given
         results = self._prefill.run([ids, self._past, count, *self._caches])
         self._keep(results[1:])
         self._past += count
-        return self._host(results[0])
+        return results[0]
 
     def _keep(self, results: Sequence[Array]) -> None:
         for cache, result in zip(self._caches, results, strict=True):

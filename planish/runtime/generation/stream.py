@@ -5,8 +5,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import numpy as np
-
 from planish.runtime.generation.sampling import Sampler
 from planish.runtime.generation.text import Pieces, StopText
 
@@ -53,12 +51,8 @@ class Row:
     tokens: list[Token] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
-    def take(self, likeliest: int, logits: np.ndarray[Any, Any] | None) -> Token:
-        """The next token after finite `logits` f32[V], where the `likeliest` has the largest; None: take that.
-
-        Sets the reason where it is the last one.
-        """
-        chosen = likeliest if logits is None else self.sampler.choose(logits)
+    def take(self, chosen: int) -> Token:
+        """The next token, by its id; sets the reason where it is the last one."""
         self.sampler.note((chosen,))
         token = Token(chosen, self._text(chosen))
         self.tokens.append(token)

@@ -15,6 +15,7 @@ from planish.codegen.triton.compile import Binary, Request
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.kernel import Launch, Number, Variant
 from planish.codegen.triton.sources import resolved
+from planish.codegen.triton.token_functions import with_token_functions
 from planish.compilation import _interfaces
 from planish.compilation_generation import interfaces, language, with_sizes, with_split
 from planish.compiler.importers import import_torch
@@ -85,6 +86,9 @@ class InterpretedLauncher:
 
     def free_bytes(self) -> int:
         return self.free
+
+    def pinned(self, count: int) -> torch.Tensor:
+        return torch.zeros(count, dtype=torch.uint8)
 
     def recorded(self, body: Callable[[], None]) -> Callable[[], None]:
         """As a graph does: what `body` launches, and torch computes in it, repeated on the addresses that it had."""
@@ -159,12 +163,18 @@ def language_executable(
     *,
     profile: str = "h200",
     lossy: Sequence[Pass] = (),
+    on_device: bool = True,
 ) -> DeviceLanguageExecutable:
-    """A language model built for the profile, to generate by the real runtime in the interpreter."""
+    """A language model built for the profile, to generate by the real runtime in the interpreter.
+
+    `on_device` says whether it has kernels that choose tokens.
+    """
     kwargs, dynamic = with_sizes(net, (ids,), {}, None, generation)
     imported = import_torch(net.eval(), (ids,), kwargs, dynamic=dynamic)
     target, passes = load_profile(profile), with_split((*EXACT, *lossy), generation)
     program, _ = Pipeline(passes).run(imported.program, Context(target, dict(imported.program.main.hints())))
+    if on_device:
+        program, _ = with_token_functions(program, small(profile))
     library = Library(small(profile), compiler=uncompiled)
     built = build_for_device(program, interfaces(program), library.device, library=library)
     write_weights(folder / "weights.safetensors", built.weights)

@@ -90,7 +90,7 @@ def test_generation_that_does_not_fit_is_refused_before_caches_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = _language(tmp_path, Generation(context=64, chunk=4, batch=2))
-    caches, work = session_bytes(run.function("prefill"), run.function("decode"), run.generator.settings)
+    caches, work = session_bytes(run.functions, run.generator.settings)
     wide = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
     assert caches == 2 * config.num_hidden_layers * 2 * 64 * wide * 4
     assert work > 2 * 64 * 4  # the logits at least
