@@ -168,11 +168,13 @@ def _plain(name: str, given: Tensor, prompt: Tensor) -> Tensor:
 
 
 def _last_logits(results: Sequence[Tensor], program: Program, prompt: Tensor) -> Tensor | None:
-    shape = (1, prompt.shape[1], program.functions["prefill"].outputs[0].shape[-1])
-    found = next((r for r in results if tuple(r.shape) == shape), None)
-    if found is None or not bool(found[0, -1].isfinite().all()):
+    """The logits f32[V] of the last token among the results of all tokens, or of the last one, if they are finite."""
+    vocabulary = program.functions["prefill"].outputs[0].shape[-1]
+    shapes = ((1, prompt.shape[1], vocabulary), (1, 1, vocabulary), (1, vocabulary))
+    found = next((r for r in results if tuple(r.shape) in shapes), None)
+    if found is None or not bool((last := found.reshape(-1, found.shape[-1])[-1]).isfinite().all()):
         return None
-    return found[0, -1].float().contiguous()
+    return last.float().contiguous()
 
 
 def evaluated(program: Program, prompt: Tensor, run: Run = run_node) -> Tensor:

@@ -21,6 +21,7 @@ from planish.compiler.ops import (
     reshape,
     where,
 )
+from planish.compiler.ops.contract import mask_of
 from planish.compiler.types import Dim, DType, same_dim, same_shape, simplify
 from planish.passes.indices import COMPARISONS, Indices
 from planish.passes.matching import conjunction, literal, reshaped
@@ -46,7 +47,7 @@ class Masks:
 
     def positional(self, node: Node, uses: Uses) -> Value | str | None:
         """Terms of a bool mask that follow from positions become `causal` and `window`; true terms go."""
-        mask = node.inputs[3] if len(node.inputs) > 3 else None
+        mask = mask_of(node)
         if mask is None or mask.dtype is not DType.bool:
             return _without_zero_mask(node, mask)
         terms = list(_terms(mask))
@@ -58,18 +59,18 @@ class Masks:
         if len(rest) == len(terms):
             return None
         joined = conjunction([reshaped(t, (1,) * (4 - t.type.rank) + t.shape, node.scope) for t in rest], node.scope)
-        return attention(*node.inputs[:3], joined, scope=node.scope, **{**node.attrs, **attrs})
+        return attention(*node.inputs[:3], joined, *node.inputs[4:], scope=node.scope, **{**node.attrs, **attrs})
 
     def as_bool(self, node: Node, uses: Uses) -> Value | str | None:
         """A float mask of 0 and the lowest number as a bool mask, where every query is sure to see a key."""
-        found = _kept(node.inputs[3] if len(node.inputs) > 3 else None)
+        found = _kept(mask_of(node))
         if found is None:
             return None
         condition, low = found
         if low != float("-inf") and not self._every_query_sees(condition, node):
             return "a query may see no key, and with a finite mask the model then averages over all keys"
         rank4 = reshaped(condition, (1,) * (4 - condition.type.rank) + condition.shape, node.scope)
-        return attention(*node.inputs[:3], rank4, scope=node.scope, **node.attrs)
+        return attention(*node.inputs[:3], rank4, *node.inputs[4:], scope=node.scope, **node.attrs)
 
     def _every_query_sees(self, condition: Value, node: Node) -> bool:
         """Whether the condition follows from positions and holds where key and query are the same."""
@@ -171,4 +172,4 @@ def _without_zero_mask(node: Node, mask: Value | None) -> Value | None:
     """A float mask of zeros adds nothing."""
     if mask is None or literal(mask) != 0:
         return None
-    return attention(*node.inputs[:3], scope=node.scope, **node.attrs)
+    return attention(*node.inputs[:3], None, *node.inputs[4:], scope=node.scope, **node.attrs)

@@ -21,6 +21,7 @@ from planish.compiler.ops import (
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.types import DType, Shape, elements, same_dim, same_shape
 from planish.errors import TypeRuleError
+from planish.passes.attention_sinks import without_sink
 from planish.passes.matching import literal, reshaped, swapped
 
 Uses = Mapping[Node, int]
@@ -35,6 +36,7 @@ class _Scores:
     leads: list[Shape] = field(default_factory=list)
     product: Node | None = None
     cap: float | None = None
+    sink: Value | None = None
     inner: list[Value] = field(default_factory=list)
 
 
@@ -49,12 +51,14 @@ def fuse(node: Node, uses: Uses) -> Value | str | None:
 def fuse_capped(node: Node, uses: Uses) -> tuple[Value, float | None] | str | None:
     """As `fuse`, with the cap of scores that run through `cap * tanh(scores / cap)` before their mask."""
     probabilities, v = _through_views(node.operands[0]), node.operands[1]
+    sinking = without_sink(probabilities)
+    probabilities = probabilities if sinking is None else sinking.probabilities
     if _is_cast_softmax(probabilities):
         return f"its softmax runs in {probabilities.node.operands[0].dtype}, its product in {v.dtype}"
     if probabilities.node.op is not softmax or probabilities.node.attrs["axis"] != probabilities.type.rank - 1:
         return None
-    scores = _Scores()
-    _walk(probabilities.node.operands[0], scores, node.scope)
+    scores = _Scores() if sinking is None else _Scores(sink=sinking.sink, inner=[node.operands[0]])
+    _walk(probabilities.node.operands[0] if sinking is None else sinking.scores, scores, node.scope)
     if scores.product is None:
         return None
     scores.inner.append(probabilities)
@@ -181,8 +185,10 @@ def _build(node: Node, scores: _Scores, product: Node, v: Value) -> Value | str:
     mask: Value | None = None
     for m in masks:
         mask = m if mask is None else add(m, mask, scope=node.scope)
+    if scores.sink is not None and not same_shape(scores.sink.shape, lead[1:]):
+        return f"its sink {scores.sink.type} is not one for each of {lead[1]} heads"
     q, k, v = (reshaped(t, (*lead, *t.shape[-2:]), node.scope) for t in (q, k, v))
-    result = attention(q, k, v, mask, scale=scores.scale, scope=node.scope)
+    result = attention(q, k, v, mask, None, scores.sink, scale=scores.scale, scope=node.scope)
     return reshaped(result, node.types[0].shape, node.scope)
 
 

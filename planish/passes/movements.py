@@ -17,7 +17,7 @@ from planish.compiler.ops import (
     slice_,
     transpose,
 )
-from planish.compiler.ops.contract import conv_padding
+from planish.compiler.ops.contract import conv_padding, mask_of
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.rewrite import Step
 from planish.compiler.types import Dim, Shape, same_dim, same_shape, simplify
@@ -139,12 +139,12 @@ def _broadcasts(node: Node, uses: Uses) -> Value | None:
 
 
 def _mask_broadcasts(node: Node, uses: Uses) -> Value | None:
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    mask = mask_of(node)
     if mask is None or mask.node.op is not expand:
         return None
     small = mask.node.operands[0]
     small = reshaped(small, (1,) * (4 - small.type.rank) + small.shape, node.scope)
-    return attention(*node.inputs[:3], small, scope=node.scope, **node.attrs)
+    return attention(*node.inputs[:3], small, *node.inputs[4:], scope=node.scope, **node.attrs)
 
 
 def _product_broadcasts(node: Node, uses: Uses) -> Value | None:

@@ -24,6 +24,7 @@ from planish.passes.split_generation_analysis import Tokens, analyse, name_of, t
 from planish.passes.split_generation_attention import attend, layouts
 from planish.passes.split_generation_functions import Plan, build, signatures
 from planish.passes.split_generation_lanes import Lane
+from planish.passes.split_generation_last import of_all_tokens
 from planish.passes.split_generation_tables import Tables, roots_of
 
 _AGAIN: tuple[Pass, ...] = (
@@ -117,16 +118,17 @@ def _logits(tokens: Tokens) -> Value:
 
 
 def _logits_alone(program: Program, ids: Value) -> tuple[Program, tuple[str, ...]]:
-    """The program with its logits as the only output, and the types of those that go."""
+    """The program with its logits, of all tokens, as the only output, and the types of those that go."""
     graph = program.main
     lookups = [n for n in graph.nodes() if n.op.name == "embedding" and n.operands[1].type.rank == 2]
     vocabulary = {n.operands[0].shape[0] for n in lookups}
-    ranked = [v for v in graph.outputs if v.dtype.is_float and v.type.rank == 3]
-    found = [v for v in ranked if v.shape[-1] in vocabulary] or ranked
+    ranked = [v for v in graph.outputs if v.dtype.is_float and v.type.rank in (2, 3)]
+    found = [v for v in ranked if v.shape[-1] in vocabulary] or [v for v in ranked if v.type.rank == 3]
     if not found:
         raise PassError("split-generation: the model returns no logits [rows, tokens, vocabulary]")
     dropped = tuple(str(v.type) for v in graph.outputs if v != found[0])
-    return program.with_function(Graph(graph.name, graph.inputs, (found[0],), graph.sizes)), dropped
+    logits = of_all_tokens(found[0], ids.shape[1]) or found[0]
+    return program.with_function(Graph(graph.name, graph.inputs, (logits,), graph.sizes)), dropped
 
 
 def _without_extra_inputs(program: Program, ids: Value, context: Context) -> Program:

@@ -8,6 +8,7 @@ import sympy
 
 from planish.compiler.ir import Attr, Graph, Node, Value
 from planish.compiler.ops import attention, embedding, expand, full, input_, opaque
+from planish.compiler.ops.contract import mask_of
 from planish.compiler.types import Dim, elements, same_dim
 from planish.errors import PassError
 from planish.passes.split_generation_lanes import Lane, lane_of
@@ -177,7 +178,7 @@ class _Walk:
             return False
         if not q == k == v == Lane(2):
             raise PassError(f"split-generation: attention{where(node)} pairs tokens with something else than tokens")
-        if not node.attrs["causal"] and len(node.operands) < 4:
+        if not node.attrs["causal"] and mask_of(node) is None:
             raise PassError(
                 f"split-generation: attention{where(node)} is not causal: it sees later tokens, so no cache can hold it"
             )

@@ -33,6 +33,7 @@ from planish.compiler.ops import (
     unpack_groups,
     where,
 )
+from planish.compiler.ops.contract import mask_of, sink_of
 from planish.compiler.types import Dim, DType
 from planish.errors import PassError
 from planish.passes import split_generation_analysis as analysis
@@ -63,14 +64,14 @@ def attend(node: Node, tokens: Tokens, masks: Masks, cap: float | None) -> Atten
     """What the attention sees; raises PassError where that does not follow from positions, or includes later tokens."""
     conditions: list[Value] = []
     biases: list[Value] = []
-    if len(node.operands) > 3:
-        _split(node.operands[3], conditions, biases)
+    if (mask := mask_of(node)) is not None:
+        _split(mask, conditions, biases)
     ranked = [reshaped(c, (1,) * (4 - c.type.rank) + c.shape, node.scope) for c in conditions]
     probe = attention(*node.inputs[:3], conjunction(ranked, node.scope), scope=node.scope, **node.attrs)
     known = masks.positional(probe.node, {})
     seen = known.node if isinstance(known, Value) else probe.node
     place = f"attention{analysis.where(node)}"
-    if len(seen.operands) > 3:
+    if mask_of(seen) is not None:
         raise PassError(f"split-generation: {place} has a mask that is neither causal nor a window; import without it")
     if not seen.attrs["causal"]:
         raise PassError(f"split-generation: {place} is not causal: it sees later tokens, so no cache can hold it")
@@ -81,7 +82,10 @@ def attend(node: Node, tokens: Tokens, masks: Masks, cap: float | None) -> Atten
             raise PassError(
                 f"split-generation: {place} adds {bias.type} to its scores, which no cache of keys can hold"
             )
-    return Attend(window, _sum(biases, node.scope), cap)
+    found = Attend(window, _sum(biases, node.scope), cap)
+    if found.spelled and sink_of(node) is not None:
+        raise PassError(f"split-generation: {place} has a sink beside a bias or a cap of its scores; import without it")
+    return found
 
 
 def _split(mask: Value, conditions: list[Value], biases: list[Value]) -> None:
@@ -232,7 +236,7 @@ def attended(q: Value, k: Value, v: Value, past: Value, what: Attend, node: Node
     """Attention of q [rows, H, S, D] over caches k and v [rows, G, R, D], as `node` had it over tokens."""
     scale, scope = node.attrs["scale"], node.scope
     if not what.spelled:
-        return attention(q, k, v, None, past, causal=True, window=what.window, scale=scale, scope=scope)
+        return attention(q, k, v, None, past, sink_of(node), causal=True, window=what.window, scale=scale, scope=scope)
     assert isinstance(scale, float)
     rows, heads, queries, width = q.shape
     groups, slots = k.shape[1:3]

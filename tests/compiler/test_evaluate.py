@@ -1,12 +1,14 @@
 """The reference evaluator against torch."""
 
 import re
+from collections.abc import Mapping
 
 import pytest
 import torch
 
-from planish.compiler.evaluate import bind_sizes, concrete, evaluate
-from planish.compiler.ir import Program
+from planish.compiler.evaluate import bind_sizes, concrete, evaluate, run_node
+from planish.compiler.ir import Node, Program, Value
+from planish.compiler.ops import dequantize
 from planish.compiler.text import parse
 from planish.compiler.types import DType, symbol
 from planish.compiler.verify import verify
@@ -153,3 +155,30 @@ def test_codes_that_several_nodes_read_are_the_same_numbers_for_each() -> None:
     table = q.float() * s
     found = evaluate(graph, (i, x), {"q": q, "s": s})
     torch.testing.assert_close(found, (table[i], x @ table.T, table))
+
+
+CODED = """graph main<S: 1..9 = 4>(%ids: i64[S], %x: f32[S, 512]) {
+  %0 = dequantize(@t.codes: u8[9000, 512], @t.scale: f16[9000, 4]) {group=128, bits=4}: f32[9000, 512]
+  %1 = embedding(%0, %ids): f32[S, 512]
+  %2 = add(%1, %x): f32[S, 512]
+  %3 = linear(%2, %0, @b: f32[9000]): f32[S, 9000]
+  return %3
+}"""
+
+
+def test_large_codes_are_never_whole_in_floats() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (9000, 512), dtype=torch.uint8, generator=generator)
+    scale, bias = torch.rand(9000, 4, generator=generator).half() / 100, torch.randn(9000, generator=generator)
+    ids, x = torch.tensor([3, 8999, 3, 0]), torch.randn(4, 512, generator=generator)
+    sizes: list[int] = []
+
+    def watched(node: Node, values: Mapping[Value, torch.Tensor], known: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+        sizes.extend(values[value].numel() for value in node.operands if value.node.op is dequantize)
+        return run_node(node, values, known)
+
+    (result,) = evaluate(parse(CODED), (ids, x), {"t.codes": codes, "t.scale": scale, "b": bias}, run=watched)
+    table = (codes.float() - 8) * scale.float().repeat_interleave(128, 1)
+    torch.testing.assert_close(result, (table[ids] + x) @ table.T + bias, rtol=1e-5, atol=1e-5)
+    assert len(sizes) == 6
+    assert max(sizes) <= 1 << 20

@@ -140,11 +140,17 @@ def llama_yarn() -> nn.Module:
     return build(hub.LlamaForCausalLM, hub.LlamaConfig(rope_parameters=rope, **_GATED))
 
 
+def gpt_oss() -> nn.Module:
+    kinds, experts = ["sliding_attention", "full_attention"], {"num_local_experts": 4, "num_experts_per_tok": 2}
+    config = hub.GptOssConfig(head_dim=8, sliding_window=8, layer_types=kinds, **experts, **_GATED)
+    return build(hub.GptOssForCausalLM, config, attention="eager")
+
+
 ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {
     make.__name__: make
     for make in (
         *(gpt2, llama, mistral, qwen2, qwen3, phi3, opt, falcon, falcon_alibi),
         *(gpt_neox, gemma, gemma2, gemma3, mixtral, bloom),
-        *(starcoder2, qwen3_moe, phi, gptj, codegen, llama_yarn),
+        *(starcoder2, qwen3_moe, phi, gptj, codegen, llama_yarn, gpt_oss),
     )
 }

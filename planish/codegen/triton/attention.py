@@ -24,6 +24,7 @@ from planish.codegen.triton.kernels.attention import flash
 from planish.codegen.triton.tiles import blocks, power_of_two
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
+from planish.compiler.ops.contract import sink_of
 from planish.compiler.types import Dim, DType, elements, evaluate_dim, same_dim
 
 MOST_DEPTH = 256
@@ -44,7 +45,7 @@ class Attention:
         given = operands_of(call.anchor)
         if given.past is not None:
             return "it attends over a cache"
-        return given.refuse() or given.refuse_rows(call) or refuse_around(call)
+        return refuse_sink(call.anchor) or given.refuse() or given.refuse_rows(call) or refuse_around(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
         arguments = {**operands_of(call.anchor).arguments(call), "extras": Fragments(call).extras}
@@ -146,6 +147,11 @@ class Operands:
 def _known(dim: Dim) -> int:
     assert isinstance(dim, int)
     return dim
+
+
+def refuse_sink(anchor: Node) -> str | None:
+    """Why an attention with a sink is none for these kernels, or None."""
+    return None if sink_of(anchor) is None else "a sink beside the scores of the keys has no kernel on GPUs"
 
 
 def operands_of(anchor: Node) -> Operands:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_after, fuses_before, refuse_around
-from planish.codegen.triton.attention import Operands, Tile, operands_of
+from planish.codegen.triton.attention import Operands, Tile, operands_of, refuse_sink
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.elementwise import TRITON_DTYPE
 from planish.codegen.triton.fragment import Fragments, Group
@@ -48,7 +48,7 @@ class CachedAttention:
         given = operands_of(call.anchor)
         if given.past is None:
             return "it attends over no cache"
-        return given.refuse() or refuse_around(call)
+        return refuse_sink(call.anchor) or given.refuse() or refuse_around(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
         plan = _Plan.of(call, device)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from planish.codegen.call import Call
 from planish.codegen.tvm.isa import Isa
 from planish.compiler.ir import Node, Op
-from planish.compiler.ops.contract import attention
+from planish.compiler.ops.contract import attention, sink_of
 from planish.compiler.types import DType
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Attention:
             return f"attention needs constant head sizes, not {q.shape[3]} and {v.shape[3]}"
         if any(not isinstance(a, int | float | type(None)) for a in call.anchor.attrs.values()):
             return f"attention needs a constant window and scale, not {dict(call.anchor.attrs)}"
+        if (sink := sink_of(call.anchor)) is not None and sink not in call.inputs:
+            return "attention reads its sink from memory"
         if not math.isfinite(float(str(call.anchor.attrs["scale"]))):
             return f"attention needs a finite scale, not {call.anchor.attrs['scale']}"
         return None

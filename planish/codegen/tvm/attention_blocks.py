@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.attention_few import few_scores, few_sums
-from planish.codegen.tvm.attention_mask import change_by_mask
+from planish.codegen.tvm.attention_mask import change_by_mask, sink_scores
 from planish.codegen.tvm.attention_plan import FEW, AttentionPlan, dense_values, key_rows, value_rows
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.tiles import (
@@ -65,7 +65,7 @@ class Blocks:
         self.memory = self._memory()
         self.queries, self.keys = k.dim(plan.q.shape[2]), k.dim(plan.k.shape[2])
         self.rows = bind(self.queries * plan.group + index(0))
-        self.scale = plan.scale if plan.adds_mask else plan.scale * math.log2(math.e)
+        self.scale = plan.scale * plan.unit
 
     def _memory(self) -> "tirx.Buffer":
         """The task's own scratch memory, in f32."""
@@ -139,8 +139,7 @@ class Blocks:
         with T.serial(self.vectors) as c:
             if self.plan.few != "always":
                 self._queries(c)
-            for name, value in (("maximum", LOWEST), ("total", 0.0)):
-                self.put(where[name] + c * lanes, splat(tirx.const(value, "float32"), lanes))
+            self._start_sums(c)
         rows = value_rows(self.plan.isa)
         with T.serial(ceil_div(self.count, rows) * (rows * self.plan.width // lanes)) as i:
             self.put(where["o"] + i * lanes, splat(tirx.const(0.0, "float32"), lanes))
@@ -148,6 +147,15 @@ class Blocks:
             with T.serial(self.vectors * lanes) as m:
                 limit = self.place(m)[1] + (self.keys - self.queries)
                 T.buffer_store(self.memory, limit.astype("float32"), [where["limit"] + m])
+
+    def _start_sums(self, c: "tirx.PrimExpr") -> None:
+        """The maxima and sums of weights of vector c of queries before the first key."""
+        lanes, highest, total = self.lanes, splat(tirx.const(LOWEST, "float32"), self.lanes), 0.0
+        if self.plan.sink is not None:
+            heads = [self.place(c * lanes + j)[0] for j in range(lanes)]
+            highest, total = sink_scores(self, self.plan.sink, heads), 1.0
+        self.put(self.plan.regions["maximum"] + c * lanes, highest)
+        self.put(self.plan.regions["total"] + c * lanes, splat(tirx.const(total, "float32"), lanes))
 
     def _queries(self, c: "tirx.PrimExpr") -> None:
         """Queries c * L ... of the unit as columns of their panel."""

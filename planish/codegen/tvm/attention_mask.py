@@ -1,4 +1,4 @@
-"""What a mask does to scores of attention whose queries lie along the lanes."""
+"""What masks do to scores of attention whose queries lie along the lanes, and the scores of sinks."""
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from planish.codegen.tvm.kernel import KernelBuilder, bind
 from planish.codegen.tvm.tiles import load, steps
 from planish.codegen.tvm.vector_math import differ, like, select, splat
 from planish.codegen.view import View
+from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ def change_by_mask(
         return select(differ(mask, like(mask, 0)), score, like(score, -math.inf))
 
     return change
+
+
+def sink_scores(blocks: "Blocks", sink: Value, heads: "list[tirx.PrimExpr]") -> "tirx.PrimExpr":
+    """The sinks of heads, a lane each, in the unit of the scores."""
+    k, view = blocks.k, blocks.plan.call.inputs[sink]
+    held = [bind(load(k, k.buffers[sink], view, k.address(view, (head,)), 1)) for head in heads]
+    scores = bind(tirx.Shuffle(held, list(range(len(held)))))
+    return scores * like(scores, blocks.plan.unit)
 
 
 def _item(k: KernelBuilder, buffer: "tirx.Buffer", view: View, place: "tirx.PrimExpr") -> "tirx.PrimExpr":

@@ -1,5 +1,6 @@
 """What an attention kernel knows before it is built: operands, tile sizes and the layout of its scratch memory."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from planish.codegen.tvm.attention import over_cache
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.view import View
 from planish.compiler.ir import Value
+from planish.compiler.ops.contract import mask_of, sink_of
 from planish.compiler.types import Dim, DType, same_dim
 
 FEW = 4
@@ -78,7 +80,13 @@ class AttentionPlan:
 
     @property
     def mask(self) -> Value | None:
-        return next(iter(self.call.anchor.inputs[3:4]), None)
+        return mask_of(self.call.anchor)
+
+    @property
+    def sink(self) -> Value | None:
+        """Scores [H] that belong to no key."""
+        found = sink_of(self.call.anchor)
+        return None if found is None else self.call.stored(found)
 
     @property
     def mask_view(self) -> View | None:
@@ -119,6 +127,11 @@ class AttentionPlan:
     def window(self) -> int | None:
         window = self.call.anchor.attrs["window"]
         return int(str(window)) if window else None
+
+    @property
+    def unit(self) -> float:
+        """What scores are multiplied by beside the scale."""
+        return 1.0 if self.adds_mask else math.log2(math.e)
 
     @property
     def adds_mask(self) -> bool:

@@ -17,7 +17,7 @@ from planish.codegen.tvm.loops import units
 from planish.codegen.tvm.tiles import ceil_div, each_chunk, index, lane_sums, load, quotient, steps, tile
 from planish.codegen.view import View
 from planish.compiler.ir import Node, Op
-from planish.compiler.ops.contract import attention
+from planish.compiler.ops.contract import attention, sink_of
 from planish.compiler.types import DType, same_dim, simplify
 
 
@@ -32,6 +32,8 @@ class AttentionWide:
         dtype = call.anchor.operands[0].dtype
         if over_cache(call.anchor):
             return "attention over a cache has templates of its own"
+        if sink_of(call.anchor) is not None:
+            return "a sink beside the scores of the keys is computed in f32"
         return Attention().refuse_shapes(call) if dtype is DType.f64 else f"it computes in f64, not {dtype}"
 
     def build(self, call: Call, isa: Isa) -> Kernel:

@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.attention_blocks import LOWEST
+from planish.codegen.tvm.attention_mask import sink_scores
 from planish.codegen.tvm.attention_plan import AttentionPlan, dense_values
 from planish.codegen.tvm.cached_attention_blocks import scale_of
 from planish.codegen.tvm.cached_attention_pieces import GRANULE, STATES, Deal, Merge, even, lanes_of_group, state_floats
@@ -20,7 +21,7 @@ from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.reading_order import in_order, ordered
 from planish.codegen.tvm.tiles import ceil_div, index, lane_sum, load, steps, tile, transposed
-from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, like, power_of_two, splat
+from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, like, power_of_two, select, splat
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
@@ -89,14 +90,25 @@ class OneToken(Deal):
     def _start(self) -> None:
         plan, lanes = self.plan, self.lanes
         self.q, self.p = self.own + plan.regions["q"], self.own + (plan.regions["p"] + self.rows_of_tile * self.width)
-        for name, value in (("maximum", LOWEST), ("total", 0.0)):
-            self.put(self.region(name), splat(tirx.const(value, "float32"), lanes))
+        heads = [self.g * plan.group + min(m, plan.group - 1) for m in range(self.width)]
+        self._start_sums_of(heads)
         with T.serial(index(plan.group * plan.width // lanes)) as i:
             self.put(self.region("o") + i * lanes, splat(tirx.const(0.0, "float32"), lanes))
         view = plan.call.inputs[plan.q]
-        heads = [self.g * plan.group + min(m, plan.group - 1) for m in range(self.width)]
         places = [bind(self.k.address(view, (self.b, head, 0, 0))) for head in heads]
         self._queries_along(places[: plan.group]) if self.along_head else self._queries_across(places)
+
+    def _start_sums_of(self, heads: "list[tirx.PrimExpr]") -> None:
+        """Maxima and sums of weights; the piece with the first keys of a head counts its sink, in one lane."""
+        lanes = self.lanes
+        highest, total = splat(tirx.const(LOWEST, "float32"), lanes), splat(tirx.const(0.0, "float32"), lanes)
+        if self.plan.sink is not None:
+            sinks = bind(sink_scores(self, self.plan.sink, heads * self.apart))
+            ones = [tirx.const(float(j < self.width), "float32") for j in range(lanes)]
+            highest = select(self.begins, sinks, highest)
+            total = select(self.begins, tirx.Shuffle(ones, list(range(lanes))), total)
+        self.put(self.region("maximum"), highest)
+        self.put(self.region("total"), total)
 
     def _queries_along(self, places: "list[tirx.PrimExpr]") -> None:
         """Queries as they are, scaled: [group][head]."""

@@ -155,6 +155,7 @@ class Deal(Pieces):
         whole = both(tirx.EQ(low, index(0)), tirx.EQ(stop, granules))
         part = tirx.Select(low > 0, index(_CONTINUED), index(_BEGUN))
         self.state = bind(self._state_of(self.task, tirx.Select(whole, index(_WHOLE), part)))
+        self.begins = bind(tirx.EQ(low, index(0)))
         self._start()
         self._visit(bind(self.first + low * GRANULE), bind(tirx.min(self.end, self.first + stop * GRANULE)))
         self._add_lanes()

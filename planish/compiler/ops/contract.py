@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.compiler.attributes import Attr
-from planish.compiler.ir import op
+from planish.compiler.ir import Node, Value, op
 from planish.compiler.ops.checks import check_float, check_index, check_number, check_same_dtype, check_windows
 from planish.compiler.ops.elementwise import broadcast
 from planish.compiler.ops.reduce import window_count
@@ -161,6 +161,7 @@ def _attention(
     v: Tensor,
     mask: Tensor | None = None,
     past: Tensor | None = None,
+    sink: Tensor | None = None,
     *,
     causal: bool,
     window: int | None,
@@ -177,7 +178,11 @@ def _attention(
         scores = scores.masked_fill(~_cached_band(past, q.shape[-2], k.shape[-2], window)[:, None], -torch.inf)
     elif causal:
         scores = scores.masked_fill(~_band(q.shape[-2], k.shape[-2], window), -torch.inf)
-    return torch.matmul(torch.softmax(scores, -1).nan_to_num(0.0), v).to(dtype)
+    if sink is not None:
+        column = sink.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, column), -1)
+    weights = torch.softmax(scores, -1)[..., : k.shape[-2]].nan_to_num(0.0)
+    return torch.matmul(weights, v).to(dtype)
 
 
 def _band(queries: int, keys: int, window: int | None) -> Tensor:
@@ -200,6 +205,7 @@ def attention(
     v: TensorType,
     mask: TensorType | None = None,
     past: TensorType | None = None,
+    sink: TensorType | None = None,
     *,
     causal: bool = False,
     window: int | None = None,
@@ -215,6 +221,9 @@ def attention(
     With `past` i64 [B] the keys are a cache as `cache_update` writes it: query i of row b is at position past[b] + i,
     position p lies in slot p mod T, and each query sees its own position and those before it, as many as the window
     lets it. The queries' own keys are in the cache already; a row holds T >= window + S - 1 slots, or never wraps.
+
+    `sink` [H] (of q's dtype or f32) is a score of each head beside those of the keys, whose value is zero
+    (arXiv 2309.17453; as gpt-oss has it).
     """
     check_float(q)
     check_same_dtype(q, k, v)
@@ -225,6 +234,8 @@ def attention(
         _check_mask(q, k, mask)
     if past is not None:
         _check_past(q, past, causal, mask)
+    if sink is not None and (sink.dtype not in (q.dtype, DType.f32) or not same_shape(sink.shape, q.shape[1:2])):
+        raise TypeRuleError(f"sink {sink} is not one {q.dtype} or f32 for each head of {q}")
     return q.with_shape((*q.shape[:3], v.shape[3]))
 
 
@@ -253,3 +264,13 @@ def _check_mask(q: TensorType, k: TensorType, mask: TensorType) -> None:
     scores: tuple[Dim, ...] = (*q.shape[:3], k.shape[2])
     if not same_shape(broadcast(mask.shape, scores), scores):
         raise TypeRuleError(f"mask {mask} does not broadcast to the scores {list(scores)}")
+
+
+def mask_of(node: Node) -> Value | None:
+    """The mask of an `attention`, or None."""
+    return node.inputs[3] if len(node.inputs) > 3 else None
+
+
+def sink_of(node: Node) -> Value | None:
+    """The scores [H] of an `attention` that belong to no key, or None."""
+    return node.inputs[5] if len(node.inputs) > 5 else None
