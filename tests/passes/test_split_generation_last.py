@@ -42,5 +42,5 @@ def test_the_last_logits_are_enough(form: str, factor: float, batch: int) -> Non
 
 def test_the_logits_of_another_token_are_refused() -> None:
     program = imported(Last(architectures.llama(), "first"))
-    with pytest.raises(PassError, match="slice .*mixes tokens: it takes some of them"):
+    with pytest.raises(PassError, match=r"slice .*mixes tokens: it takes some of them"):
         split(program, SplitGeneration(context=32, chunk=5, batch=2))
