@@ -45,7 +45,8 @@ class Tables:
     def build(self, roots: Iterable[Value], biases: Iterable[Value]) -> None:
         """Evaluate all `roots` for the context, and again for a shorter length that must give the same beginning.
 
-        `biases` are those of attention scores, [.., 1, keys], which are stored as they are, [1, H or 1, 1, context].
+        `biases` are those of attention scores, [.., 1, keys], which are stored as [1, H or 1, 1, context], relative to
+        that of the first key: a softmax does not see what all scores have in common.
         Raises PassError naming the value that changes with the length itself.
         """
         roots, biases = tuple(dict.fromkeys(roots)), tuple(dict.fromkeys(biases))
@@ -60,9 +61,9 @@ class Tables:
         for bias in biases:
             token = None if isinstance(bias.shape[-1], int) else bias.type.rank - 1
             rows_axis = 0 if bias.type.rank == 4 and not isinstance(bias.shape[0], int) else None
-            _check(bias, whole[bias], begun[bias], token, rows_axis)
-            ranked = whole[bias].reshape((1,) * (4 - bias.type.rank) + whole[bias].shape)
-            self.biases[bias] = self._weight(bias, ranked)
+            kept, short = (_from_first(values[bias]) for values in (whole, begun))
+            _check(bias, kept, short, token, rows_axis)
+            self.biases[bias] = self._weight(bias, kept.reshape((1,) * (4 - bias.type.rank) + kept.shape))
 
     @torch.no_grad()
     def _evaluate(self, roots: tuple[Value, ...], length: int, rows: int) -> dict[Value, Tensor]:
@@ -105,6 +106,11 @@ class Tables:
         base = f"{named or 'positions'}.{'positions' if node.op is weight else node.op.name}"
         numbered = (base if i == 1 else f"{base}.{i}" for i in range(1, 1 << 30))
         return next(name for name in numbered if name not in self.weights)
+
+
+def _from_first(bias: Tensor) -> Tensor:
+    first = bias[..., :1]
+    return bias - torch.where(first.isfinite(), first, 0)
 
 
 def _check(root: Value, whole: Tensor, begun: Tensor, token: int | None, rows: int | None) -> None:

@@ -140,6 +140,11 @@ def llama_yarn() -> nn.Module:
     return build(hub.LlamaForCausalLM, hub.LlamaConfig(rope_parameters=rope, **_GATED))
 
 
+def mpt() -> nn.Module:
+    config = hub.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, vocab_size=100)
+    return build(hub.MptForCausalLM, config, attention="eager")
+
+
 def gpt_oss() -> nn.Module:
     kinds, experts = ["sliding_attention", "full_attention"], {"num_local_experts": 4, "num_experts_per_tok": 2}
     config = hub.GptOssConfig(head_dim=8, sliding_window=8, layer_types=kinds, **experts, **_GATED)
@@ -151,6 +156,6 @@ ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {
     for make in (
         *(gpt2, llama, mistral, qwen2, qwen3, phi3, opt, falcon, falcon_alibi),
         *(gpt_neox, gemma, gemma2, gemma3, mixtral, bloom),
-        *(starcoder2, qwen3_moe, phi, gptj, codegen, llama_yarn, gpt_oss),
+        *(starcoder2, qwen3_moe, phi, gptj, codegen, llama_yarn, mpt, gpt_oss),
     )
 }
