@@ -141,7 +141,7 @@ def llama_yarn() -> nn.Module:
 
 
 def mpt() -> nn.Module:
-    config = hub.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, vocab_size=100)
+    config = hub.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=80, expansion_ratio=2, vocab_size=100)
     return build(hub.MptForCausalLM, config, attention="eager")
 
 

@@ -30,7 +30,7 @@ def test_the_last_logits_are_enough(form: str, factor: float, batch: int) -> Non
     model = architectures.gemma2() if form == "kept" else architectures.llama()
     generator = torch.Generator().manual_seed(3)
     rows = torch.randint(3, 90, (batch, 12), generator=generator).tolist()
-    program = split(imported(Last(model, form), batch=batch), SplitGeneration(context=32, chunk=5, batch=batch))
+    program = split(imported(Last(model, form).eval(), batch=batch), SplitGeneration(context=32, chunk=5, batch=batch))
     stepper = Stepper(program, batch)
     wanted = [expected(model, row) * factor for row in rows]
     for row, logits, whole in zip(rows, stepper.read([row[:9] for row in rows], 5), wanted, strict=True):
@@ -41,6 +41,6 @@ def test_the_last_logits_are_enough(form: str, factor: float, batch: int) -> Non
 
 
 def test_the_logits_of_another_token_are_refused() -> None:
-    program = imported(Last(architectures.llama(), "first"))
+    program = imported(Last(architectures.llama(), "first").eval())
     with pytest.raises(PassError, match=r"slice .*mixes tokens: it takes some of them"):
         split(program, SplitGeneration(context=32, chunk=5, batch=2))

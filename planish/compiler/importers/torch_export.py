@@ -14,6 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from planish.compiler import ops
+from planish.compiler.importers.aten_complex import Complex, constant, is_complex
 from planish.compiler.importers.builder import Builder
 from planish.compiler.importers.dynamic import (
     UNBOUNDED,
@@ -286,12 +287,18 @@ def _build(
     results = walk.run(exported.graph_module, bound)
     kept = [value for value, leaf in zip(results, _outputs(exported)[0], strict=True) if isinstance(leaf, Computed)]
     builder.scope = ""
+    _check_real(kept)
     outputs = tuple(v if isinstance(v, Value) else builder.emit(ops.dim_value, value=v) for v in kept)
     _check_edges(inputs, outputs)
     graph = Graph("main", tuple(inputs), outputs, tuple(ranges.values()))
     used = {n.attrs["name"] for n in graph.nodes() if n.op is ops.weight}
     notes = {"opaque": tuple(walk.opaque)} if walk.opaque else {}
     return graph, notes, {name: t for name, t in builder.weights.items() if name in used}
+
+
+def _check_real(results: Sequence[Any]) -> None:
+    if is_complex(*results):
+        raise ImportGraphError("an output has complex numbers, which planish lacks; return torch.view_as_real of it")
 
 
 def _check_edges(inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
@@ -321,12 +328,12 @@ def _bind(exported: ExportedProgram, walk: Walk) -> tuple[list[Any], list[Value]
     return bound, inputs
 
 
-def _weight(exported: ExportedProgram, spec: Any, builder: Builder, tied: dict[Any, Value]) -> Value:
+def _weight(exported: ExportedProgram, spec: Any, builder: Builder, tied: dict[Any, Value]) -> Value | Complex:
     name = str(spec.target)
     tensor = exported.constants[name] if name in exported.constants else exported.state_dict[name]
     builder.target = f"weight '{name}'"
-    if spec.kind is InputKind.CONSTANT_TENSOR:
-        return builder.constant(tensor)
+    if spec.kind is InputKind.CONSTANT_TENSOR or tensor.is_complex():
+        return constant(builder, tensor)
     key = (tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride(), tensor.dtype)
     if key not in tied:
         builder.weights[name] = tensor.detach()

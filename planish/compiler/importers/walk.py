@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from planish.compiler import ops
 from planish.compiler.importers.aten import CHECKS, STORAGE_ARGUMENTS, TABLE
+from planish.compiler.importers.aten_complex import constant, in_parts, is_complex
 from planish.compiler.importers.builder import Builder, UncoveredError
 from planish.compiler.importers.sizes import dim_from_torch
 from planish.compiler.importers.trace import decomposed
@@ -46,7 +47,7 @@ class Walk:
         return self._arguments(module.graph.output_node().args[0], known)
 
     def _attribute(self, value: Any) -> Any:
-        return self.builder.constant(value) if isinstance(value, torch.Tensor) else value
+        return constant(self.builder, value) if isinstance(value, torch.Tensor) else value
 
     def _enter(self, node: fx.Node) -> None:
         stack = node.meta.get("nn_module_stack")
@@ -108,6 +109,8 @@ class Walk:
     ) -> Any:
         """The op as our nodes: by the table, by torch's decomposition, or opaque."""
         target = functional(called)
+        if is_complex(args, kwargs, node.meta.get("val")):
+            return in_parts(self.builder, target, TABLE.get(target), ordered(target, args, kwargs))
         types = self._types(node.meta.get("val"))
         result = self.by_table(target, args, kwargs)
         if result is None:
