@@ -40,10 +40,8 @@ def with_sizes(
     """
     if not isinstance(generation, Generation):
         raise InputError(f"compile: generate is a planish.Generation(...), not {generation!r}")
-    if isinstance(model, nn.Module) and "use_cache" not in kwargs:
-        names = list(inspect.signature(model.forward).parameters)
-        if "use_cache" in names[len(args) :]:
-            kwargs = {**kwargs, "use_cache": False}
+    if isinstance(model, nn.Module) and "use_cache" not in kwargs and _takes_use_cache(model, len(args)):
+        kwargs = {**kwargs, "use_cache": False}
     if dynamic is not None or not isinstance(model, nn.Module):
         return kwargs, dynamic
     given = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
@@ -57,6 +55,15 @@ def with_sizes(
     if generation.batch > 1 or ids.shape[0] > 1:
         axes[0] = _BATCH
     return kwargs, {name: axes for name, x in given.items() if isinstance(x, Tensor) and x.shape == ids.shape}
+
+
+def _takes_use_cache(model: nn.Module, given: int) -> bool:
+    """Whether the model has an argument `use_cache` behind those given by place, or hands one on to what has."""
+    parameters = inspect.signature(model.forward).parameters
+    hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return "use_cache" in list(parameters)[given:] or (
+        hands_on and hasattr(getattr(model, "config", None), "use_cache")
+    )
 
 
 def _is_ids(value: Any) -> bool:

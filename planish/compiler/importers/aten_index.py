@@ -9,9 +9,10 @@ from planish.compiler import ops
 from planish.compiler.importers.builder import Builder, Table, UncoveredError, axis_of, never_negative
 from planish.compiler.importers.sizes import product
 from planish.compiler.ir import Value
-from planish.compiler.types import Dim, DType, Shape, same_dim, simplify
+from planish.compiler.types import Dim, DType, Shape, same_dim, same_shape, simplify
 
 aten = torch.ops.aten
+_MOST_SCATTERED = 16
 
 
 def _embedding(b: Builder, table: Value, index: Value, *_: Any) -> Value:
@@ -116,6 +117,24 @@ def _index_put(b: Builder, x: Value, indices: Sequence[Value | None], values: Va
     return b.emit(ops.where, mask, b.reshape(b.cast(values, x.dtype), ()), x)
 
 
+def _scatter(b: Builder, x: Value, dim: int, index: Value, source: Any) -> Value:
+    """`x` with what few indices of an axis name replaced, one after another; many are left to torch."""
+    axis = axis_of(dim, x.type.rank)
+    count = index.shape[axis] if index.type.rank else None
+    others = [same_dim(a, b) for i, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)) if i != axis]
+    fits = not isinstance(source, Value) or same_shape(source.shape, index.shape)
+    if not isinstance(count, int) or count > _MOST_SCATTERED or not all(others) or not fits:
+        raise UncoveredError
+    size = x.shape[axis]
+    shape = tuple(size if i == axis else 1 for i in range(x.type.rank))
+    places = b.reshape(b.emit(ops.arange, length=size, dtype=index.dtype), shape)
+    for i in range(count):
+        chosen = b.emit(ops.eq, places, b.slice(index, axis, i, i + 1))
+        value = b.slice(source, axis, i, i + 1) if isinstance(source, Value) else b.scalar(source, x.dtype)
+        x = b.emit(ops.where, chosen, value, x)
+    return x
+
+
 TABLE: Table = {
     aten.embedding.default: _embedding,
     aten.gather.default: _gather,
@@ -123,6 +142,8 @@ TABLE: Table = {
     aten.take.default: _take,
     aten.index.Tensor: _index,
     aten.index_put.default: _index_put,
+    aten.scatter.value: _scatter,
+    aten.scatter.src: _scatter,
     aten.take_along_dim.default: lambda b, x, index, dim=None: _take_along(b, x, index, dim),
 }
 

@@ -28,7 +28,14 @@ from planish.compiler.importers.dynamic import (
 )
 from planish.compiler.importers.experts import gathered_experts
 from planish.compiler.importers.old_torch import resolved_minima
-from planish.compiler.importers.trees import Computed, Imported, positional, positional_names, signature_of
+from planish.compiler.importers.trees import (
+    Computed,
+    Imported,
+    named_keywords,
+    positional,
+    positional_names,
+    signature_of,
+)
 from planish.compiler.importers.walk import Walk
 from planish.compiler.ir import Graph, Program, Value
 from planish.compiler.types import DType, Size, symbol
@@ -149,7 +156,7 @@ def _export(
     while True:
         dims = _named_dims(model, export_dims(axes, sizes), spec, names)
         try:
-            with torch.no_grad(), gathered_experts(model), resolved_minima():
+            with torch.no_grad(), gathered_experts(model), named_keywords(model, names), resolved_minima():
                 exported = torch.export.export(model, args, kwargs, dynamic_shapes=dims, strict=False)
                 return (_functional(exported), sizes)
         except ImportGraphError:
@@ -168,11 +175,7 @@ def _named_dims(
         return None
     args, kwargs = pytree.tree_unflatten(dims, spec)
     named = {**positional(*positional_names(model.forward), args), **kwargs}
-    parameters = inspect.signature(model.forward).parameters
-    surplus = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), "")
-    own = {name: named[name] for name in names if name in parameters}
-    more = {name: named[name] for name in names if name not in parameters}
-    return {**own, surplus: more} if more else own
+    return {name: named[name] for name in names}
 
 
 def _reason(model: nn.Module, error: Exception) -> str:
@@ -189,6 +192,8 @@ def _reason(model: nn.Module, error: Exception) -> str:
 def _advice(message: str) -> str:
     if "data-dependent" in message or "control flow" in message:
         return "replace control flow on values by torch.where or masks, or compile the part around it"
+    if "Cache'> in output" in message:
+        return "compile the model without its own cache: give use_cache=False among inputs={'name': value}"
     if "input type" in message or "in output" in message:
         return "pass and return tensors, numbers and strings in tuples, lists, dicts and registered dataclasses"
     return "check that the model runs on these inputs, or compile the part around what is named"

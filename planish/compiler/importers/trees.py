@@ -1,11 +1,14 @@
 """The imported model: its program and the form of its arguments and results."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from planish.compiler.ir import Program
@@ -63,6 +66,36 @@ def _filled(leaf: Any, rest: Iterator[Any]) -> Any:
     if not isinstance(leaf, Computed):
         return leaf
     return int(next(rest)) if leaf.integer else next(rest)
+
+
+@contextmanager
+def named_keywords(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """While open, keyword arguments that the model takes by `**kwargs` are parameters of its own.
+
+    torch.export takes no dynamic sizes of a model that is given some by `**kwargs`.
+    """
+    forward, signature = model.forward, inspect.signature(model.forward)
+    surplus = [name for name in names if name not in signature.parameters]
+    if not surplus:
+        yield
+        return
+
+    @functools.wraps(forward)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in surplus]
+    named.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+    before = model.__dict__.get("forward")
+    model.forward = named
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
 
 
 def signature_of(
