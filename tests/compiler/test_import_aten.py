@@ -216,6 +216,13 @@ SHAPES: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
         (reals(4, 4, 5), torch.tensor([0, 3, 1, 2])),
     ),
     "lookups": (lambda x, i: (x.gather(1, i), F.embedding(i, x)), (reals(4, 4), integers(4, 4))),
+    "scattered": (
+        lambda x, i: (
+            *(x.scatter(1, i[:, :2], 7.0), x.scatter(0, i[:3], x[:3] * 2), torch.zeros_like(x).scatter_(1, i, x)),
+            *(x.scatter(-1, i[:, 1:2], 0), (x > 0).scatter(1, i[:, :1], True)),
+        ),
+        (reals(4, 4), torch.stack([torch.tensor([0, 3, 1, 2]).roll(n) for n in range(4)])),
+    ),
     "writes": (_assigned, (reals(3, 4), reals(3))),
     "constructors": (
         lambda x: (

@@ -180,6 +180,18 @@ def test_star_arguments_are_inputs_too() -> None:
     assert_same(run(imported, (other, other), {}), other * 2)
 
 
+def test_keywords_by_star_arguments_may_have_dynamic_sizes() -> None:
+    class Hands(nn.Module):
+        def forward(self, x: Tensor, **rest: Tensor) -> Tensor:
+            scaled = x * rest["y"]
+            return scaled if rest["flag"] else x
+
+    model, other = Hands().eval(), torch.ones(9, 6)
+    imported = import_torch(model, (X,), {"y": X, "flag": True}, dynamic={"x": {0: "n"}, "y": {0: "n"}})
+    assert_same(run(imported, (other,), {"y": other * 3, "flag": True}), other * 3)
+    assert "forward" not in vars(model)
+
+
 def test_one_tensor_given_twice_is_two_inputs() -> None:
     imported = import_torch(Pair(lambda x, y: x[:1] - y), (X, X), dynamic={"x": {0: "n"}})
     assert_same(run(imported, (X[:2], X * 2), {}), X[:1] - X * 2)

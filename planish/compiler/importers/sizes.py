@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import sympy
@@ -123,6 +124,17 @@ def larger(left: Dim, right: Dim, sizes: Mapping[str, Size]) -> Dim:
     if at_most(left, right, sizes):
         return right
     return left if at_most(right, left, sizes) else simplify(sympy.Max(left, right))
+
+
+def decided(dim: Dim, sizes: Mapping[str, Size]) -> Dim:
+    """The dimension without `max` and `min` where it is certain which."""
+    if isinstance(dim, int) or not dim.has(sympy.Max, sympy.Min):
+        return dim
+    for op, choose in ((sympy.Max, larger), (sympy.Min, smaller)):
+        dim = dim.replace(
+            op, lambda *args, choose=choose: reduce(lambda a, b: sympy.sympify(choose(a, b, sizes)), args)
+        )
+    return simplify(dim)
 
 
 def quotient(total: Dim, part: Dim) -> Dim:

@@ -17,10 +17,10 @@ from planish.compiler import ops
 from planish.compiler.importers.aten import CHECKS, STORAGE_ARGUMENTS, TABLE
 from planish.compiler.importers.aten_complex import constant, in_parts, is_complex
 from planish.compiler.importers.builder import Builder, UncoveredError
-from planish.compiler.importers.sizes import dim_from_torch
+from planish.compiler.importers.sizes import decided, dim_from_torch
 from planish.compiler.importers.trace import decomposed
 from planish.compiler.ir import Op, Value
-from planish.compiler.types import DType, TensorType, evaluate_shape
+from planish.compiler.types import Dim, DType, TensorType, evaluate_shape
 from planish.errors import ImportGraphError, TypeRuleError
 
 
@@ -62,7 +62,7 @@ class Walk:
         if node.target is torch.ops.aten.item.default:
             return self.builder.reshape(self._arguments(node.args[0], known), ())
         if isinstance(expected, torch.SymInt):
-            return dim_from_torch(expected, self.symbols, self.builder.where)
+            return self._dim(expected)
         args = self._arguments(node.args, known)
         if node.target is operator.getitem:
             return args[0][args[1]]
@@ -97,7 +97,7 @@ class Walk:
         if isinstance(tree, fx.Node):
             return known[tree]
         if isinstance(tree, torch.SymInt):
-            return dim_from_torch(tree, self.symbols, self.builder.where)
+            return self._dim(tree)
         if isinstance(tree, tuple | list):
             return [self._arguments(item, known) for item in tree]
         if isinstance(tree, Mapping):
@@ -189,9 +189,10 @@ class Walk:
 
     def type_of(self, tensor: torch.Tensor) -> TensorType:
         """Our type of a traced tensor."""
-        where = self.builder.where
-        shape = tuple(dim_from_torch(d, self.symbols, where) for d in tensor.shape)
-        return TensorType(shape, self.builder.dtype(tensor.dtype))
+        return TensorType(tuple(map(self._dim, tensor.shape)), self.builder.dtype(tensor.dtype))
+
+    def _dim(self, size: Any) -> Dim:
+        return decided(dim_from_torch(size, self.symbols, self.builder.where), self.builder.sizes)
 
     def _check(self, result: Any, types: tuple[TensorType, ...]) -> None:
         values = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Value)]
