@@ -334,8 +334,9 @@ def test_covers_the_layers_of_torch(name: str) -> None:
 
 def test_leaves_unknown_ops_to_torch_and_names_them() -> None:
     def function(x: Tensor, i: Tensor) -> object:
-        many = torch.zeros(3, 4).scatter(1, i.repeat(1, 5), x.repeat(1, 5))
-        return x.topk(2, 0), many, x.atan(), torch.searchsorted(x[0].sort().values, x)
+        many = (i.repeat(1, 5), x.repeat(1, 5))
+        found = (x.topk(2, 0), torch.zeros(3, 4).scatter(1, *many), x.atan())
+        return *found, torch.searchsorted(x[0].sort().values, x)
 
     unknown = ("topk.default", "scatter.src", "atan.default", "sort.default", "searchsorted.Tensor")
     assert_imports(Calls(function).eval(), (reals(3, 4), integers(3, 4)), tuple(f"aten.{name}" for name in unknown))
