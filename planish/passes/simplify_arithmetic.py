@@ -107,6 +107,18 @@ def _same_cast(node: Node, uses: Mapping[Node, int]) -> Value | None:
     return x if same_type(x.type, node.types[0]) else None
 
 
+def _truth(node: Node, uses: Mapping[Node, int]) -> Value | None:
+    """A choice between a number and 0 as a bool is its condition, or the opposite."""
+    choice = node.operands[0].node
+    if node.types[0].dtype is not DType.bool or choice.op is not where:
+        return None
+    condition, *numbers = choice.operands
+    outcomes = [None if literal(v) is None else bool(literal(v)) for v in numbers]
+    if outcomes == [True, False]:
+        return _like(condition, node)
+    return _like(logical_not(condition, scope=node.scope), node) if outcomes == [False, True] else None
+
+
 def _literal(node: Node, uses: Mapping[Node, int]) -> Value | None:
     """Movements and casts of a literal are literals."""
     number, of = literal(node.operands[0]), node.types[0]
@@ -169,6 +181,7 @@ _STEPS = (
     Step("known truth", (logical_and, logical_or), _logical),
     Step("undo", (neg, logical_not), _twice),
     Step("same cast", (cast,), _same_cast),
+    Step("truth of a choice", (cast,), _truth),
     Step("known size", (dim_value,), _known_size),
     Step("relu", (clamp, maximum), _clamped),
 )

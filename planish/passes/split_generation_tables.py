@@ -61,8 +61,8 @@ class Tables:
         for bias in biases:
             token = None if isinstance(bias.shape[-1], int) else bias.type.rank - 1
             rows_axis = 0 if bias.type.rank == 4 and not isinstance(bias.shape[0], int) else None
-            kept, short = (_from_first(values[bias]) for values in (whole, begun))
-            _check(bias, kept, short, token, rows_axis)
+            kept = _from_first(whole[bias])
+            _check(bias, kept, _from_first(begun[bias]), token, rows_axis)
             self.biases[bias] = self._weight(bias, kept.reshape((1,) * (4 - bias.type.rank) + kept.shape))
 
     @torch.no_grad()

@@ -14,6 +14,9 @@ from planish.errors import ImportGraphError
 class Rotary(nn.Module):
     """Rotary positions in polar coordinates, stored (LLaMA's own code) or computed from the positions."""
 
+    angles: Tensor
+    table: Tensor
+
     def __init__(self, stored: bool) -> None:
         super().__init__()
         self.register_buffer("angles", 1.0 / 100 ** (torch.arange(4) / 4))

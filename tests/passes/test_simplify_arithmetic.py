@@ -99,3 +99,20 @@ def test_arithmetic_is_not_reordered() -> None:
     text, hits = rewritten(SimplifyArithmetic(), before)
     assert text == before
     assert refusals(hits) == []
+
+
+def test_the_truth_of_a_choice_is_its_condition() -> None:
+    before = """graph main<B: 1..64 = 2>(%m: bool[1, B], %n: bool[B]) {
+  %0 = full() {value=0.0, dtype=f32}: f32[]
+  %1 = full() {value=-3e+38, dtype=f32}: f32[]
+  %2 = where(%m, %0, %1): f32[1, B]
+  %3 = cast(%2) {dtype=bool}: bool[1, B]
+  %4 = where(%n, %1, %0): f32[B]
+  %5 = cast(%4) {dtype=bool}: bool[B]
+  return %3, %5
+}"""
+    after = """graph main<B: 1..64 = 2>(%m: bool[1, B], %n: bool[B]) {
+  %0 = logical_not(%m): bool[1, B]
+  return %0, %n
+}"""
+    assert rewritten(SimplifyArithmetic(), before)[0] == after
