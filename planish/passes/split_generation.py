@@ -97,7 +97,7 @@ class SplitGeneration:
 
     def _plan(self, tokens: Tokens, program: Program, caps: dict[Node, float]) -> Plan:
         masks = Masks(Indices(tokens.graph, program.weights), program.weights)
-        attends = {node: attend(node, tokens, masks, caps.get(node)) for node in tokens.attending}
+        attends = {node: attend(node, tokens, masks, self.context, caps.get(node)) for node in tokens.attending}
         tables = Tables(tokens, self.context, Weights(program.weights))
         masked = dict.fromkeys(tokens.attending, 3)
         biases = [what.bias for what in attends.values() if what.bias is not None]

@@ -40,6 +40,7 @@ from planish.passes import split_generation_analysis as analysis
 from planish.passes.attention_masks import Masks, negated, only_broadcasts
 from planish.passes.matching import conjunction, literal, reshaped
 from planish.passes.split_generation_analysis import Kind, Tokens
+from planish.passes.split_generation_bands import seen_back
 
 Pair: TypeAlias = tuple[Value, Value]
 
@@ -60,23 +61,14 @@ class Attend:
         return self.bias is not None or self.cap is not None
 
 
-def attend(node: Node, tokens: Tokens, masks: Masks, cap: float | None) -> Attend:
+def attend(node: Node, tokens: Tokens, masks: Masks, context: int, cap: float | None) -> Attend:
     """What the attention sees; raises PassError where that does not follow from positions, or includes later tokens."""
     conditions: list[Value] = []
     biases: list[Value] = []
     if (mask := mask_of(node)) is not None:
         _split(mask, conditions, biases)
-    ranked = [reshaped(c, (1,) * (4 - c.type.rank) + c.shape, node.scope) for c in conditions]
-    probe = attention(*node.inputs[:3], conjunction(ranked, node.scope), scope=node.scope, **node.attrs)
-    known = masks.positional(probe.node, {})
-    seen = known.node if isinstance(known, Value) else probe.node
+    window = _window(node, conditions, tokens, masks, context)
     place = f"attention{analysis.where(node)}"
-    if mask_of(seen) is not None:
-        raise PassError(f"split-generation: {place} has a mask that is neither causal nor a window; import without it")
-    if not seen.attrs["causal"]:
-        raise PassError(f"split-generation: {place} is not causal: it sees later tokens, so no cache can hold it")
-    window = seen.attrs["window"]
-    assert window is None or isinstance(window, int)
     for bias in biases:
         if tokens.kinds.get(bias.node, Kind.token) is Kind.token or bias.shape[-2:-1] not in ((1,), ()):
             raise PassError(
@@ -86,6 +78,24 @@ def attend(node: Node, tokens: Tokens, masks: Masks, cap: float | None) -> Atten
     if found.spelled and sink_of(node) is not None:
         raise PassError(f"split-generation: {place} has a sink beside a bias or a cap of its scores; import without it")
     return found
+
+
+def _window(node: Node, conditions: list[Value], tokens: Tokens, masks: Masks, context: int) -> int | None:
+    """The window of an attention under these conditions, None where each query sees all keys before it."""
+    ranked = [reshaped(c, (1,) * (4 - c.type.rank) + c.shape, node.scope) for c in conditions]
+    probe = attention(*node.inputs[:3], conjunction(ranked, node.scope), scope=node.scope, **node.attrs).node
+    known = masks.positional(probe, {})
+    seen = known.node if isinstance(known, Value) else probe
+    place, window, rest = f"attention{analysis.where(node)}", seen.attrs["window"], mask_of(probe)
+    assert window is None or isinstance(window, int)
+    if mask_of(seen) is None and seen.attrs["causal"]:
+        return window
+    back = None if rest is None else seen_back(rest, tokens, masks.weights, context, causal=bool(node.attrs["causal"]))
+    if back is not None and not node.attrs["window"]:
+        return back if back < context else None
+    if mask_of(seen) is not None:
+        raise PassError(f"split-generation: {place} has a mask that is neither causal nor a window; import without it")
+    raise PassError(f"split-generation: {place} is not causal: it sees later tokens, so no cache can hold it")
 
 
 def _split(mask: Value, conditions: list[Value], biases: list[Value]) -> None:

@@ -145,6 +145,20 @@ def mpt() -> nn.Module:
     return build(hub.MptForCausalLM, config, attention="eager")
 
 
+def llama4() -> nn.Module:
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2}
+    config = hub.Llama4TextConfig(head_dim=8, attention_chunk_size=64, intermediate_size_mlp=48, **experts, **_GATED)
+    return build(hub.Llama4ForCausalLM, config)
+
+
+def deepseek_v3() -> nn.Module:
+    latent = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 2}
+    more = {"n_shared_experts": 1, "first_k_dense_replace": 1, "topk_group": 1}
+    config = hub.DeepseekV3Config(**latent, **experts, **more, **{**_GATED, "num_key_value_heads": 4})
+    return build(hub.DeepseekV3ForCausalLM, config)
+
+
 def gpt_oss() -> nn.Module:
     kinds, experts = ["sliding_attention", "full_attention"], {"num_local_experts": 4, "num_experts_per_tok": 2}
     config = hub.GptOssConfig(head_dim=8, sliding_window=8, layer_types=kinds, **experts, **_GATED)
@@ -156,6 +170,6 @@ ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {
     for make in (
         *(gpt2, llama, mistral, qwen2, qwen3, phi3, opt, falcon, falcon_alibi),
         *(gpt_neox, gemma, gemma2, gemma3, mixtral, bloom),
-        *(starcoder2, qwen3_moe, phi, gptj, codegen, llama_yarn, mpt, gpt_oss),
+        *(starcoder2, qwen3_moe, phi, gptj, codegen, llama_yarn, mpt, llama4, deepseek_v3, gpt_oss),
     )
 }
