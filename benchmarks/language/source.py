@@ -106,7 +106,8 @@ def load_smollm2() -> nn.Module:
     config = model.config.to_dict()
     del config["quantization_config"]
     plain = type(model)(type(model.config).from_dict(config))
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict(model.state_dict(), assign=True)  # without a second copy of the weights
+    plain.tie_weights()
     module: nn.Module = plain.eval()
     return module
 
