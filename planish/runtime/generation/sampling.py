@@ -182,12 +182,17 @@ def _likeliest(weights: Array, depth: Array, share: float) -> Array:
         passed, inner = passed + gained, outer
     shell = shell[np.argsort(depth[shell])]
     sums = passed + np.cumsum(weights[shell], dtype=np.float64)
-    count = min(len(shell), 1 + int(np.searchsorted(sums, wanted)))
-    order = depth[shell]
-    equal = slice(*(int(np.searchsorted(order, order[count - 1], side=side)) for side in ("left", "right")))
-    kept[shell[: equal.start]] = True
-    kept[np.sort(shell[equal])[: count - equal.start]] = True
+    count = 1 + int(np.searchsorted(sums, wanted))
+    if count < len(shell) and depth[shell[count]] == depth[shell[count - 1]]:
+        shell = _in_order(shell, depth[shell], count - 1)
+    kept[shell[:count]] = True
     return np.flatnonzero(kept)
+
+
+def _in_order(places: Array, depth: Array, among: int) -> Array:
+    """The places, ascending in `depth`, with those that are as deep as the one `among` them in their own order."""
+    first, end = (int(np.searchsorted(depth, depth[among], side=side)) for side in ("left", "right"))
+    return np.concatenate((places[:first], np.sort(places[first:end]), places[end:]))
 
 
 def _number(given: object, low: float, high: float = math.inf) -> bool:
