@@ -20,8 +20,8 @@ def of_all_tokens(value: Value, tokens: Dim) -> Value | None:
         return of_all_tokens(node.operands[0], tokens)
     if "elementwise" not in node.op.traits and node.op not in _ALONG_LAST_AXIS:
         return None
-    followed = {v: of_all_tokens(v, tokens) for v in node.operands if not _is_parameter(v)}
-    (found,) = followed.values() if len(followed) == 1 else (None,)
+    followed = {v for v in node.operands if not _is_parameter(v)}
+    found = of_all_tokens(next(iter(followed)), tokens) if len(followed) == 1 else None
     if found is None:
         return None
     inputs = tuple(found if v in followed else v for v in node.inputs)

@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from planish.compiler.ops import add, input_, relu
+from planish.compiler.types import DType, symbol
 from planish.errors import PassError
 from planish.passes.split_generation import SplitGeneration
+from planish.passes.split_generation_last import of_all_tokens
 from tests.generation import architectures
 from tests.generation.stepping import Stepper, expected, imported, split
 
@@ -44,3 +47,10 @@ def test_the_logits_of_another_token_are_refused() -> None:
     program = imported(Last(architectures.llama(), "first").eval())
     with pytest.raises(PassError, match=r"slice .*mixes tokens: it takes some of them"):
         split(program, SplitGeneration(context=32, chunk=5, batch=2))
+
+
+def test_a_deep_model_is_looked_through_once() -> None:
+    x = input_(name="x", shape=(2, symbol("S"), 4), dtype=DType.f32)
+    for _ in range(200):
+        x = add(x, relu(x))
+    assert of_all_tokens(x, symbol("S")) is None
