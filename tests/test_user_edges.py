@@ -107,6 +107,16 @@ def test_a_recurrent_cell_with_a_dynamic_batch_is_the_model() -> None:
     torch.testing.assert_close(fast(random(5, 4), random(5, 8)), cell(random(5, 4), random(5, 8)).detach())
 
 
+def test_an_encoder_computes_padded_positions_too() -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
+    model = Computes(lambda x, y: encoder(x, src_key_padding_mask=y)).eval()
+    padded = torch.arange(5) >= torch.tensor([[3], [4]])
+    ours = planish.compile(model, inputs=(random(2, 5, 8), padded))(random(2, 5, 8), padded)
+    wanted = model(random(2, 5, 8), padded)  # with gradients torch takes its plain path
+    torch.testing.assert_close(ours, wanted.detach(), rtol=1e-5, atol=1e-5)
+
+
 def test_an_op_without_results_is_left_out() -> None:
     x = torch.eye(4) + 0.1
     torch.testing.assert_close(planish.compile(Computes(torch.linalg.inv).eval(), inputs=x)(x), torch.linalg.inv(x))

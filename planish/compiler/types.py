@@ -5,6 +5,7 @@ import enum
 import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import sympy
@@ -126,11 +127,29 @@ class TensorType:
 
 
 def simplify(dim: Dim) -> Dim:
-    """`dim` as a plain int where it is one, expanded where it is an expression."""
-    if isinstance(dim, int):
-        return dim
+    """`dim` as a plain int where it is one; else expanded, with one form for equal divisions of divisions."""
+    return dim if isinstance(dim, int) else _simplified(dim)
+
+
+@lru_cache(maxsize=1 << 16)
+def _simplified(dim: sympy.Expr) -> Dim:
     expanded = sympy.expand(dim)
+    if expanded.has(sympy.floor):
+        expanded = sympy.expand(expanded.replace(sympy.floor, _floor))
     return int(expanded) if expanded.is_Integer else expanded
+
+
+def _floor(value: sympy.Expr) -> sympy.Expr:
+    """The floor of a sum: `(x//a + b)//c` as `(x + a*b)//(a*c)`, and whole numbers outside: `(x - 1)//2 + 1` is
+    `(x + 1)//2`."""
+    value = sympy.expand(value)
+    for term in sympy.Add.make_args(value):
+        factor, inner = term.as_coeff_Mul()
+        rest = sympy.expand((value - term) / factor)
+        if isinstance(inner, sympy.floor) and (1 / factor).is_Integer and factor > 0 and rest.is_integer:
+            return _floor(factor * (inner.args[0] + rest))
+    whole = sympy.floor(value.as_coeff_Add()[0])
+    return sympy.floor(value - whole) + whole
 
 
 def same_dim(left: Dim, right: Dim) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from planish.compiler.analysis import weight_names
 from planish.compiler.evaluate import run_node
 from planish.compiler.ir import Attr, Graph, Node, Program, Value
-from planish.compiler.ops import dim_value, expand, full, input_, opaque, reshape, weight
+from planish.compiler.ops import conv, dim_value, expand, full, input_, opaque, reshape, weight
 from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.compiler.pass_ import Change, Context, Contract, Exact
 from planish.compiler.rewrite import Hit, substitute
@@ -27,7 +27,8 @@ class FoldConstants:
 
     `linear(x, transpose(@w))` becomes `linear(x, @w.transpose)`; a result of one repeated number becomes a literal
     where elementwise ops read it. Weights that nothing reads any more are dropped. A result that would make the
-    weights grow by more than `limit` bytes is refused. Large results are kept as recipes, computed when they are read.
+    weights grow by more than `limit` bytes is refused, but for the weight of a convolution, which is packed. Large
+    results are kept as recipes, computed when they are read.
     """
 
     limit: int = 1 << 20
@@ -66,7 +67,7 @@ class _Folder:
             self.hits.append(Hit("fold", node.scope))
             return self.known[text]
         growth = _bytes(node) - sum(_bytes(n) for n in inside if n.op is weight and _only_in(n, inside, readers))
-        if growth > self.limit:
+        if growth > self.limit and not any(_packs(user, Value(node)) for user in users):
             why = f"the weights would grow by {growth} bytes, over the limit of {self.limit}"
             self.hits.append(Hit("fold", node.scope, why))
             return None
@@ -148,6 +149,11 @@ def _repeated(result: Tensor) -> float | int | bool | None:
     first = result.reshape(-1)[0]
     number: float | int | bool = first.item()
     return number if bool((result == first).all()) else None
+
+
+def _packs(user: Node, value: Value) -> bool:
+    """Whether the user reads the value as a weight that has to be known ahead of time."""
+    return user.op is conv and user.operands[1] == value
 
 
 def _takes_literal(user: Node) -> bool:

@@ -65,7 +65,7 @@ def check(
 
 
 def _expected(attrs: Mapping[str, Any], t: dict[str, torch.Tensor]) -> torch.Tensor:
-    function: Any = functional.conv1d if t["x"].ndim == 3 else functional.conv2d
+    function: Any = (functional.conv1d, functional.conv2d, functional.conv3d)[t["x"].ndim - 3]
     x, w, b = (t[name].double() for name in "xwb")
     sides = zip(reversed(attrs["padding"]), reversed(attrs["after"] or attrs["padding"]), strict=True)
     padded = functional.pad(x.movedim(-1, 1), [count for side in sides for count in side])
@@ -85,9 +85,12 @@ def _expected(attrs: Mapping[str, Any], t: dict[str, torch.Tensor]) -> torch.Ten
         ((2, 9, 8, 24), (7, 1, 1, 24), 2, (0, 0)),
         ((1, 5, 6, 7), (1, 2, 3, 7), 1, (1, 2)),
         ((1, 1, 1, 4), (5, 3, 3, 4), 1, (1, 1)),
+        ((2, 5, 9, 8, 3), (17, 3, 3, 3, 3), 1, (1, 1, 1)),
+        ((1, 6, 7, 9, 5), (8, 2, 3, 1, 5), 2, (0, 1, 0)),
+        ((2, 3, 4, 5, 6), (9, 1, 1, 1, 6), 1, (0, 0, 0)),
     ],
 )
-def test_convolutions_over_images_are_right(
+def test_convolutions_over_images_and_volumes_are_right(
     shape: tuple[int, ...], weight: tuple[int, ...], stride: int, padding: tuple[int, ...], isa: Isa
 ) -> None:
     check(Conv(), graph(shape, weight, stride, padding), isa=isa)

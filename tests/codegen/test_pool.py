@@ -24,6 +24,12 @@ def test_windows_of_an_image(kernel: object, stride: object, padding: object, ch
         check(Pool(), lambda x, c=count: ops.avg_pool(x, **window, count_padding=c), x, isa=isa)
 
 
+def test_windows_of_a_volume() -> None:
+    window = {"kernel": (2, 3, 2), "stride": (1, 2, 2), "padding": (1, 1, 0)}
+    check(Pool(), lambda x: ops.max_pool(x, **window), normal(2, 3, 5, 6, 20))
+    check(Pool(), lambda x: ops.avg_pool(x, **window, count_padding=False), normal(2, 3, 5, 6, 20))
+
+
 def test_windows_of_a_sequence_of_dynamic_length() -> None:
     window = {"kernel": (3,), "stride": (2,), "padding": (1,)}
     for n in (1, 2, 20):

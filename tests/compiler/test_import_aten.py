@@ -43,6 +43,9 @@ def _assigned(x: Tensor, y: Tensor) -> Tensor:
     return z
 
 
+SMOOTH = ("bilinear", "bicubic")
+
+
 def _autocast(x: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return x @ x.T
@@ -128,12 +131,26 @@ CONTRACTIONS: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
         lambda x, w, b: (F.conv1d(x, w, b, stride=2, padding=1), F.conv1d(x, w, padding="same")),
         (reals(2, 4, 9), reals(6, 4, 4), reals(6)),
     ),
+    "convolutions_over_volumes": (
+        lambda x, w, b: (F.conv3d(x, w, b, stride=2, padding=1), F.conv3d(x, w, padding="same"), F.conv3d(x[0], w)),
+        (reals(2, 4, 5, 6, 7), reals(6, 4, 3, 3, 3), reals(6)),
+    ),
     "transposed_convolutions": (
         lambda x, w, b: (
             F.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1),
             F.conv_transpose2d(x, w[:, :3], stride=3, groups=2, dilation=2),
+            F.conv_transpose2d(x[0], w, b, stride=(4, 1), padding=(0, 1)),
+            F.conv_transpose2d(x, w, stride=2, padding=4, output_padding=1),
+            F.conv_transpose2d(x, w[:, :1], b[:4], stride=2, groups=4, padding=1),
         ),
         (reals(2, 4, 5, 6), reals(4, 6, 3, 3), reals(6)),
+    ),
+    "transposed_convolutions_over_other_axes": (
+        lambda x, w, b: (
+            F.conv_transpose1d(x[:, :, 0, 0], w[..., 0, 0], b, stride=2, padding=1),
+            F.conv_transpose3d(x, w, b, stride=2, padding=1, output_padding=(1, 0, 1)),
+        ),
+        (reals(2, 4, 3, 4, 5), reals(4, 6, 3, 2, 3), reals(6)),
     ),
     "attention": (
         lambda q, k, v: (
@@ -286,6 +303,8 @@ REDUCTIONS: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
             *(F.avg_pool2d(x, 2), F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), F.max_pool1d(x[0], 2)),
             *(F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (4, 2)), F.adaptive_avg_pool2d(x, 3)),
             *(F.avg_pool1d(x[0], 3, padding=1), F.adaptive_avg_pool1d(x[0], 1), F.adaptive_max_pool2d(x, 1)),
+            *(F.max_pool3d(x, 2), F.avg_pool3d(x, (1, 3, 3), 2, (0, 1, 1)), F.adaptive_avg_pool3d(x, (1, 4, 2))),
+            *(F.adaptive_avg_pool2d(x, (None, 3)), F.adaptive_avg_pool1d(x[0], 5), F.adaptive_max_pool2d(x, (4, 3))),
         ),
         (reals(2, 3, 8, 8),),
     ),
@@ -296,6 +315,17 @@ REDUCTIONS: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
             F.interpolate(x, size=(5, 5), mode="bicubic", align_corners=True),
         ),
         (reals(2, 3, 4, 4),),
+    ),
+    "resizing_by_kinds": (
+        lambda x: (
+            *(F.interpolate(x, (7, 3), mode=mode, align_corners=c) for mode in SMOOTH for c in (False, True)),
+            *(F.interpolate(x, (3, 9), mode=mode, antialias=True) for mode in SMOOTH),
+            *(F.interpolate(x, scale_factor=(1.7, 0.6), mode=mode) for mode in (*SMOOTH, "nearest", "nearest-exact")),
+            *(F.interpolate(x[0], 9, mode="linear"), F.interpolate(x[None], (2, 9, 7), mode="trilinear")),
+            *(F.interpolate(x, (1, 1), mode="bilinear", align_corners=True), F.interpolate(x[0], 9)),
+            *(F.interpolate(x.bfloat16(), (7, 3), mode="bilinear"), F.interpolate(x[None], scale_factor=2)),
+        ),
+        (reals(2, 9, 6, 5),),
     ),
 }
 CASES = {**ARITHMETIC, **CONTRACTIONS, **SHAPES, **REDUCTIONS}

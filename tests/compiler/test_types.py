@@ -197,3 +197,17 @@ def test_refuses_a_size_without_an_identifier(name: str) -> None:
 def test_refuses_a_range_that_is_out_of_order(low: int, high: int, hint: int) -> None:
     with pytest.raises(ValueError, match=f"size B needs low <= hint <= high, not {low}, {hint}, {high}"):
         Size("B", low, high, hint)
+
+
+def test_divisions_of_divisions_have_one_form() -> None:
+    samples, frames = symbol("s"), symbol("s")
+    for kernel, stride in ((10, 5), (3, 2), (3, 2), (2, 2)):
+        frames = floor_div(simplify(frames - kernel), stride) + 1
+    nested = floor_div(floor_div(floor_div(floor_div(samples, 5) - 2, 2) - 1, 2), 2)
+    assert same_dim(frames, nested)
+    assert dim_text(simplify(floor_div(samples - 1, 2) + 1)) == "(s + 1)//2"
+    for value in (400, 401, 479, 480, 16000):
+        reduced = value
+        for kernel, stride in ((10, 5), (3, 2), (3, 2), (2, 2)):
+            reduced = (reduced - kernel) // stride + 1
+        assert evaluate_dim(simplify(frames), {"s": value}) == reduced

@@ -82,6 +82,17 @@ def test_a_weight_that_is_still_read_counts_as_growth() -> None:
     assert refusals(hits) == ["the weights would grow by 256 bytes, over the limit of 64"]
 
 
+def test_the_weight_of_a_convolution_may_grow() -> None:
+    before = """graph main(%x: f32[1, 9, 4]) {
+  %0 = pad(@w: f32[8, 3, 4]) {before=[0, 0, 0], after=[0, 1, 0], value=0.0}: f32[8, 4, 4]
+  %1 = conv(%x, %0) {stride=[1], padding=[0], dilation=[1], groups=1, after=none, dtype=none}: f32[1, 6, 8]
+  return %1
+}"""
+    text, hits = rewritten(FoldConstants(limit=64), before)
+    assert "conv(%x, @w.pad: f32[8, 4, 4])" in text
+    assert refusals(hits) == []
+
+
 def test_a_large_result_is_computed_when_it_is_read() -> None:
     program = program_of("""graph main(%x: f32[2, 512]) {
   %0 = concat(@p: f32[512, 512], @q: f32[256, 512]) {axis=0}: f32[768, 512]

@@ -1,5 +1,7 @@
 """Convolutions on CPUs: patches are copied row by row to scratch memory and multiplied like a linear layer's rows."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +23,7 @@ from planish.compiler.types import DType, Shape, elements, same_dim
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution over one or two axes, channels last, plus bias and elementwise nodes; any float dtype.
+    """A convolution over one to three axes, channels last, plus bias and elementwise nodes; any float dtype.
 
     A cast of x from f32 to bf16 happens while patches are copied, where there is a dot product of bf16.
     """
@@ -56,96 +58,111 @@ def _refuse_odd(call: Call) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """What a convolution reads for each output position: x [N, H, W, C], kernel (rows, columns) and its geometry."""
+    """What a convolution reads for each output position: x [N, *spatial, C] and its geometry by spatial axis.
+
+    A convolution over one axis is one over two with a single row.
+    """
 
     x: View
     out: Shape
-    kernel: tuple[int, int]
+    kernel: tuple[int, ...]
     channels: int
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    after: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    after: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
     @classmethod
     def of(cls, call: Call) -> "Patches":
         x, w = call.anchor.operands[:2]
         view, out, kernel = call.inputs[call.stored(x)], call.anchor.types[0].shape, w.shape[1:-1]
-        flat = len(view.shape) == 3  # a convolution over one axis is one over two with a single row
+        flat = len(view.shape) == 3
         if flat:
             view = View(
                 (view.shape[0], 1, *view.shape[1:]), (view.strides[0], 0, *view.strides[1:]), view.offset, view.dtype
             )
 
-        def pair(values: object, missing: int) -> tuple[int, int]:
+        def sides(values: object, missing: int) -> tuple[int, ...]:
             assert isinstance(values, tuple)
-            return (missing, int(values[0])) if flat else (int(values[0]), int(values[1]))
+            return (missing, int(values[0])) if flat else tuple(int(v) for v in values)
 
         attrs = call.anchor.attrs
         shape = (out[0], 1, *out[1:]) if flat else out
-        padding, after = (pair(side, 0) for side in conv_padding(attrs))
-        stride, dilation, groups = pair(attrs["stride"], 1), pair(attrs["dilation"], 1), attrs["groups"]
+        padding, after = (sides(side, 0) for side in conv_padding(attrs))
+        stride, dilation, groups = sides(attrs["stride"], 1), sides(attrs["dilation"], 1), attrs["groups"]
         assert isinstance(groups, int)
-        return cls(view, shape, pair(kernel, 1), int(w.shape[-1]), stride, padding, after, dilation, groups)
+        return cls(view, shape, sides(kernel, 1), int(w.shape[-1]), stride, padding, after, dilation, groups)
 
     @property
     def pointwise(self) -> bool:
-        return self.kernel == (1, 1) and not any(self.padded) and self.groups == 1
+        return math.prod(self.kernel) == 1 and not any(self.padded) and self.groups == 1
 
     @property
-    def padded(self) -> tuple[bool, bool]:
+    def padded(self) -> tuple[bool, ...]:
         """Whether patches may reach out of the image, by axis."""
-        return self.padding[0] + self.after[0] > 0, self.padding[1] + self.after[1] > 0
+        return tuple(before + after > 0 for before, after in zip(self.padding, self.after, strict=True))
 
     @property
     def sampled(self) -> View:
         """The input positions that a pointwise convolution reads."""
-        return self.x.slice(1, 0, self.stride[0], self.out[1]).slice(2, 0, self.stride[1], self.out[2])
+        view = self.x
+        for axis, (step, size) in enumerate(zip(self.stride, self.out[1:-1], strict=True), start=1):
+            view = view.slice(axis, 0, step, size)
+        return view
 
     @property
     def merged(self) -> bool:
         """Whether a kernel row reads consecutive elements."""
-        return self.groups == 1 and self.dilation[1] == 1 and same_dim(self.x.strides[2], self.channels)
+        return self.groups == 1 and self.dilation[-1] == 1 and same_dim(self.x.strides[-2], self.channels)
 
     @property
     def run(self) -> int:
         """Elements that are read from consecutive places."""
-        return self.channels * (self.kernel[1] if self.merged else 1)
+        return self.channels * (self.kernel[-1] if self.merged else 1)
 
     def fill(self, k: KernelBuilder, run: Run, group: "tirx.PrimExpr") -> Fill:
         """What copies the patch of one output position."""
-        return lambda row, place: _Patch(self, k, run, group, unravel(k, row, self.out[:-1]), place).copy()
+        return lambda row, place: _Patch(self, k, run, group, unravel(k, row, self.out[:-1])).copy(place)
 
 
 @dataclass(frozen=True, slots=True)
 class _Patch:
-    """The patch of the output position `index` (n, row, column), copied to unit `place`."""
+    """The patch of the output position `index` (n, *spatial)."""
 
     patches: Patches
     k: KernelBuilder
     run: Run
     group: "tirx.PrimExpr"
     index: "tuple[tirx.PrimExpr, ...]"
-    place: "tirx.PrimExpr"
 
-    def copy(self) -> None:
-        p = self.patches
-        n, row, column = self.index
-        top = bind(row * p.stride[0] - p.padding[0])
-        left = bind(column * p.stride[1] - p.padding[1])
-        per_unit = 2 if self.run.pairs else 1
-        with T.serial(tirx.const(p.kernel[0], "int64")) as i:
-            y = bind(top + i * p.dilation[0])
-            inside = self._inside(y, 0)
-            place = bind(self.place + i * (p.kernel[1] * p.channels // per_unit))
-            if p.merged:
-                self._copy_row((n, y, left), inside, place)
-                return
-            with T.serial(tirx.const(p.kernel[1], "int64")) as j:
-                x = bind(left + j * p.dilation[1])
-                both = tirx.And(inside, self._inside(x, 1))
-                self._copy((n, y, x), both, bind(place + j * (p.channels // per_unit)), 0, p.channels)
+    def copy(self, place: "tirx.PrimExpr") -> None:
+        """Write the patch from unit `place` on."""
+        p, (n, *position) = self.patches, self.index
+        corner = [bind(at * step - before) for at, step, before in zip(position, p.stride, p.padding, strict=True)]
+        self._sweep((n,), corner, place, tirx.const(True, "bool"))
+
+    def _sweep(
+        self,
+        index: "tuple[tirx.PrimExpr, ...]",
+        corner: "Sequence[tirx.PrimExpr]",
+        place: "tirx.PrimExpr",
+        inside: "tirx.PrimExpr",
+    ) -> None:
+        """Copy what the kernel covers of the axes after `index`, which is `inside` the image or not."""
+        p, axis = self.patches, len(index) - 1
+        innermost = axis == len(p.kernel) - 1
+        if innermost and p.merged:
+            self._copy_row((*index, corner[axis]), inside, place)
+            return
+        units = math.prod(p.kernel[axis + 1 :]) * p.channels // (2 if self.run.pairs else 1)
+        with T.serial(tirx.const(p.kernel[axis], "int64")) as i:
+            at = bind(corner[axis] + i * p.dilation[axis])
+            here, there = bind(place + i * units), tirx.And(inside, self._inside(at, axis))
+            if innermost:
+                self._copy((*index, at), there, here, 0, p.channels)
+            else:
+                self._sweep((*index, at), corner, here, there)
 
     def _inside(self, at: "tirx.PrimExpr", axis: int) -> "tirx.PrimExpr":
         if not self.patches.padded[axis]:
@@ -154,12 +171,12 @@ class _Patch:
 
     def _copy_row(self, index: "tuple[tirx.PrimExpr, ...]", inside: "tirx.PrimExpr", place: "tirx.PrimExpr") -> None:
         p = self.patches
-        if not p.padded[1]:
+        if not p.padded[-1]:
             self._copy(index, inside, place, 0, p.run)
             return
-        columns = tirx.const(p.kernel[1], "int64")
-        low = bind(tirx.max(-index[2], tirx.const(0, "int64")) * p.channels)
-        high = bind(tirx.min(self.k.dim(p.x.shape[2]) - index[2], columns) * p.channels)
+        columns = tirx.const(p.kernel[-1], "int64")
+        low = bind(tirx.max(-index[-1], tirx.const(0, "int64")) * p.channels)
+        high = bind(tirx.min(self.k.dim(p.x.shape[-2]) - index[-1], columns) * p.channels)
         self._copy(index, inside, place, low, high)
 
     def _copy(

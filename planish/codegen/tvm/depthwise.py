@@ -41,6 +41,8 @@ class Depthwise:
         x, w = call.anchor.operands[:2]
         if call.anchor.attrs["groups"] != w.shape[0] or w.shape[-1] != 1 or x.shape[-1] != w.shape[0]:
             return "it is not depthwise with one output channel a group"
+        if x.type.rank > 4:
+            return "it is over three axes"
         if x.dtype is DType.f64:
             return "it multiplies in f32, not f64"
         if x not in call.inputs:

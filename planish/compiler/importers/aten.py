@@ -4,11 +4,14 @@ import torch
 
 from planish.compiler.importers import (
     aten_contract,
+    aten_convolve,
     aten_create,
     aten_elementwise,
     aten_index,
     aten_normalize,
+    aten_pool,
     aten_reduce,
+    aten_resize,
     aten_shape,
 )
 from planish.compiler.importers.builder import Table
@@ -18,11 +21,14 @@ aten = torch.ops.aten
 TABLE: Table = {
     **aten_elementwise.TABLE,
     **aten_contract.TABLE,
+    **aten_convolve.TABLE,
     **aten_normalize.TABLE,
     **aten_shape.TABLE,
     **aten_index.TABLE,
     **aten_create.TABLE,
     **aten_reduce.TABLE,
+    **aten_pool.TABLE,
+    **aten_resize.TABLE,
 }
 
 # Ops without a result that check what tracing has already fixed.

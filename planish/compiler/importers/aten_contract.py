@@ -1,7 +1,6 @@
 """aten's contractions: linear layers, matrix products, convolutions and attention."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,114 +38,6 @@ def _addmm(b: Builder, bias: Value, x: Value, y: Value, beta: Any = 1, alpha: An
 
 def _scaled(b: Builder, x: Value, factor: Any) -> Value:
     return x if factor == 1 else b.emit(ops.mul, x, b.scalar(factor, x.dtype))
-
-
-def _conv(
-    b: Builder,
-    x: Value,
-    w: Value,
-    bias: Value | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    after: tuple[int, ...] | None = None,
-) -> Value:
-    """Channels first in and out: transposes around our channels-last op, which passes cancel."""
-    spatial = w.type.rank - 2
-    if spatial > 2:
-        raise UncoveredError
-    batched = x if x.type.rank == w.type.rank else b.reshape(x, (1, *x.shape))
-    attrs = {"stride": wide(stride, spatial), "padding": wide(padding, spatial), "dilation": wide(dilation, spatial)}
-    last = b.emit(ops.conv, channels_last(b, batched), channels_last(b, w), bias, **attrs, groups=groups, after=after)
-    result = channels_first(b, last)
-    return result if batched is x else b.reshape(result, result.shape[1:])
-
-
-def _conv_string(
-    b: Builder, x: Value, w: Value, bias: Value | None, stride: Any, padding: str, dilation: Any, groups: int
-) -> Value:
-    spatial = w.type.rank - 2
-    if padding == "valid":
-        return _conv(b, x, w, bias, stride, 0, dilation, groups)
-    totals = [d * (k - 1) for d, k in zip(wide(dilation, spatial), w.shape[2:], strict=True)]
-    after = tuple(t - t // 2 for t in totals) if any(t % 2 for t in totals) else None
-    return _conv(b, x, w, bias, stride, [t // 2 for t in totals], dilation, groups, after)
-
-
-def _conv_transposed(
-    b: Builder,
-    x: Value,
-    w: Value,
-    bias: Value | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Value:
-    """A convolution of the input with zeros between its elements by the flipped weight; w [I, O / groups, *kernel]."""
-    spatial = w.type.rank - 2
-    steps, dilations = wide(stride, spatial), wide(dilation, spatial)
-    if spatial > 2 or x.type.rank != w.type.rank:
-        raise UncoveredError
-    for axis, step in enumerate(steps, start=2):
-        x = _spread(b, x, axis, step)
-    edges = [d * (k - 1) - p for d, k, p in zip(dilations, w.shape[2:], wide(padding, spatial), strict=True)]
-    after = [e + o for e, o in zip(edges, wide(output_padding, spatial), strict=True)]
-    if min(*edges, *after) < 0:
-        raise UncoveredError
-    x = b.emit(ops.pad, x, before=(0, 0, *edges), after=(0, 0, *after))
-    flipped = b.emit(ops.flip, w, axes=tuple(range(2, w.type.rank)))
-    inputs, outputs, kernel = w.shape[0] // groups, w.shape[1], w.shape[2:]
-    grouped = b.transpose(b.reshape(flipped, (groups, inputs, *w.shape[1:])), (0, 2, 1, *range(3, spatial + 3)))
-    turned = b.reshape(grouped, (groups * outputs, inputs, *kernel))
-    return _conv(b, x, turned, bias, 1, 0, dilations, groups)
-
-
-def _spread(b: Builder, x: Value, axis: int, step: int) -> Value:
-    """`step - 1` zeros between the elements of an axis."""
-    if step == 1:
-        return x
-    before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    opened = b.reshape(x, (*before, size, 1, *after))
-    zeros = tuple(step - 1 if i == axis + 1 else 0 for i in range(opened.type.rank))
-    padded = b.emit(ops.pad, opened, before=(0,) * opened.type.rank, after=zeros)
-    return b.slice(b.reshape(padded, (*before, size * step, *after)), axis, 0, size * step - step + 1)
-
-
-def _convolution(
-    b: Builder,
-    x: Value,
-    w: Value,
-    bias: Value | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-    *_: Any,
-) -> Value:
-    if transposed:
-        return _conv_transposed(b, x, w, bias, stride, padding, output_padding, groups, dilation)
-    return _conv(b, x, w, bias, stride, padding, dilation, groups)
-
-
-def wide(sizes: Any, count: int) -> tuple[int, ...]:
-    """One size an axis from one number, a list of one or a list of all."""
-    listed = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
-    return listed * count if len(listed) == 1 else listed
-
-
-def channels_last(b: Builder, x: Value) -> Value:
-    """[N, C, *spatial] -> [N, *spatial, C]."""
-    return b.transpose(x, (0, *range(2, x.type.rank), 1))
-
-
-def channels_first(b: Builder, x: Value) -> Value:
-    """[N, *spatial, C] -> [N, C, *spatial]."""
-    return b.transpose(x, (0, x.type.rank - 1, *range(1, x.type.rank - 1)))
 
 
 def _attention(
@@ -214,13 +105,5 @@ TABLE: Table = {
     aten.outer.default: _outer,
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _addmm,
-    aten.conv1d.default: lambda b, x, w, bias=None, s=1, p=0, d=1, g=1: _conv(b, x, w, bias, s, p, d, g),
-    aten.conv2d.default: lambda b, x, w, bias=None, s=1, p=0, d=1, g=1: _conv(b, x, w, bias, s, p, d, g),
-    aten.conv1d.padding: lambda b, x, w, bias=None, s=1, p="valid", d=1, g=1: _conv_string(b, x, w, bias, s, p, d, g),
-    aten.conv2d.padding: lambda b, x, w, bias=None, s=1, p="valid", d=1, g=1: _conv_string(b, x, w, bias, s, p, d, g),
-    aten.conv_transpose1d.default: _conv_transposed,
-    aten.conv_transpose2d.input: _conv_transposed,
-    aten.convolution.default: _convolution,
-    aten._convolution.default: _convolution,
     aten.scaled_dot_product_attention.default: _attention,
 }

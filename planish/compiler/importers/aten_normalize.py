@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from planish.compiler import ops
-from planish.compiler.importers.aten_contract import channels_first, channels_last
+from planish.compiler.importers.aten_convolve import channels_first, channels_last
 from planish.compiler.importers.builder import Builder, Handler, Table, UncoveredError, axis_of
 from planish.compiler.importers.sizes import product
 from planish.compiler.ir import Op, Value

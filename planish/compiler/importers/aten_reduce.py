@@ -1,4 +1,4 @@
-"""aten's reductions, scans and pooling."""
+"""aten's reductions and scans."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import torch
 
 from planish.compiler import ops
-from planish.compiler.importers.aten_contract import channels_first, channels_last, wide
 from planish.compiler.importers.builder import Builder, Handler, Table, UncoveredError, axes_of, axis_of
-from planish.compiler.importers.sizes import product, quotient
+from planish.compiler.importers.sizes import product
 from planish.compiler.ir import Op, Value
-from planish.compiler.types import Dim, DType, same_dim, simplify
+from planish.compiler.types import DType, simplify
 
 aten = torch.ops.aten
 Axes = int | Sequence[int] | None
@@ -119,12 +118,6 @@ def _both_extremes(b: Builder, x: Value, dim: int | None = None, keep: bool = Fa
     return _reduce(b, ops.amin, x, dim, keep), _reduce(b, ops.amax, x, dim, keep)
 
 
-def _adaptive_max(b: Builder, x: Value, size: Any) -> tuple[Value, None]:
-    if any(s != 1 for s in wide(size, 2)):
-        raise UncoveredError
-    return b.emit(ops.amax, x, axes=(x.type.rank - 2, x.type.rank - 1), keep=True), None
-
-
 def _norm(b: Builder, x: Value, order: Any = 2, axes: Axes = None, keep: bool = False, dtype: Any = None) -> Value:
     x = b.cast(x, dtype)
     if order == 2:
@@ -164,97 +157,8 @@ def _diff(
     return x
 
 
-def _pooled(b: Builder, op: Op, x: Value, spatial: int, **attrs: Any) -> Value:
-    batched = x if x.type.rank == spatial + 2 else b.reshape(x, (1, *x.shape))
-    result = channels_first(b, b.emit(op, channels_last(b, batched), **attrs))
-    return result if batched is x else b.reshape(result, result.shape[1:])
-
-
-def _max_pool(spatial: int) -> Handler:
-    def build(
-        b: Builder, x: Value, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
-    ) -> Value:
-        if any(d != 1 for d in wide(dilation, spatial)) or not x.dtype.is_float:
-            raise UncoveredError
-        attrs = {"kernel": wide(kernel, spatial), "padding": wide(padding, spatial)}
-        attrs["stride"] = wide(stride or kernel, spatial)
-        return _pooled(b, ops.max_pool, _filled_up(b, x, **attrs) if ceil else x, spatial, **attrs)
-
-    return build
-
-
-def _filled_up(b: Builder, x: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Value:
-    """x with minus infinity after its end where a last window is only partly inside (`ceil_mode`)."""
-    after = [0] * x.type.rank
-    for i, (k, s, p) in enumerate(zip(kernel, stride, padding, strict=True)):
-        size = x.shape[x.type.rank - len(kernel) + i]
-        if not isinstance(size, int):
-            raise UncoveredError
-        windows = -(-(size + 2 * p - k) // s) + 1
-        windows -= (windows - 1) * s >= size + p
-        after[x.type.rank - len(kernel) + i] = max(0, (windows - 1) * s + k - size - 2 * p)
-    if not any(after):
-        return x
-    return b.emit(ops.pad, x, before=(0,) * x.type.rank, after=tuple(after), value=float("-inf"))
-
-
-def _avg_pool(spatial: int) -> Handler:
-    def build(
-        b: Builder,
-        x: Value,
-        kernel: Any,
-        stride: Any = (),
-        padding: Any = 0,
-        ceil: bool = False,
-        count_padding: bool = True,
-        divisor: int | None = None,
-    ) -> Value:
-        if ceil or divisor is not None:
-            raise UncoveredError
-        attrs = {"kernel": wide(kernel, spatial), "padding": wide(padding, spatial), "count_padding": count_padding}
-        return _pooled(b, ops.avg_pool, x, spatial, stride=wide(stride or kernel, spatial), **attrs)
-
-    return build
-
-
-def _adaptive(op: Op, whole: Op, spatial: int) -> Handler:
-    """Pooling to a given size: a reduction for size 1, a plain pooling where the size divides."""
-
-    def build(b: Builder, x: Value, size: Any) -> Value:
-        wanted, axes = wide(size, spatial), tuple(range(x.type.rank - spatial, x.type.rank))
-        if all(w == 1 for w in wanted):
-            return b.emit(whole, x, axes=axes, keep=True)
-        kernel = tuple(_window(x.shape[axis], w) for axis, w in zip(axes, wanted, strict=True))
-        return _pooled(b, op, x, spatial, kernel=kernel, stride=kernel, padding=(0,) * spatial)
-
-    return build
-
-
-def _window(size: Dim, count: Dim) -> int:
-    if not isinstance(size, int) or not isinstance(count, int) or size % count:
-        raise UncoveredError
-    return size // count
-
-
 def _any_all(op: Op) -> Handler:
     return lambda b, x, dims=None, keep=False: _reduce(b, op, b.cast(x, DType.bool), dims, keep)
-
-
-def _nearest(b: Builder, x: Value, size: Sequence[Dim] | None, *scales: Any) -> Value:
-    """Upsampling by whole factors: every element repeated."""
-    spatial = x.shape[2:]
-    listed = scales[0] if scales and isinstance(scales[0], Sequence) else scales
-    wanted = list(size) if size else [simplify(d * int(s)) for d, s in zip(spatial, listed, strict=True)]
-    if not size and any(float(s) != int(s) for s in listed):
-        raise UncoveredError
-    for axis, (old, new) in enumerate(zip(spatial, wanted, strict=True), start=2):
-        factor = quotient(new, old) if old != 0 else 0
-        if not isinstance(factor, int) or not same_dim(simplify(old * factor), new):
-            raise UncoveredError
-        opened = b.reshape(x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]))
-        spread = b.expand(opened, (*x.shape[: axis + 1], factor, *x.shape[axis + 1 :]))
-        x = b.reshape(spread, (*x.shape[:axis], new, *x.shape[axis + 1 :]))
-    return x
 
 
 TABLE: Table = {
@@ -287,22 +191,10 @@ TABLE: Table = {
     aten.var_mean.correction: _with_mean,
     aten.var_mean.dim: lambda b, x, axes=None, unbiased=True, keep=False: _with_mean(b, x, axes, int(unbiased), keep),
     aten.aminmax.default: _both_extremes,
-    aten.adaptive_max_pool2d.default: _adaptive_max,
     aten.linalg_vector_norm.default: _norm,
     aten.norm.ScalarOpt_dim: _norm,
     aten.norm.Scalar: _norm,
     aten.logsumexp.default: _logsumexp,
     aten.cumsum.default: _cumsum,
     aten.diff.default: _diff,
-    aten.max_pool1d.default: _max_pool(1),
-    aten.max_pool2d.default: _max_pool(2),
-    aten.avg_pool1d.default: _avg_pool(1),
-    aten.avg_pool2d.default: _avg_pool(2),
-    aten.adaptive_avg_pool1d.default: _adaptive(ops.avg_pool, ops.mean, 1),
-    aten.adaptive_avg_pool2d.default: _adaptive(ops.avg_pool, ops.mean, 2),
-    aten._adaptive_avg_pool2d.default: _adaptive(ops.avg_pool, ops.mean, 2),
-    aten.upsample_nearest1d.vec: _nearest,
-    aten.upsample_nearest2d.vec: _nearest,
-    aten.upsample_nearest1d.default: _nearest,
-    aten.upsample_nearest2d.default: _nearest,
 }

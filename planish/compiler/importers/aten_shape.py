@@ -347,7 +347,7 @@ TABLE: Table = {
     **{
         getattr(aten, f"{mode}_pad{n}d").default: lambda b, x, pairs, mode=name: _pad(b, x, pairs, mode)
         for mode, name in (("reflection", "reflect"), ("replication", "replicate"))
-        for n in (1, 2)
+        for n in (1, 2, 3)
     },
     aten.roll.default: _roll,
     aten.flip.default: _flip,

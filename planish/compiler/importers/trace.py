@@ -23,7 +23,7 @@ from planish.compiler.types import Dim, Shape, Size, evaluate_dim
 def decomposed(target: torch._ops.OpOverload, arguments: Any) -> fx.GraphModule | None:
     """The op traced into simpler ones by torch's own decomposition; None where torch has none.
 
-    `arguments` is `(args, kwargs)` with fake tensors; the placeholders of the result are those tensors in order.
+    `arguments` is `(args, kwargs)` with fake tensors and sizes; the placeholders of the result are those in order.
     """
     rule = get_decompositions([target]).get(target)
     if rule is None and not target._can_decompose():
@@ -42,20 +42,19 @@ def _is_importable(node: fx.Node) -> bool:
 
 
 def traced(function: Callable[..., Any], arguments: Any) -> fx.GraphModule:
-    """The ops that `function` calls on fake arguments."""
+    """The ops that `function` calls on fake arguments; tensors and sizes of torch are its placeholders."""
     leaves, spec = pytree.tree_flatten(arguments)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor | torch.SymInt)]
 
-    def call(*tensors: torch.Tensor) -> Any:
+    def call(*given: torch.Tensor | torch.SymInt) -> Any:
         filled = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
-            filled[place] = tensor
+        for place, value in zip(places, given, strict=True):
+            filled[place] = value
         args, kwargs = pytree.tree_unflatten(filled, spec)
         return function(*args, **kwargs)
 
-    tensors = [leaves[place] for place in places]
     with _without_onednn():
-        return _graph_of(call, tensors)
+        return _graph_of(call, [leaves[place] for place in places])
 
 
 @contextmanager
@@ -69,12 +68,12 @@ def _without_onednn() -> Iterator[None]:
         switch(_enabled=before[0], _fp32_precision=None)
 
 
-def _graph_of(call: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> fx.GraphModule:
-    modes = [t.fake_mode for t in tensors if isinstance(t, FakeTensor)]
+def _graph_of(call: Callable[..., Any], given: Sequence[torch.Tensor | torch.SymInt]) -> fx.GraphModule:
+    modes = [t.fake_mode for t in given if isinstance(t, FakeTensor)]
     if not modes:
-        return make_fx(call)(*tensors)
+        return make_fx(call)(*given)
     with modes[0]:
-        return make_fx(call)(*tensors)
+        return make_fx(call)(*given)
 
 
 class Fakes:

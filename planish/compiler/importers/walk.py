@@ -114,12 +114,20 @@ class Walk:
         types = self._types(node.meta.get("val"))
         result = self.by_table(target, args, kwargs)
         if result is None:
-            arguments = fx.node.map_aggregate((node.args, dict(node.kwargs)), _traced_value)
+            arguments = fx.node.map_aggregate((node.args, dict(node.kwargs)), self._traced_value)
             result = self.by_decomposition(decomposed(target, arguments), args, kwargs)
         if result is None:
             result = self.by_torch(target, args, kwargs, node.meta.get("val"))
         self._check(result, types)
         return result
+
+    def _traced_value(self, argument: Any) -> Any:
+        """What torch traced for an argument; a size that is one number as that number."""
+        value = argument.meta["val"] if isinstance(argument, fx.Node) else argument
+        if not isinstance(value, torch.SymInt):
+            return value
+        size = dim_from_torch(value, self.symbols, self.builder.where)
+        return size if isinstance(size, int) else value
 
     def by_table(self, target: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What the table makes of the op; None where it does not cover this use."""
@@ -136,8 +144,8 @@ class Walk:
         if traced is None:
             return None
         target = self.builder.target
-        tensors = [arg for arg in pytree.tree_leaves((args, dict(kwargs))) if isinstance(arg, Value)]
-        result = self.run(traced, tensors)
+        given = [arg for arg in pytree.tree_leaves((args, dict(kwargs))) if isinstance(arg, Value | sympy.Expr)]
+        result = self.run(traced, given)
         self.builder.target = target
         return result
 
@@ -210,10 +218,6 @@ def _is_random(target: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mappi
         return False
     given = {**dict(zip((a.name for a in target._schema.arguments), args, strict=False)), **kwargs}
     return all(given.get(switch) for switch in ("train", "training", "dropout_p") if switch in given)
-
-
-def _traced_value(argument: Any) -> Any:
-    return argument.meta["val"] if isinstance(argument, fx.Node) else argument
 
 
 _ARITHMETIC: Mapping[Any, Op] = {

@@ -46,7 +46,7 @@ def check_axes(of: TensorType, axes: tuple[int, ...]) -> None:
 
 
 def check_windows(of: TensorType, *settings: tuple[Dim, ...]) -> None:
-    """The operand is [N, *spatial, C] with one or two spatial axes, and each setting has one entry an axis."""
+    """The operand is [N, *spatial, C] with one to three spatial axes, and each setting has one entry an axis."""
     axes = of.rank - 2
-    if axes not in (1, 2) or any(len(setting) != axes for setting in settings):
-        raise TypeRuleError(f"windows over {of} need one or two spatial axes and a setting for each")
+    if axes not in (1, 2, 3) or any(len(setting) != axes for setting in settings):
+        raise TypeRuleError(f"windows over {of} need one to three spatial axes and a setting for each")

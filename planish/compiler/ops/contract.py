@@ -104,7 +104,7 @@ def _conv(
     after: tuple[int, ...] | None = None,
     dtype: DType | None = None,
 ) -> Tensor:
-    function = functional.conv1d if x.ndim == 3 else functional.conv2d
+    function = (functional.conv1d, functional.conv2d, functional.conv3d)[x.ndim - 3]
     x, w = _as(x, dtype).movedim(-1, 1), _as(w, dtype)
     if after is not None:
         sides = zip(reversed(padding), reversed(after), strict=True)

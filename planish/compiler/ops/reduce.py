@@ -87,7 +87,7 @@ def _pool(x: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _max_pool(x: Tensor, *, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
-    function = functional.max_pool1d if x.ndim == 3 else functional.max_pool2d
+    function = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[x.ndim - 3]
     return _pool(x, lambda y: function(y, kernel, stride, padding))
 
 
@@ -100,7 +100,7 @@ def max_pool(x: TensorType, *, kernel: Shape, stride: Shape, padding: Shape) -> 
 def _avg_pool(
     x: Tensor, *, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], count_padding: bool
 ) -> Tensor:
-    function = functional.avg_pool1d if x.ndim == 3 else functional.avg_pool2d
+    function = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[x.ndim - 3]
     return _pool(x, lambda y: function(y, kernel, stride, padding, count_include_pad=count_padding))
 
 
