@@ -57,6 +57,12 @@ def test_convolutions_over_time_are_right() -> None:
     check(Depthwise(), graph((2, 13, 20), (20, 5, 1), 1, (2,), groups=20))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_over_volumes_are_right(stride: int) -> None:
+    made = graph((2, 5, 6, 7, 20), (20, 3, 2, 3, 1), stride, (1, 0, 2), groups=20)
+    check(Depthwise(), made)
+
+
 def test_dynamic_images_are_right() -> None:
     n, h, w = symbol("n"), symbol("h"), symbol("w")
     made = graph((n, h, w, 40), (40, 3, 3, 1), 2, (1, 1), groups=40)

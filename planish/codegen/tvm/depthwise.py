@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy
 import tvm
@@ -20,6 +20,7 @@ from planish.codegen.tvm.gemm_product import refuse_operands
 from planish.codegen.tvm.gemm_rows import unravel, widened
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, Packing, bind, kernel, ramp
+from planish.codegen.tvm.loops import product
 from planish.codegen.tvm.packing import widened as widened_weight
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
@@ -32,7 +33,7 @@ _GROUP = 8  # about as many vectors of channels are one unit of work
 
 @dataclass(frozen=True, slots=True)
 class Depthwise:
-    """A convolution of every channel by itself over one or two axes, plus bias and elementwise nodes, in f32."""
+    """A convolution of every channel by itself over one to three axes, plus bias and elementwise nodes, in f32."""
 
     name: ClassVar[str] = "depthwise"
     ops: ClassVar[tuple[Op, ...]] = (ops.conv,)
@@ -41,8 +42,6 @@ class Depthwise:
         x, w = call.anchor.operands[:2]
         if call.anchor.attrs["groups"] != w.shape[0] or w.shape[-1] != 1 or x.shape[-1] != w.shape[0]:
             return "it is not depthwise with one output channel a group"
-        if x.type.rank > 4:
-            return "it is over three axes"
         if x.dtype is DType.f64:
             return "it multiplies in f32, not f64"
         if x not in call.inputs:
@@ -74,8 +73,8 @@ def _packed(shape: tuple[int, ...], _: numpy.dtype) -> tuple[int, numpy.dtype]:
 
 def _positions(patches: Patches) -> int:
     """How many output positions of a row are computed at once: of known widths the count that fits best."""
-    width = patches.out[2]
-    if patches.kernel[1] <= 3:
+    width = patches.out[-2]
+    if patches.kernel[-1] <= 3:
         return _FEW
     if not isinstance(width, int):
         return _MANY[0]
@@ -98,20 +97,20 @@ class _Sweep:
         pointer = tvm.ir.PointerType(tvm.ir.PrimType("float32"))
         data = T.bind(tvm.ir.Call("tirx.reinterpret", [k.buffers[w].data], ret_ty=pointer), pointer)
         patches, channels = Patches.of(k.call), int(w.shape[0])
-        taps = patches.kernel[0] * patches.kernel[1]
+        taps = math.prod(patches.kernel)
         count = _positions(patches)
         return cls(k, patches, channels, count, T.decl_buffer((k.dim(taps * channels),), "float32", data=data))
 
     def emit(self) -> None:
         k, p = self.k, self.patches
-        n, height, width = p.out[:3]
+        n, *lead, width = p.out[:-1]
         blocks = floor_div(simplify(width + self.positions - 1), self.positions)
         groups = max(1, round(self.channels // k.isa.lanes / _GROUP))
-        first, last = k.share(bind(k.dim(n) * k.dim(height) * k.dim(blocks) * groups))
+        first, last = k.share(bind(product(k, (n, *lead, blocks)) * groups))
         with T.serial(last - first) as u:
-            image, group, row, block = unravel(k, bind(first + u), (n, groups, height, blocks))
+            image, group, *rows, block = unravel(k, bind(first + u), (n, groups, *lead, blocks))
             column = bind(block * self.positions)
-            position = _Position(self, image, row, column, bind(column * p.stride[1] - p.padding[1]))
+            position = _Position(self, image, tuple(rows), column, bind(column * p.stride[-1] - p.padding[-1]))
             self._channels(position, group, groups)
 
     def _channels(self, position: "_Position", group: "tirx.PrimExpr", groups: int) -> None:
@@ -119,7 +118,7 @@ class _Sweep:
         vectors = self.channels // lanes
         first, last = (bind(T.truncdiv(g * vectors, tirx.const(groups, "int64"))) for g in (group, group + 1))
         count = bind(last - first)
-        rows = position.rows()
+        rows = position.reach()
         if vectors:
             with T.If(position.interior()):
                 for branch, guarded in ((T.Then, False), (T.Else, True)):
@@ -141,51 +140,66 @@ def _pieces(start: int, end: int) -> list[tuple[int, int]]:
     return pieces
 
 
+# The input index of an axis' first tap, and the first and last + 1 of its taps that lie inside the image.
+_Reach: TypeAlias = "tuple[tirx.PrimExpr, tirx.PrimExpr, tirx.PrimExpr]"
+
+
 @dataclass(frozen=True, slots=True)
 class _Position:
-    """A block of output positions from (`row`, `column`) of an image, whose first reads input column `left`."""
+    """A block of output positions from (*`rows`, `column`) of an image, whose first reads input column `left`."""
 
     sweep: _Sweep
     image: "tirx.PrimExpr"
-    row: "tirx.PrimExpr"
+    rows: "tuple[tirx.PrimExpr, ...]"
     column: "tirx.PrimExpr"
     left: "tirx.PrimExpr"
 
-    def rows(self) -> "tuple[tirx.PrimExpr, tirx.PrimExpr, tirx.PrimExpr]":
-        """The input row of the first tap, and the first and last + 1 row of taps that lie inside the image."""
+    def reach(self) -> "list[_Reach]":
+        """What the taps reach of every axis but the columns."""
+        return [self._reach(axis) for axis in range(len(self.rows))]
+
+    def _reach(self, axis: int) -> "_Reach":
         p, k = self.sweep.patches, self.sweep.k
-        step = p.dilation[0]
-        top = bind(self.row * p.stride[0] - p.padding[0])
+        step = p.dilation[axis]
+        top = bind(self.rows[axis] * p.stride[axis] - p.padding[axis])
         zero = tirx.const(0, "int64")
 
         def taps(distance: "tirx.PrimExpr") -> "tirx.PrimExpr":
             steps = T.truncdiv(tirx.max(distance, zero) + (step - 1), tirx.const(step, "int64"))
-            return bind(tirx.min(steps, tirx.const(p.kernel[0], "int64")))
+            return bind(tirx.min(steps, tirx.const(p.kernel[axis], "int64")))
 
-        return top, taps(-top), taps(k.dim(p.x.shape[1]) - top)
+        return top, taps(-top), taps(k.dim(p.x.shape[1 + axis]) - top)
 
     def interior(self) -> "tirx.PrimExpr":
         """Whether every position of the block is there and reads inside the image."""
         p, k, positions = self.sweep.patches, self.sweep.k, self.sweep.positions
-        reach = (positions - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1]
-        there = self.column + positions <= k.dim(p.out[2])
-        return tirx.And(there, tirx.And(self.left >= 0, self.left + reach < k.dim(p.x.shape[2])))
+        reach = (positions - 1) * p.stride[-1] + (p.kernel[-1] - 1) * p.dilation[-1]
+        there = self.column + positions <= k.dim(p.out[-2])
+        return tirx.And(there, tirx.And(self.left >= 0, self.left + reach < k.dim(p.x.shape[-2])))
 
     def emit(
         self,
-        rows: "tuple[tirx.PrimExpr, tirx.PrimExpr, tirx.PrimExpr]",
+        rows: "list[_Reach]",
         channel: "tirx.PrimExpr",
         lanes: int,
         guarded: bool,
     ) -> None:
         """Compute `lanes` channels of the block; `guarded` looks at each position before it reads or writes."""
-        sums = [T.alloc_buffer((lanes,), "float32") for _ in range(self.sweep.positions)]
+        p, sums = self.sweep.patches, [T.alloc_buffer((lanes,), "float32") for _ in range(self.sweep.positions)]
         place = ramp(tirx.const(0, "int64"), lanes)
         for total in sums:
             T.buffer_store(total, self._bias(channel, lanes), [place])
-        top, low, high = rows
-        with T.serial(high - low) as i:
-            self._taps(sums, place, top, bind(low + i), channel, lanes, guarded)
+
+        def sweep(taps: "tuple[tirx.PrimExpr, ...]") -> None:
+            if len(taps) == len(rows):
+                at = [top + tap * p.dilation[i] for i, ((top, *_), tap) in enumerate(zip(rows, taps, strict=True))]
+                self._taps(sums, place, at, _flat(taps, p.kernel), channel, lanes, guarded)
+                return
+            _, low, high = rows[len(taps)]
+            with T.serial(high - low) as i:
+                sweep((*taps, bind(low + i)))
+
+        sweep(())
         for i, total in enumerate(sums):
             with self._there(i, guarded):
                 self._finish(i, total[place], channel, lanes)
@@ -194,7 +208,7 @@ class _Position:
         self,
         sums: "list[tirx.Buffer]",
         place: "tirx.PrimExpr",
-        top: "tirx.PrimExpr",
+        at: "list[tirx.PrimExpr]",
         tap: "tirx.PrimExpr",
         channel: "tirx.PrimExpr",
         lanes: int,
@@ -202,14 +216,14 @@ class _Position:
     ) -> None:
         s = self.sweep
         p, source = s.patches, s.k.buffers[s.k.call.anchor.operands[0]]
-        start = bind(s.k.address(p.x, (self.image, top + tap * p.dilation[0], self.left, channel)))
-        weights = bind(tap * (p.kernel[1] * s.channels) + channel)
-        for j in range(p.kernel[1]):
+        start = bind(s.k.address(p.x, (self.image, *at, self.left, channel)))
+        weights = bind(tap * (p.kernel[-1] * s.channels) + channel)
+        for j in range(p.kernel[-1]):
             weight = bind(s.weights[ramp(weights + j * s.channels, lanes)])
             for i, total in enumerate(sums):
-                column = i * p.stride[1] + j * p.dilation[1]
+                column = i * p.stride[-1] + j * p.dilation[-1]
                 with self._inside(i, column, guarded):
-                    x = widened(source[ramp(start + s.k.dim(p.x.strides[2]) * column, lanes)], p.x.dtype, lanes)
+                    x = widened(source[ramp(start + s.k.dim(p.x.strides[-2]) * column, lanes)], p.x.dtype, lanes)
                     T.buffer_store(total, _multiply_add(x, weight, total[place], lanes), [place])
 
     def _bias(self, channel: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
@@ -219,21 +233,29 @@ class _Position:
         return T.broadcast(T.float32(0), lanes) if lanes > 1 else T.float32(0)
 
     def _there(self, i: int, guarded: bool) -> "AbstractContextManager[object]":
-        return _when(self.column + i < self.sweep.k.dim(self.sweep.patches.out[2])) if guarded else nullcontext()
+        return _when(self.column + i < self.sweep.k.dim(self.sweep.patches.out[-2])) if guarded else nullcontext()
 
     def _inside(self, i: int, column: int, guarded: bool) -> "AbstractContextManager[object]":
         if not guarded:
             return nullcontext()
         p, k = self.sweep.patches, self.sweep.k
-        inside = tirx.And(self.left + column >= 0, self.left + column < k.dim(p.x.shape[2]))
-        return _when(tirx.And(self.column + i < k.dim(p.out[2]), inside))
+        inside = tirx.And(self.left + column >= 0, self.left + column < k.dim(p.x.shape[-2]))
+        return _when(tirx.And(self.column + i < k.dim(p.out[-2]), inside))
 
     def _finish(self, i: int, total: "tirx.PrimExpr", channel: "tirx.PrimExpr", lanes: int) -> None:
         k = self.sweep.k
         flat = len(k.call.output.shape) == 3
-        index = (self.image, *(() if flat else (self.row,)), bind(self.column + i), channel)
+        index = (self.image, *(() if flat else self.rows), bind(self.column + i), channel)
         value = Expression(k, {k.call.anchor.values[0]: lambda *_: total}).at(k.call.output, index, lanes)
         store(k, k.call.view, index, value, lanes)
+
+
+def _flat(taps: "tuple[tirx.PrimExpr, ...]", kernel: tuple[int, ...]) -> "tirx.PrimExpr":
+    """The row of the kernel that the taps of its axes but the last name."""
+    row = taps[0]
+    for tap, size in zip(taps[1:], kernel[1:], strict=False):
+        row = row * size + tap
+    return row
 
 
 @contextmanager
