@@ -7,15 +7,28 @@ from typing import ClassVar
 from planish.codegen.attributes import integer_of
 from planish.codegen.call import Call
 from planish.codegen.triton.around import fuses_after, refuse_around
-from planish.codegen.triton.attention import TILES, Operands, Tile
+from planish.codegen.triton.attention_operands import Operands, Tile, slopes
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.fragment import Fragments, Group
-from planish.codegen.triton.kernel import Constant, Kernel, Launch, Number, Regime, Work
+from planish.codegen.triton.kernel import (
+    Argument,
+    Constant,
+    Input,
+    Kernel,
+    Launch,
+    Number,
+    Output,
+    Regime,
+    Variant,
+    Work,
+)
 from planish.codegen.triton.kernels.block_attention import flash_blocks
+from planish.codegen.triton.tiles import blocks, product
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op
 from planish.compiler.types import evaluate_dim
 
+_TILES: tuple[Tile, ...] = ((64, 64, 4, 2), (128, 64, 8, 2), (128, 128, 8, 2), (64, 32, 4, 3), (16, 64, 4, 2))
 _LEAST = 16  # rows and columns of a product on the matrix units
 
 
@@ -35,14 +48,11 @@ class BlockAttention:
         return given.refuse() or given.refuse_rows(call) or refuse_around(call)
 
     def build(self, call: Call, device: Device) -> Kernel:
-        given, index = _operands(call.anchor), call.anchor.operands[3]
-        arguments = {
-            **given.arguments(call),
-            "kept": Number(index.shape[3]),
-            "extras": Fragments(call).extras,
-        }
-        variants = tuple(given.variant(tile, _work(call, tile[0])) for tile in _tiles(call, device))
-        return Kernel((Launch(flash_blocks, arguments, _constants(call), (Regime(None, variants),)),))
+        given = _operands(call.anchor)
+        variants = tuple(_variant(call, given, tile) for tile in _tiles(call, device))
+        return Kernel(
+            (Launch(flash_blocks, _arguments(call, given, device), _constants(call), (Regime(None, variants),)),)
+        )
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return fuses_after(anchor, node)
@@ -53,18 +63,43 @@ class BlockAttention:
 
 def _operands(anchor: Node) -> Operands:
     q, k, v = anchor.operands[:3]
-    return Operands(q, k, v, None, None)
+    return Operands(q, k, v)
+
+
+def _arguments(call: Call, given: Operands, device: Device) -> "dict[str, Argument | tuple[Argument, ...]]":
+    """Addresses, counts and strides, in the order of the kernel's signature."""
+    index = {value: Input(i) for i, value in enumerate(call.inputs)}
+    operands = dict(zip("qkv", (given.q, given.k, given.v), strict=True))
+    found: dict[str, Argument | tuple[Argument, ...]] = {name: index[value] for name, value in operands.items()}
+    found |= {"output": Output(), "heads": Number(given.heads), "group": Number(given.group)}
+    found |= {"queries": Number(given.q.shape[2]), "keys": Number(given.k.shape[2])}
+    for name, value in operands.items():
+        for word, stride in zip(("batch", "head", "row"), call.inputs[value].strides, strict=False):
+            found[f"{name}_{word}"] = Number(stride, wide=True)
+        found[f"{name}_from"] = Number(call.inputs[value].offset, wide=True)
+    key_bytes = float((given.depth + given.width) * given.k.dtype.itemsize)
+    return {
+        **found,
+        "kept": Number(call.anchor.operands[3].shape[3]),
+        "pairs": Number(product(given.q.shape[0], given.heads)),
+        "section": Number(product(given.section(key_bytes, device), given.group)),
+        "extras": Fragments(call).extras,
+    }
+
+
+def _variant(call: Call, given: Operands, tile: Tile) -> Variant:
+    down, across, warps, stages = tile
+    grid = (product(blocks(given.q.shape[2], down), given.q.shape[0], given.heads), 1, 1)
+    return Variant({"BLOCK_M": down, "BLOCK_N": across}, grid, _work(call, down), num_warps=warps, num_stages=stages)
 
 
 def _constants(call: Call) -> Mapping[str, Constant]:
     fragments, anchor = Fragments(call), call.anchor
-    scale = anchor.attrs["scale"]
-    assert isinstance(scale, float)
     lead = (Group("batch", 1), Group("head", 1), Group("row", 1))
     return {
         "READ_BLOCKS": fragments.read("read_blocks", anchor.operands[3], (*lead, Group("entry", 1))),
         "FINISH": fragments.finish("finish", (*lead, Group("across", 1))),
-        "SCALE": scale,
+        **slopes(anchor),
         "CAUSAL": bool(anchor.attrs["causal"]),
         "QUERY_BLOCK": integer_of(anchor, "query_block"),
         "KEY_BLOCK": integer_of(anchor, "key_block"),
@@ -77,7 +112,7 @@ def _tiles(call: Call, device: Device) -> tuple[Tile, ...]:
     """Tiles that divide the blocks of the index, the largest that do in place of those that do not."""
     given = _operands(call.anchor)
     most = tuple(_power_of_two_in(integer_of(call.anchor, f"{word}_block")) for word in ("query", "key"))
-    cut = dict.fromkeys((min(m, most[0]), min(n, most[1]), warps, stages) for m, n, warps, stages in TILES)
+    cut = dict.fromkeys((min(m, most[0]), min(n, most[1]), warps, stages) for m, n, warps, stages in _TILES)
     warped = {(m, n, 4 if m * n < 64 * 64 else w, s) for m, n, w, s in cut}
     return tuple(t for t in sorted(warped) if given.fits(t, device)) or ((_LEAST, _LEAST, 4, 1),)
 

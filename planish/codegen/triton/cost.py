@@ -1,9 +1,9 @@
 """The static model of a launch: what fits on a multiprocessor at once, and the time of what the blocks do.
 
-Five things take time: matrix units, instructions beside them, what a multiprocessor draws from the L2, what all draw
-from it, and main memory. They overlap as far as blocks and pipeline stages allow (Hong and Kim, "An analytical model
-for a GPU architecture", ISCA 2009; Williams et al., "Roofline", CACM 52(4), 2009). The rates are those of the profile;
-the constants below are of no data sheet and say where they are from.
+Six things take time: matrix units, their operands from shared memory, instructions beside them, what a multiprocessor
+draws from the L2, what all draw from it, and main memory. They overlap as far as blocks and pipeline stages allow (Hong
+and Kim, "An analytical model for a GPU architecture", ISCA 2009; Williams et al., "Roofline", CACM 52(4), 2009). The
+rates are those of the profile; the constants below are of no data sheet and say where they are from.
 """
 
 import math
@@ -21,6 +21,7 @@ _DRAM_SHARE = 0.9  # of the data sheet's bandwidth that copies reach
 _MATRIX_SHARE = 0.85  # of the data sheet's rate that large products reach before the power limit
 _L2_BYTES_A_CYCLE = 48  # for each multiprocessor: that of the A100 (5120 for 108), where the profile has no bandwidth
 _DRAWN_BYTES_A_CYCLE = 64  # from the L2 into one multiprocessor
+_SHARED_BYTES_A_CYCLE = 128  # of shared memory: 32 banks of 4 bytes
 _LANES = 64  # 32-bit integer instructions a cycle and multiprocessor
 _FEEDING_WARPS = 4  # one for each part of a multiprocessor
 _REGISTER_STEP = 8  # registers of a thread are given out in eights
@@ -106,6 +107,7 @@ def _parts(
     moved = count * (work.unique_read_bytes + work.write_bytes)
     return {
         "matrix units": blocks * work.flops * device.multiprocessors / (peak * _MATRIX_SHARE * fed),
+        "shared memory": blocks * work.operand_bytes / (_SHARED_BYTES_A_CYCLE * cycles),
         "instructions": blocks * work.instructions / (_LANES * cycles),
         "loads": blocks * loaded / (_DRAWN_BYTES_A_CYCLE * cycles),
         "L2": count * loaded / _l2_bandwidth(device),

@@ -28,6 +28,11 @@ class Device:
         return self.profile.rates.f8 is not None
 
     @property
+    def has_wgmma(self) -> bool:
+        """Whether the matrix units read operands from shared memory themselves."""
+        return self.backend == "cuda" and isinstance(self.arch, int) and 90 <= self.arch < 100
+
+    @property
     def has_bf16(self) -> bool:
         """Whether the matrix units take bf16 operands."""
         return self.profile.rates.bf16 is not None

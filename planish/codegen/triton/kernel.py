@@ -62,6 +62,7 @@ class Work:
 
     `read_bytes` counts what the block loads; `unique_read_bytes` is its share of what must come from main memory when
     every cache hits. `instructions` counts what lies beside the arithmetic, one for each value: unpacking, say.
+    `operand_bytes` counts what matrix units draw from shared memory.
     """
 
     flops: float
@@ -70,6 +71,7 @@ class Work:
     unique_read_bytes: float
     write_bytes: float
     instructions: float = 0.0
+    operand_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,11 @@ import pytest
 
 from planish.codegen.call import Call
 from planish.codegen.template import Template
+from planish.codegen.triton.attention import Attention
 from planish.codegen.triton.block_attention import BlockAttention
 from planish.codegen.triton.cache_update import CacheUpdate
 from planish.codegen.triton.cached_attention import CachedAttention
+from planish.codegen.triton.choose import candidates
 from planish.codegen.triton.compile import compile_all
 from planish.codegen.triton.cost import refuse_resources
 from planish.codegen.triton.device import Device
@@ -47,6 +49,21 @@ def _of_cache(kind: str, queries: int | None = 1, d: int = 128) -> Call:
     return call_of(Graph("main", tuple(inputs), (y,)), ops.attention)
 
 
+def _long(d: int) -> Call:
+    """Causal attention over 2048 tokens of 32 heads, without a cache, where 8 heads of keys are shared."""
+    q, k, v = (ops.input_(name=n, shape=(1, h, _S, d), dtype=DType.f16) for n, h in (("q", 32), ("k", 8), ("v", 8)))
+    return call_of(Graph("main", (q, k, v), (ops.attention(q, k, v, causal=True, scale=0.1),)), ops.attention)
+
+
+def _cross() -> Call:
+    """One query over any number of keys, and a mask."""
+    q = ops.input_(name="q", shape=(1, 32, 1, 128), dtype=DType.f16)
+    k, v = (ops.input_(name=n, shape=(1, 32, _S, 128), dtype=DType.f16) for n in "kv")
+    mask = ops.input_(name="m", shape=(1, 1, 1, _S), dtype=DType.bool)
+    y = ops.attention(q, k, v, mask, scale=0.1)
+    return call_of(Graph("main", (q, k, v, mask), (y,)), ops.attention)
+
+
 def _update() -> Call:
     cache = ops.input_(name="c", shape=(1, 8, 4096, packed_bytes(128, 32)), dtype=DType.u8)
     new = ops.input_(name="x", shape=(1, 8, _S, 128), dtype=DType.f16)
@@ -60,6 +77,8 @@ _CALLS: dict[str, tuple[Template[Device, Kernel], Call]] = {
     **{f"decode {kind}": (CachedAttention(), _of_cache(kind)) for kind in ("i8", "i4")},
     "decode i4 of 256": (CachedAttention(), _of_cache("i4", d=256)),
     "prefill i4": (CachedAttention(), _of_cache("i4", None)),
+    "prefill f16": (CachedAttention(), _of_cache("f16", None)),
+    "cross": (Attention(), _cross()),
     "update i4": (CacheUpdate(), _update()),
 }
 
@@ -78,6 +97,33 @@ def test_attention_fits_the_gpu_and_runs_on_its_matrix_units(profile: str) -> No
         # ptxas gives the update a stack frame of 8 bytes for sm_90, where it takes 30 registers
         assert binary.spilled_bytes <= (8 if name.startswith("update") else 0), name
         assert name.startswith("update") or any(unit in binary.assembly for unit in units), name
+
+
+@pytest.mark.parametrize("profile", ["a100", "rtx-4090", "h200", "mi300x"])
+def test_the_first_choice_for_long_sequences_spills_nothing(profile: str) -> None:
+    gpu = device(profile)
+    first = []
+    for d in (64, 128, 256):
+        call = _long(d)
+        (((best, *_),),) = candidates("attention", call, Attention().build(call, gpu), gpu, {"s": 2048})
+        assert best.variant.constants["BLOCK_M"] == 128, d
+        first.append(best.request)
+    for d, binary in zip((64, 128, 256), compile_all(first, gpu), strict=True):
+        assert binary.spilled_bytes == 0, d
+        assert refuse_resources(binary, gpu) is None
+
+
+def test_long_sequences_are_copied_ahead_and_multiplied_from_shared_memory_on_hopper() -> None:
+    gpu, call = device("h200"), _long(128)
+    launch = Attention().build(call, gpu).launches[0]
+    tiles = {(v.constants["BLOCK_M"], v.constants["BLOCK_N"], v.num_warps): v for v in launch.regimes[0].variants}
+    (binary,) = compile_all([request_of(call, launch, tiles[128, 128, 8])], gpu)
+    loops = binary.assembly.split("wgmma.fence")
+    # two products for whole blocks and two for those at the edges, 8 steps of 16 numbers each
+    assert binary.assembly.count("wgmma.mma_async") == 32
+    assert all("cp.async.cg.shared.global" in loop for loop in loops[:1])
+    assert "ex2.approx.ftz.f32" in binary.assembly
+    assert "mma.sync" not in binary.assembly
 
 
 def test_every_variant_over_codes_compiles_for_amd() -> None:

@@ -45,7 +45,7 @@ def test_one_sequence_keeps_every_multiprocessor_busy() -> None:
         for variant in walk.regimes[0].variants:
             programs = math.prod(evaluate_dim(dim, {}) for dim in variant.grid)
             assert programs >= device(name).multiprocessors
-        assert merge.constants["SPLITS"] == walk.constants["SPLITS"]
+        assert merge.arguments["parts"] == walk.arguments["parts"]
 
 
 @pytest.mark.parametrize("past", [[0], [5, 130], [199]])

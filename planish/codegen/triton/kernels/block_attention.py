@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from planish.codegen.triton.kernels.attention import LOG2E, divided, tile_and_pair, weighed
+from planish.codegen.triton.kernels.attention import always, divided, tile_and_pair, weighed
 
 
 @triton.jit
@@ -29,10 +29,13 @@ def flash_blocks(
     v_row,
     v_from,
     kept,
+    pairs,
+    section,
     extras,
     READ_BLOCKS: tl.constexpr,
     FINISH: tl.constexpr,
     SCALE: tl.constexpr,
+    SLOPE: tl.constexpr,
     CAUSAL: tl.constexpr,
     QUERY_BLOCK: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
@@ -44,13 +47,15 @@ def flash_blocks(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Operands as those of `flash`. BLOCK_M divides QUERY_BLOCK and BLOCK_N divides KEY_BLOCK.
+    """q [B, heads, queries, DEPTH], k [B, heads / group, keys, DEPTH], v [.., WIDTH]; rows of DEPTH are contiguous.
+    They start at element `q_from` of q, and alike for k and v; `pairs` counts batches times heads. BLOCK_M divides
+    QUERY_BLOCK and BLOCK_N divides KEY_BLOCK. Scores times SCALE times SLOPE are powers of two.
 
     READ_BLOCKS reads an entry of the index, of which a row holds `kept`; its last entries that name no block are not
     walked over. One loop goes over all parts of all blocks, so that loads are ahead of products across blocks too.
     """
-    tile, pair = tile_and_pair(queries, BLOCK_M)
-    batch, head, near = pair // heads, pair % heads, pair >= 0
+    tile, pair = tile_and_pair(queries, pairs, section, BLOCK_M)
+    batch, head, near = pair // heads, pair % heads, always()
     query = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     line = (tile * BLOCK_M // QUERY_BLOCK + tl.zeros((1, 1), tl.int32)).to(tl.int64)
     depth, width = tl.arange(0, BLOCK_DEPTH), tl.arange(0, BLOCK_WIDTH)
@@ -82,7 +87,7 @@ def flash_blocks(
             mask=(along >= 0) & (along < keys) & (depth[:, None] < DEPTH),
             other=0.0,
         )
-        scores = tl.dot(asked, there.to(asked.dtype), input_precision=PRECISION) * (SCALE * LOG2E)
+        scores = tl.dot(asked, there.to(asked.dtype), input_precision=PRECISION) * SCALE
         seen = (along >= 0) & (along < keys)
         if CAUSAL:
             seen = seen & (along <= row + (keys - queries))
@@ -92,7 +97,7 @@ def flash_blocks(
             mask=(down >= 0) & (down < keys) & (width[None, :] < WIDTH),
             other=0.0,
         )
-        largest, total, mixed = weighed(scores, largest, total, mixed, value.to(asked.dtype), PRECISION)
+        largest, total, mixed = weighed(scores, largest, total, mixed, value.to(asked.dtype), SLOPE, PRECISION)
     result = divided(mixed, total)
     across = width.to(tl.int64)[None, :]
     FINISH(result, batch, head, row, across, near, near, row < queries, across < WIDTH, output, extras)

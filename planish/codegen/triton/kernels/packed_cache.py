@@ -3,7 +3,18 @@
 import triton
 import triton.language as tl
 
-from planish.codegen.triton.kernels.attention import LOG2E, divided, leave_sums, powers, span
+from planish.codegen.triton.kernels.attention import (
+    always,
+    bounded,
+    divided,
+    leave_sums,
+    part_of,
+    past_of,
+    placed,
+    powers,
+    span,
+    tile_and_pair,
+)
 from planish.codegen.triton.kernels.math import round_even
 
 LEVELS = tl.constexpr(15)
@@ -117,6 +128,9 @@ def flash_packed(
     rows,
     queries,
     slots,
+    pairs,
+    section,
+    parts,
     k_batch,
     k_head,
     k_row,
@@ -130,6 +144,8 @@ def flash_packed(
     READ_PAST: tl.constexpr,
     FINISH: tl.constexpr,
     SCALE: tl.constexpr,
+    SLOPE: tl.constexpr,
+    CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -147,42 +163,43 @@ def flash_packed(
     V_BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """As `flash_cached`, over rows of bytes. A byte holds a code of each half of a row, so that each half is a product
-    of its own, and nothing is moved among threads to unpack it."""
-    tile, part = tl.program_id(0), tl.program_id(2)
-    pair = (tl.program_id(1) + tl.zeros((1, 1), tl.int32)).to(tl.int64)
-    batch, shared, near = pair // HEADS, pair % HEADS, pair >= 0
-    row = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-    query, head = row // GROUP, shared * GROUP + row % GROUP
+    """As `flash` with READ_PAST, all blocks with bounds, over rows of bytes. A byte holds a code of each half of a row,
+    so that each half is a product of its own, and nothing is moved among threads to unpack it."""
+    tile, pair = tile_and_pair(rows, pairs, section, BLOCK_M)
+    batch, shared, near = pair // HEADS, pair % HEADS, always()
+    at = (tile * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
+    query, row, asking = at // GROUP, at.to(tl.int64), at < rows
+    head, turn = shared * GROUP + row % GROUP, query.to(tl.int64)
     depth = tl.arange(0, K_BLOCK_GROUPS * K_BLOCK_SIZE).to(tl.int64)[None, :]
-    inside = depth < K_HALF
-    low = READ_Q(batch, head, query, depth, near, near, row < rows, inside, extras).to(DTYPE)
-    high = READ_Q(batch, head, query, K_HALF + depth, near, near, row < rows, inside, extras).to(DTYPE)
-    past = tl.max(READ_PAST(batch, near, extras) + tl.zeros((1, 1), tl.int64))  # a batch of one is read as a scalar
+    deep = depth < K_HALF
+    low = READ_Q(batch, head, turn, depth, near, near, asking, deep, extras).to(DTYPE)
+    high = READ_Q(batch, head, turn, K_HALF + depth, near, near, asking, deep, extras).to(DTYPE)
+    shape: tl.constexpr = (BLOCK_M, K_BLOCK_GROUPS * K_BLOCK_SIZE)
+    low, high = tl.broadcast_to(low, shape), tl.broadcast_to(high, shape)
+    past = past_of(batch, extras, READ_PAST)
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mixed_low = tl.zeros((BLOCK_M, V_BLOCK_GROUPS * V_BLOCK_SIZE), tl.float32)
     mixed_high = tl.zeros((BLOCK_M, V_BLOCK_GROUPS * V_BLOCK_SIZE), tl.float32)
-    of_row, of_head = tl.program_id(1).to(tl.int64) // HEADS, tl.program_id(1).to(tl.int64) % HEADS
+    of_row, of_head = tl.max(batch), tl.max(shared)
     k_at = k + k_from + of_row * k_batch + of_head * k_head
     v_at = v + v_from + of_row * v_batch + of_head * v_head
-    first, last = span(past, queries, tile, part, WINDOW, GROUP, BLOCK_M, BLOCK_N, SPLITS)
-    for start in range(first, last, BLOCK_N):
-        position = start + tl.arange(0, BLOCK_N).to(tl.int64)
-        place, there = (position % slots)[:, None, None], (position < last)[:, None, None]
+    first, last, _, _ = span(past, past + queries, queries, tile, CAUSAL, WINDOW, GROUP, BLOCK_M)
+    begin, end = part_of(tl.cdiv(tl.maximum(last - first, 0), BLOCK_N), parts, tl.program_id(1))
+    for block in range(begin, end):
+        position = first + block * BLOCK_N + tl.arange(0, BLOCK_N)
+        place = placed(position, slots, WINDOW is not None).to(tl.int64)[:, None, None]
+        there = (position < last)[:, None, None]
         k_low, k_high = _halves(
             k_at + place * k_row, there, K_HALF, K_GROUPS, K_SIZE, K_BLOCK_GROUPS, K_BLOCK_SIZE, DTYPE
         )
         scores = tl.dot(low, tl.trans(k_low), input_precision=PRECISION)
-        scores = tl.dot(high, tl.trans(k_high), scores, input_precision=PRECISION) * (SCALE * LOG2E)
-        behind = past + query - position[None, :]
-        seen = (behind >= 0) & (position[None, :] < last)
-        if WINDOW is not None:
-            seen = seen & (behind < WINDOW)
-        largest, total, power, shrunk = powers(tl.where(seen, scores, float("-inf")), largest, total)
+        scores = tl.dot(high, tl.trans(k_high), scores, input_precision=PRECISION) * SCALE
+        scores = bounded(scores, past, query, position, there, CAUSAL, WINDOW)
+        largest, total, power, shrunk = powers(scores, largest, total, SLOPE)
         v_low, v_high = _halves(
             v_at + place * v_row, there, V_HALF, V_GROUPS, V_SIZE, V_BLOCK_GROUPS, V_BLOCK_SIZE, DTYPE
         )
@@ -190,14 +207,14 @@ def flash_packed(
         mixed_low = tl.dot(weights, v_low, mixed_low * shrunk[:, None], input_precision=PRECISION)
         mixed_high = tl.dot(weights, v_high, mixed_high * shrunk[:, None], input_precision=PRECISION)
     across = tl.arange(0, V_BLOCK_GROUPS * V_BLOCK_SIZE).to(tl.int64)[None, :]
-    inside, mask = across < V_HALF, row < rows
-    if SPLITS == 1:
-        result = divided(mixed_low, total)
-        FINISH(result, batch, head, query, across, near, near, mask, inside, output, extras)
-        result = divided(mixed_high, total)
-        FINISH(result, batch, head, query, V_HALF + across, near, near, mask, inside, output, extras)
+    inside = across < V_HALF
+    if PARTED:
+        line = (pair * parts + tl.program_id(1)) * rows + row
+        tl.store(mixed_parts + line * WIDTH + across, mixed_low, mask=asking & inside)
+        tl.store(mixed_parts + line * WIDTH + V_HALF + across, mixed_high, mask=asking & inside)
+        leave_sums(sum_parts, line, largest, total, asking)
     else:
-        line = (pair * SPLITS + part) * rows + row
-        tl.store(mixed_parts + line * WIDTH + across, mixed_low, mask=mask & inside)
-        tl.store(mixed_parts + line * WIDTH + V_HALF + across, mixed_high, mask=mask & inside)
-        leave_sums(sum_parts, line, largest, total, mask)
+        result = divided(mixed_low, total)
+        FINISH(result, batch, head, turn, across, near, near, asking, inside, output, extras)
+        result = divided(mixed_high, total)
+        FINISH(result, batch, head, turn, V_HALF + across, near, near, asking, inside, output, extras)
