@@ -3,16 +3,35 @@
 from planish.codegen.triton.attention_operands import Operands, Tile
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.tiles import power_of_two
-from planish.compiler.types import Dim
+from planish.compiler.types import Dim, DType
 
 _WIDE = 128  # head size over which fewer keys lie in registers
 _FEW = 32  # rows of a tile, up to which it has as many as there are
 _LEAST = 16  # rows and columns of a product on the matrix units
+_SHORT = 64  # rows, up to which larger tiles are half empty
+
+# by the largest head; each was compiled and spills nothing. Where a warp multiplies for itself (mma.sync), Triton gives
+# each warp rows of its own only in tiles of at least as many rows as heads are wide, else warps exchange their sums.
+_HOPPER: tuple[tuple[int, tuple[Tile, ...]], ...] = (
+    (64, ((128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3))),
+    (128, ((128, 128, 8, 2), (128, 64, 8, 3), (64, 128, 4, 2), (64, 64, 4, 3))),
+    (256, ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2))),
+)
+_AMPERE: tuple[tuple[int, tuple[Tile, ...]], ...] = (
+    (64, ((128, 64, 4, 2), (128, 128, 8, 2), (128, 64, 8, 3))),
+    (128, ((128, 64, 8, 2), (128, 32, 8, 3), (128, 128, 8, 1))),
+    (256, ((64, 32, 4, 2), (128, 32, 8, 2))),
+)
+_AMD: tuple[tuple[int, tuple[Tile, ...]], ...] = (
+    (64, ((128, 64, 4, 2), (128, 64, 4, 1), (64, 64, 4, 2))),
+    (128, ((128, 64, 4, 1), (128, 32, 4, 2))),
+    (256, ((128, 32, 8, 1), (64, 32, 4, 1))),
+)
 
 
 def tiles(given: Operands, rows: Dim, device: Device) -> tuple[Tile, ...]:
     """Tiles over floats, whose operands fit the shared memory of a block."""
-    found = _few_rows(given, rows) if isinstance(rows, int) and rows <= _FEW else _many_rows(given, device)
+    found = _few_rows(given, rows) if isinstance(rows, int) and rows <= _FEW else _many_rows(given, rows, device)
     return tuple(tile for tile in found if given.fits(tile, device)) or ((_LEAST, _LEAST, 4, 1),)
 
 
@@ -46,10 +65,13 @@ def _few_rows(given: Operands, rows: Dim) -> tuple[Tile, ...]:
     return ((down, 64, 4, 2), (down, 128, 8, 2), (down, 32, 4, 3))
 
 
-def _many_rows(given: Operands, device: Device) -> tuple[Tile, ...]:
-    if _wide(given):
-        return ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2), (128, 32, 8, 2))
-    return ((128, 128, 8, 2), (128, 64, 8, 2), (128, 64, 4, 2), (64, 64, 4, 2), (64, 32, 4, 3), (64, 128, 4, 2))
+def _many_rows(given: Operands, rows: Dim, device: Device) -> tuple[Tile, ...]:
+    if given.q.dtype is DType.f32:
+        return ((64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (16, 64, 4, 2))
+    if isinstance(rows, int) and rows <= _SHORT:
+        return ((64, 64, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2))
+    table = _AMD if device.backend == "hip" else _HOPPER if device.has_wgmma else _AMPERE
+    return next(found for deep, found in table if max(given.depth, given.width) <= deep)
 
 
 def _down(rows: Dim) -> int:

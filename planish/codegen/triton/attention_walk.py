@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Arguments: TypeAlias = Mapping[str, Argument | tuple[Argument, ...]]
 _FEW = 8  # queries, up to which the keys are parted
-_FEW_KEYS = 256  # up to which they are not
+_FEW_KEYS = 256  # of no cache, up to which they are not
 _MOST_PARTS = 64
 _ELEMENTS_OF_A_WARP = 2048  # of a merge
 _PROGRAMS = 2  # for each multiprocessor, which keep the memory busy
@@ -205,7 +205,8 @@ class Walk:
 def _parts(given: Operands, pairs: Dim, device: Device) -> Dim:
     """How many parts of the keys give every multiprocessor its programs."""
     queries, keys = given.q.shape[2], given.k.shape[2]
-    if not isinstance(queries, int) or queries > _FEW or (isinstance(keys, int) and keys <= _FEW_KEYS):
+    short = given.past is None and isinstance(keys, int) and keys <= _FEW_KEYS
+    if not isinstance(queries, int) or queries > _FEW or short:
         return 1
     wanted = min(_PROGRAMS * device.multiprocessors, _MOST_PARTS * given.key_heads)
     return simplify(1 + sympy.floor(sympy.Integer(wanted - 1) / pairs))
