@@ -14,7 +14,7 @@ _SHORT = 64  # rows, up to which larger tiles are half empty
 # each warp rows of its own only in tiles of at least as many rows as heads are wide, else warps exchange their sums.
 _HOPPER: tuple[tuple[int, tuple[Tile, ...]], ...] = (
     (64, ((128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3))),
-    (128, ((128, 128, 8, 2), (128, 64, 8, 3), (64, 128, 4, 2), (64, 64, 4, 3))),
+    (128, ((128, 128, 8, 2), (128, 64, 8, 3), (64, 128, 4, 2), (64, 64, 4, 2))),
     (256, ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2))),
 )
 _AMPERE: tuple[tuple[int, tuple[Tile, ...]], ...] = (

@@ -100,6 +100,12 @@ def past_of(batch, extras, READ_PAST: tl.constexpr):
 
 
 @triton.jit
+def keys_in(positions, slots, RING: tl.constexpr):
+    """How many positions have keys in a cache: all in a ring, as many as there are slots else."""
+    return positions if RING else tl.minimum(positions, slots)
+
+
+@triton.jit
 def placed(position, slots, RING: tl.constexpr):
     """The slots of positions."""
     return position % slots if RING else position
@@ -211,7 +217,7 @@ def flash(
     asked = tl.broadcast_to(asked, (BLOCK_M, BLOCK_DEPTH))  # along axes of one element all are read as one
     deep, depth = _inside(depth[:, None], BLOCK_DEPTH, DEPTH), depth[:, None]
     past = past if READ_PAST is None else past_of(batch, extras, READ_PAST)
-    keys = slots if READ_PAST is None else past + queries
+    keys = slots if READ_PAST is None else keys_in(past + queries, slots, WINDOW is not None)
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mixed = tl.zeros((BLOCK_M, BLOCK_WIDTH), tl.float32)

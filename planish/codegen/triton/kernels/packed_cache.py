@@ -7,6 +7,7 @@ from planish.codegen.triton.kernels.attention import (
     always,
     bounded,
     divided,
+    keys_in,
     leave_sums,
     part_of,
     past_of,
@@ -187,7 +188,8 @@ def flash_packed(
     of_row, of_head = tl.max(batch), tl.max(shared)
     k_at = k + k_from + of_row * k_batch + of_head * k_head
     v_at = v + v_from + of_row * v_batch + of_head * v_head
-    first, last, _, _ = span(past, past + queries, queries, tile, CAUSAL, WINDOW, GROUP, BLOCK_M)
+    keys = keys_in(past + queries, slots, WINDOW is not None)
+    first, last, _, _ = span(past, keys, queries, tile, CAUSAL, WINDOW, GROUP, BLOCK_M)
     begin, end = part_of(tl.cdiv(tl.maximum(last - first, 0), BLOCK_N), parts, tl.program_id(1))
     for block in range(begin, end):
         position = first + block * BLOCK_N + tl.arange(0, BLOCK_N)
