@@ -42,7 +42,8 @@ def generate(
     model = load(artifact, verify=verify, threads=threads)
     if not isinstance(model, GeneratesText):
         raise InputError(f"'{artifact}' is no language model; compile one with --generate")
-    text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
+    # an end of line is the shell's, not the prompt's
+    text = typer.get_text_stream("stdin").read().removesuffix("\n") if prompt == "-" else prompt
     options: Options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

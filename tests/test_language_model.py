@@ -182,6 +182,8 @@ def test_the_command_streams_text_and_tells_the_speed(saved: Path) -> None:
     assert "2 + 6 tokens, first after" in shown.stderr
     told = CliRunner().invoke(app, ["generate", str(saved), "104 105", "--ids", "--json", "--max-new-tokens", "6"])
     assert json.loads(told.stdout)["ids"] == wanted.ids
+    words = ["generate", str(saved), "-", "--json", "--max-new-tokens", "6"]
+    assert json.loads(CliRunner().invoke(app, words, input="hi\n").stdout)["ids"] == wanted.ids
 
 
 def test_bench_measures_prefill_and_decode(saved: Path) -> None:

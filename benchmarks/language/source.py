@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -101,12 +102,19 @@ def cache_folder() -> Path:
 
 
 def load_smollm2() -> nn.Module:
-    """SmolLM2 without the mark of the quantized file that it came from, since transformers will not cast or save it."""
+    """SmolLM2 without the mark of the quantized file that it came from, since transformers will not cast or save it.
+
+    The weights are those that were read, not a second copy.
+    """
     model: Any = smollm2.load()
     config = model.config.to_dict()
     del config["quantization_config"]
-    plain = type(model)(type(model.config).from_dict(config))
-    plain.load_state_dict(model.state_dict(), assign=True)  # without a second copy of the weights
+    with torch.device("meta"):
+        plain = type(model)(type(model.config).from_dict(config))
+    plain.load_state_dict(model.state_dict(), assign=True)
+    for name, buffer in model.named_buffers():
+        owner, _, last = name.rpartition(".")
+        setattr(plain.get_submodule(owner), last, buffer)
     plain.tie_weights()
     module: nn.Module = plain.eval()
     return module
