@@ -202,12 +202,15 @@ def gpu(
     ] = "",
     only: Annotated[str, typer.Option(help="Names of cases, separated by commas; all by default.")] = "",
     seconds: Annotated[float, typer.Option(help="Seconds of timing for each size of a case.", min=0)] = 0.15,
-    minutes: Annotated[float, typer.Option(help="After so many no case is begun; the same command goes on.")] = 8.0,
+    minutes: Annotated[float, typer.Option(help="After so many it stops; the same command goes on.")] = 8.0,
     tune: Annotated[int, typer.Option(help="Variants of each kernel to measure; some cases take six.", min=0)] = 3,
     ship: Annotated[
         bool, typer.Option("--ship", help="Write the times of variants to the records that planish brings along.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the file holds already.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of all that is written, --ship included; benchmarks/results.")
+    ] = None,
 ) -> None:
     """Check and time kernels and layers on the GPU at hand beside torch, and print the table.
 
@@ -218,14 +221,14 @@ def gpu(
 
     run = GpuRun(_chosen(only, ALL), seconds, minutes, tune)
     begun = begin()
-    path = FOLDER / f"{name or 'gpu-' + begun.device.lower().replace(' ', '-')}.json"
+    path = (out or FOLDER) / f"{name or 'gpu-' + begun.device.lower().replace(' ', '-')}.json"
     with _progress() as say:
         suite = run_gpu(run, begun, path, say, measure=measure_named, fresh=fresh)
     typer.echo(gpu_markdown(suite))
     if find_spec("matplotlib") is not None:
         plot_gpu(suite, path.with_suffix(".png"))
     if ship:
-        typer.echo(ship_records(), err=True)
+        typer.echo(ship_records(out), err=True)
     if missing := left(run, suite):
         typer.echo(f"{len(missing)} cases are left, {missing[0]} the first; the same command goes on", err=True)
 

@@ -24,8 +24,9 @@ F32_TOLERANCE = 1e-4  # of the largest output: the promise for f32 results on a 
 # Programs that round activations or caches to 8 bits, or to bf16, round some of them to the neighbouring number where
 # sums are in another order; those with codes of weights only compute the same numbers from them.
 _CODES, _ROUNDED = 1e-3, 3e-2
-# What sums in another order change of a number is a tenth of the nudge; two evaluations differ by up to half.
-_NUDGE, _TURNS, _MARGIN = 2.0**-17, 2, 2.0
+# What sums in another order change of a number is a tenth of the nudge; two evaluations differ by up to half. The nudge
+# of f16 is what rounding at another place changes.
+_NUDGES, _TURNS, _MARGIN = {torch.float32: 2.0**-17, torch.float16: 2.0**-11}, 2, 2.0
 # In 8 and 11 bits of significand PyTorch and a fused kernel round at different places: sixteen units of the last place.
 _NARROW = {DType.f8: 2.0**-4, DType.bf16: 16 * 2.0**-8, DType.f16: 16 * 2.0**-11}
 
@@ -70,12 +71,13 @@ def holds_codes(program: Program) -> bool:
 
 def is_narrower(program: Program, source: Program) -> bool:
     """Whether a program computes with codes, or multiplies in bf16 where the one that it was made of does not."""
-    return holds_codes(program) or (_multiplies_bf16(program) and not _multiplies_bf16(source))
+    return holds_codes(program) or DType.bf16 in _multiplied(program) - _multiplied(source)
 
 
-def _multiplies_bf16(program: Program) -> bool:
+def _multiplied(program: Program) -> set[DType]:
+    """The dtypes of the operands of products."""
     nodes = (node for graph in program.functions.values() for node in graph.nodes())
-    return any("contraction" in node.op.traits and node.operands[0].dtype is DType.bf16 for node in nodes)
+    return {node.operands[0].dtype for node in nodes if "contraction" in node.op.traits}
 
 
 def codes_tolerance(
@@ -88,7 +90,10 @@ def codes_tolerance(
     far that goes depends on the weights and the depth, so that it is measured: with numbers that are nudged everywhere.
     """
     rounds = bool({"quantize", "pack_groups"} & _ops(program))
-    relative = _ROUNDED if rounds or _multiplies_bf16(program) else _CODES
+    multiplied = _multiplied(program)
+    relative = _ROUNDED if rounds or DType.bf16 in multiplied else _CODES
+    if DType.f16 in multiplied:
+        relative = max(relative, _NARROW[DType.f16])
     moved = max(_moved(results, run(_nudging(seed))) for seed in range(_TURNS)) if rounds else 0.0
     return Tolerance(rtol=relative, atol=max(relative * _scale(results), _MARGIN * moved))
 
@@ -101,16 +106,16 @@ def _moved(results: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> float:
 
 
 def _nudging(seed: int) -> Run:
-    """Runs nodes and moves each float result by a random part of itself, as far as `_NUDGE`."""
+    """Runs nodes and moves each float result by a random part of itself, as far as `_NUDGES` say."""
     random = torch.Generator().manual_seed(seed)
 
     def run(node: Node, values: Mapping[Value, Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
         return tuple(map(nudged, run_node(node, values, sizes)))
 
     def nudged(x: Tensor) -> Tensor:
-        if x.dtype is not torch.float32:
+        if x.dtype not in _NUDGES:
             return x
-        return x * (1 + _NUDGE * (2 * torch.rand(x.shape, generator=random) - 1))
+        return (x * (1 + _NUDGES[x.dtype] * (2 * torch.rand(x.shape, generator=random) - 1))).to(x.dtype)
 
     return run
 

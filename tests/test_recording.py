@@ -18,12 +18,13 @@ from planish.compilation_generation import evaluated
 from planish.compiler import ops
 from planish.compiler.evaluate import run_node
 from planish.compiler.ir import Node, Program, Value
+from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.errors import ArtifactError
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.split_generation import SplitGeneration
 from planish.recording import codes_tolerance
-from planish.runtime.manifest import FileEntry, Manifest, Tolerance
 from planish.runtime.intake import hash_file
+from planish.runtime.manifest import FileEntry, Manifest, Tolerance
 from tests.generation import architectures
 from tests.generation.stepping import imported, split
 
@@ -68,6 +69,23 @@ def in_double(node: Node, values: Mapping[Value, Tensor], sizes: Mapping[str, in
 def test_other_orders_of_sums_are_within_the_tolerance() -> None:
     program, logits, tolerance = deep()
     assert within(evaluated(program, _PROMPT, in_double), logits, tolerance)
+
+
+def test_codes_of_a_model_in_f16_allow_the_rounding_of_f16() -> None:
+    whole = split(imported(llama(8).half(), batch=1), SplitGeneration(64, 32, 1, "f16"))
+    program = split(whole, QuantizeWeights(bits=8))
+    logits, tolerance = allowed(program)
+    assert tolerance.rtol == 16 * 2.0**-11
+
+    def wide(node: Node, values: Mapping[Value, Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        """As a kernel that computes in f32 and rounds its result alone."""
+        operands = {v: t.float() if t.dtype is torch.float16 else t for v, t in values.items()}
+        results = run_node(node, operands, sizes)
+        return tuple(t.to(TORCH_DTYPE[v.dtype]) for t, v in zip(results, node.values, strict=True))
+
+    others = evaluated(program, _PROMPT, wide)
+    assert float((others - logits).abs().max()) > 1e-4 * float(logits.abs().max())
+    assert within(others, logits, tolerance)
 
 
 def test_what_a_deep_network_moves_by_rounding_widens_the_tolerance_and_stays_far_from_damage() -> None:

@@ -1,6 +1,7 @@
 """Decoding on a GPU: a whole model in 4 bits beside torch in f16, and the time from its artifact to the first token."""
 
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,10 @@ from benchmarks.gpu.decoder import Decoder, decode_layer
 from benchmarks.gpu.first_token import first_token
 from benchmarks.gpu.hardware import Hardware
 from benchmarks.gpu.llama import SHAPES, DecodeCase, llama
-from benchmarks.gpu.measure import recorded_peer
+from benchmarks.gpu.measure import add_peer, stages
 from benchmarks.gpu.results import GpuResult, of_variants
 from planish import Generation
+from planish.errors import PlanishError
 from planish.hardware_profiles import limit
 from planish.runtime.dtypes import TORCH
 
@@ -35,21 +37,30 @@ def decode(
     tune: int,
     first: Callable[[Path], Mapping[str, float]] = first_token,
 ) -> Iterator[GpuResult]:
-    """The results at each number of tokens in the cache. Raises what planish, Triton or the driver raise."""
+    """The results at each number of tokens in the cache, first beside torch as it is, then beside all peers. Raises
+    what planish, Triton or the driver raise."""
     start = time.perf_counter()
     model = llama(case.shape, case.layers)
     drawn = time.perf_counter() - start
     compiled = _compiled(case, model, hardware, tune)
     prepared = time.perf_counter() - start
-    facts = {"draw_seconds": drawn, **_first(compiled, first)}
+    notes: dict[str, str] = {}
+    facts = {"draw_seconds": drawn, **_first(compiled, first, notes)}
     model = model.to(hardware.device)
     with torch.inference_mode():
         error = _error(compiled.executable, model, hardware)
-        for size in sizes:
-            found = _measured(case, size, compiled, model, hardware, seconds)
-            if size == case.sizes[0]:
-                found = replace(found, facts={**found.facts, **facts}, **of_variants(compiled.report.variants))
-            yield replace(found, error=error, prepare_seconds=round(prepared, 3))
+        for names in stages(case.peers):
+            for size in sizes:
+                found = _measured(case, size, names, compiled, model, hardware, seconds)
+                found = replace(found, error=error, prepare_seconds=round(prepared, 3))
+                if size == case.sizes[0]:
+                    found = replace(
+                        found,
+                        facts={**found.facts, **facts},
+                        notes={**found.notes, **notes},
+                        **of_variants(compiled.report.variants),
+                    )
+                yield found
 
 
 def _compiled(case: DecodeCase, model: Any, hardware: Hardware, tune: int) -> Any:
@@ -62,24 +73,37 @@ def _compiled(case: DecodeCase, model: Any, hardware: Hardware, tune: int) -> An
     )
 
 
-def _first(compiled: Any, first: Callable[[Path], Mapping[str, float]]) -> Mapping[str, float]:
-    """The times to the first token of the saved artifact, whose pages are in memory since it was written."""
+def _first(compiled: Any, first: Callable[[Path], Mapping[str, float]], notes: dict[str, str]) -> Mapping[str, float]:
+    """The times to the first token of the saved artifact, whose pages are in memory since it was written; or to the
+    notes why there are none."""
     folder = Path(tempfile.mkdtemp())
     try:
         compiled.save(folder / "model.planish")
         return first(folder / "model.planish")
+    except (RuntimeError, PlanishError, subprocess.TimeoutExpired) as error:
+        notes["first_token_seconds"] = str(error)
+        return {}
     finally:
         shutil.rmtree(folder)
 
 
-def _measured(case: DecodeCase, past: int, compiled: Any, model: Any, hardware: Hardware, seconds: float) -> GpuResult:
+def _measured(
+    case: DecodeCase,
+    past: int,
+    peers: tuple[str, ...],
+    compiled: Any,
+    model: Any,
+    hardware: Hardware,
+    seconds: float,
+) -> GpuResult:
     executable = compiled.executable
     calls = {"planish": executable.function("decode").bind(_inputs(executable, "decode", 1, past, hardware))}
-    for name in case.peers:
+    notes: dict[str, str] = {}
+    for name in peers:
         layer = decode_layer if name == "torch" else _compiled_layer()
         decoder = Decoder(model, past + 1, layer)
         decoder.position.fill_(past)
-        calls |= recorded_peer(name, decoder.step, hardware)
+        add_peer(calls, notes, name, decoder.step, hardware)
     times = hardware.times(calls, seconds)
     return GpuResult(
         case=case.name,
@@ -90,6 +114,7 @@ def _measured(case: DecodeCase, past: int, compiled: Any, model: Any, hardware: 
         limit_ms=limit(hardware.profile, case.flops(past), case.moved_bytes(past), "f16").ms,
         tolerance=case.tolerance,
         facts={"generated_token_ms": _generated_ms(compiled, past, case)},
+        notes=notes,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.cases import GpuCase
 from benchmarks.gpu.hardware import Hardware
 from benchmarks.gpu.results import GpuResult, of_variants
+from benchmarks.peers.peer import PeerError
 from benchmarks.zoo import tensors
 from planish.compiler.pass_ import Pass
 from planish.hardware_profiles import limit
@@ -24,7 +25,8 @@ _EXAMPLE = 64  # rows or length that is captured: any would do, a small one is q
 def measure(
     case: GpuCase, sizes: tuple[int, ...], hardware: Hardware, *, seconds: float, tune: int
 ) -> Iterator[GpuResult]:
-    """The results at each of the sizes, one after another. Raises what planish, Triton or the driver raise."""
+    """The results at each of the sizes, one after another: first beside torch as it is, which takes no time to prepare,
+    then beside all peers. Raises what planish, Triton or the driver raise."""
     start = time.perf_counter()
     module = case.module()
     compiled = _compiled(case, module, hardware, tune)
@@ -33,11 +35,19 @@ def measure(
         exact = copy.deepcopy(module).float().to(hardware.device)
         wanted = {size: _output(exact, _floats(case.inputs(size), hardware)).cpu() for size in sizes}
         del exact
-        peers = {name: PEERS[name](module.to(hardware.device)) for name in case.peers}
-        for size in sizes:
-            found = _measured(case, size, compiled, peers, wanted[size], hardware, seconds)
-            facts = of_variants(compiled.report.variants) if size == case.sizes[0] else {}
-            yield replace(found, prepare_seconds=round(prepared, 3), **facts)
+        module = module.to(hardware.device)
+        for names in stages(case.peers):
+            peers = {name: PEERS[name](module) for name in names}
+            for size in sizes:
+                found = _measured(case, size, compiled, peers, wanted[size], hardware, seconds)
+                facts = of_variants(compiled.report.variants) if size == case.sizes[0] else {}
+                yield replace(found, prepare_seconds=round(prepared, 3), **facts)
+
+
+def stages(peers: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The peers that are ready at once, then all of them where some are compiled."""
+    quick = tuple(name for name in peers if name == "torch")
+    return [quick, peers] if len(quick) < len(peers) else [quick]
 
 
 def _compiled(case: GpuCase, module: nn.Module, hardware: Hardware, tune: int) -> Any:
@@ -62,8 +72,9 @@ def _measured(
     found = main.run(main.leaves(inputs, {}))[0].float().cpu()
     error = ((found - wanted).abs().max() / wanted.abs().max()).item()
     calls = {"planish": main.bind(main.leaves(inputs, {}))}
+    notes: dict[str, str] = {}
     for name, peer in peers.items():
-        calls |= recorded_peer(name, lambda peer=peer: peer(*inputs), hardware)  # type: ignore[misc]
+        add_peer(calls, notes, name, lambda peer=peer: peer(*inputs), hardware)  # type: ignore[misc]
     times = hardware.times(calls, seconds)
     return GpuResult(
         case=case.name,
@@ -74,15 +85,29 @@ def _measured(
         limit_ms=limit(hardware.profile, case.flops(size), case.moved_bytes(size), case.rate).ms,
         error=error,
         tolerance=case.tolerance,
+        notes=notes,
     )
 
 
-def recorded_peer(name: str, call: Callable[[], object], hardware: Hardware) -> dict[str, Callable[[], object]]:
-    """The peer's call as a graph; nothing where it cannot run or be recorded, which is no fault of planish."""
+def add_peer(
+    calls: dict[str, Callable[[], object]],
+    notes: dict[str, str],
+    name: str,
+    call: Callable[[], object],
+    hardware: Hardware,
+) -> None:
+    """Add the peer's call as a graph, or to the notes why it cannot run or be recorded."""
     try:
-        return {name: hardware.recorded(call)}
-    except RuntimeError:
-        return {}
+        calls[name] = _recorded(call, hardware)
+    except PeerError as error:
+        notes[name] = str(error)
+
+
+def _recorded(call: Callable[[], object], hardware: Hardware) -> Callable[[], object]:
+    try:
+        return hardware.recorded(call)
+    except Exception as error:  # torch.compile raises what its compilers do
+        raise PeerError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _output(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -1,6 +1,6 @@
 """Results of the GPU benchmark as data, JSON, Markdown and a picture."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import exp, log
 from pathlib import Path
@@ -24,7 +24,8 @@ class GpuResult:
 
     `limit_ms` is from the profile's peak and bandwidth, `error` relative to the largest magnitude of the reference.
     `picks` compares the static model's choices with the best of the variants that were measured, and `model_factor` is
-    the median factor by which its times are off; `facts` are further numbers by name.
+    the median factor by which its times are off; `facts` are further numbers by name, and `notes` say why there are no
+    times of a peer, or no other number.
     """
 
     case: str
@@ -40,6 +41,7 @@ class GpuResult:
     picks: tuple[Pick, ...] = ()
     model_factor: float | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -67,7 +69,7 @@ class Asked:
     tune: int
 
 
-Measure: TypeAlias = Callable[[Asked], Sequence[GpuResult]]
+Measure: TypeAlias = Callable[[Asked], Iterator[GpuResult]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,10 @@ class GpuSuite:
     def measured(self, case: str, size: int) -> bool:
         """Whether the suite holds a time of planish for it; what failed is tried again."""
         return any(r.key == (case, size) and r.failure is None for r in self.results)
+
+    def failed(self, case: str) -> bool:
+        """Whether something of the case failed."""
+        return any(r.case == case and r.failure is not None for r in self.results)
 
 
 def of_variants(rows: Iterable[VariantRow]) -> dict[str, Any]:
@@ -143,6 +149,7 @@ def gpu_markdown(suite: GpuSuite) -> str:
     ]
     parts += [text for text in (_facts(done), _model(done)) if text]
     failures = [f"- {r.case}, size {r.size}: {r.failure}" for r in suite.results if r.failure]
+    failures += [f"- {r.case}, size {r.size}, no {name}: {why}" for r in done for name, why in r.notes.items()]
     return "\n\n".join([*parts, "\n".join(failures)] if failures else parts) + "\n"
 
 

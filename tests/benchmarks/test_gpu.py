@@ -1,8 +1,10 @@
 """The benchmark of GPUs without one: what it refuses, how it goes on, and what its cases count."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ SUITE = GpuSuite("Device", "now", {"torch": "1"}, 1000.0)
 
 
 def _faked(case: str, *sizes: int) -> Sequence[GpuResult]:
-    return fake(Asked(case, sizes, 0.0, 0))
+    return list(fake(Asked(case, sizes, 0.0, 0)))
 
 
 def _case(name: str, *sizes: int) -> GpuCase:
@@ -63,6 +65,44 @@ def test_a_measurement_that_hangs_is_stopped(tmp_path: Path) -> None:
     assert result.failure == "took longer than 0 s"
 
 
+@pytest.mark.parametrize(
+    ("name", "why"), [("hangs later", "took longer than 3 s"), ("dies later", "the process died with status 7")]
+)
+def test_what_was_measured_before_a_case_was_stopped_is_kept(tmp_path: Path, name: str, why: str) -> None:
+    run = GpuRun((replace(_case(name, 1, 2), timeout_seconds=3.0),))
+    run_gpu(run, SUITE, tmp_path / "r.json", _silent, measure=fake)
+    first, second = load(tmp_path / "r.json").results
+    assert (first.size, first.failure, first.notes) == (1, None, {"further times": why})
+    assert (second.size, second.failure) == (2, why)
+
+
+def test_a_later_result_stands_for_an_earlier_one_of_its_size(tmp_path: Path) -> None:
+    suite = run_gpu(GpuRun((_case("fine", 1, 1),)), SUITE, tmp_path / "r.json", _silent, measure=fake)
+    assert len(suite.results) == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written: .*; name another folder with --out"):
+        run_gpu(GpuRun((_case("fine", 1),)), SUITE, tmp_path / "file" / "r.json", _silent, measure=fake)
+
+
+def test_without_a_process_that_measures_nothing_more_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("only_in_this_process")
+
+    def lost(asked: Asked) -> Iterator[GpuResult]:
+        yield from ()
+
+    lost.__module__, lost.__qualname__ = module.__name__, "lost"
+    monkeypatch.setattr(module, "lost", lost, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    asked: list[str] = []
+    run = GpuRun((_case("a", 1), _case("b", 1)))
+    suite = run_gpu(run, SUITE, tmp_path / "r.json", asked.append, measure=lost)
+    assert asked == ["a"]
+    assert [r.case for r in suite.results] == ["a"]
+
+
 def test_a_run_goes_on_with_what_its_file_lacks(tmp_path: Path) -> None:
     path, case = tmp_path / "r.json", _case("fine", 1, 2)
     old = GpuResult("fine", "g", 1, {"planish": 9.0}, {"planish": 9.0})
@@ -72,6 +112,22 @@ def test_a_run_goes_on_with_what_its_file_lacks(tmp_path: Path) -> None:
     assert [(r.size, r.median_ms["planish"]) for r in suite.results] == [(1, 9.0), (2, 0.5)]
     again = run_gpu(GpuRun((case,)), SUITE, path, _silent, measure=fake, fresh=True)
     assert [r.median_ms["planish"] for r in again.results] == [0.5, 0.5]
+
+
+def test_what_failed_comes_last_and_what_needs_more_than_is_left_is_not_begun(tmp_path: Path) -> None:
+    save(SUITE.with_results([GpuResult("b", "g", 1, failure="it broke")]), tmp_path / "r.json")
+    quick = tuple(replace(_case(name, 1), timeout_seconds=20.0) for name in "ba")
+    cases = (*quick, replace(_case("long", 1), timeout_seconds=200.0))
+    asked: list[str] = []
+    run_gpu(GpuRun(cases, minutes=1.0), SUITE, tmp_path / "r.json", asked.append, measure=fake)
+    assert asked == [
+        "a",
+        "a, size 1: planish 500.0 us, torch 1000.0 us",
+        "b",
+        "b, size 1: planish 500.0 us, torch 1000.0 us",
+    ]
+    run_gpu(GpuRun(cases[2:], minutes=1.0), SUITE, tmp_path / "r.json", asked.append, measure=fake)
+    assert asked[4] == "long"  # the first is begun all the same
 
 
 def test_no_case_is_begun_after_its_minutes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,39 @@ def test_decoding_is_compiled_compared_and_timed(tmp_path: Path) -> None:
     assert "| d | k0 | 4 | 2.00 |" in text
 
 
+def test_a_first_token_that_cannot_be_timed_costs_no_more(tmp_path: Path) -> None:
+    case = DecodeCase("d", "tiny", 1, (3,), 16, 8, 2, peers=("torch",))
+
+    def late(path: Path) -> Mapping[str, float]:
+        raise subprocess.TimeoutExpired("python", 120.0)
+
+    (result,) = decode(case, (3,), Interpreted(tmp_path), seconds=0.0, tune=0, first=late)
+    assert result.correct
+    assert result.notes == {"first_token_seconds": "Command 'python' timed out after 120.0 seconds"}
+
+
+def test_what_is_compiled_by_torch_is_timed_after_the_rest_and_may_fail(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(module: torch.nn.Module) -> Callable[..., Any]:
+        def call(*inputs: Tensor) -> Tensor:
+            raise FileNotFoundError("no gcc")
+
+        return call
+
+    monkeypatch.setattr("benchmarks.gpu.measure.PEERS", {**PEERS, "torch.compile": broken})
+    case = replace(
+        _tiny(next(case for case in CASES if case.name == "f16-4096x4096")), peers=("torch", "torch.compile")
+    )
+    hardware = Interpreted(tmp_path)
+    first, second = measure(case, (5,), hardware, seconds=0.0, tune=0)
+    assert hardware.timed == [("planish", "torch")] * 2
+    assert (first.notes, second.notes) == ({}, {"torch.compile": "FileNotFoundError: no gcc"})
+    assert "- f16-4096x4096, size 5, no torch.compile: FileNotFoundError: no gcc" in gpu_markdown(
+        GpuSuite("Device", "now", {"torch": "1"}, 1000.0).with_results([second])
+    )
+
+
 def test_the_peers_steps_give_the_logits_of_transformers() -> None:
     model = llama("tiny", 2).float()
     tokens = torch.tensor([5, 90, 3, 17, 41])
@@ -209,12 +243,12 @@ def test_the_time_to_the_first_token_counts_loading_and_one_step(monkeypatch: py
     monkeypatch.setattr("time.perf_counter", lambda: next(moments))
     asked: list[Any] = []
 
-    def load(path: Path, verify: bool) -> Any:
-        asked.append((path, verify))
+    def load(path: Path) -> Any:
+        asked.append(path)
         return SimpleNamespace(generate=lambda prompt, max_new_tokens: iter([7] * max_new_tokens))
 
     found = timed(Path("a"), load, lambda: None)
-    assert asked == [(Path("a"), False)]
+    assert asked == [Path("a")]
     assert found == {"ready_seconds": 3.0, "load_seconds": 0.5, "first_token_seconds": 1.0}
 
 
@@ -237,5 +271,7 @@ def test_records_are_shipped_in_a_file_of_the_profile_and_triton(
     record = Record(*facts, "k", "{}", "v", 1e-6, 1e-6, None, "t")
     Store(default_path()).add(record)
     assert ship_records().startswith("wrote 1 records to ")
+    (tmp_path / "out").mkdir()
+    assert ship_records(tmp_path / "out").endswith(f"records to {next((tmp_path / 'out').glob('h200-triton-*.jsonl'))}")
     (path,) = tmp_path.glob("h200-triton-*.jsonl")
     assert json.loads(path.read_text())["kernel"] == "k"

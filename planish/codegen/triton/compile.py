@@ -18,6 +18,7 @@ from planish.codegen.triton.device import Device
 from planish.codegen.triton.parameters import refuse_parameters
 from planish.codegen.triton.sources import resolved
 from planish.errors import BackendMissing, BuildError
+from planish.runtime.orphans import end_with_parent
 
 Type: TypeAlias = "str | tuple[str, ...]"
 
@@ -94,6 +95,7 @@ def _workers() -> ProcessPoolExecutor:
 
 
 def _prepare_worker() -> None:
+    end_with_parent()
     os.environ["TRITON_INTERPRET"] = "0"
     os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")  # lines of kernels are of no use in an artifact
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
