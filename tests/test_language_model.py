@@ -22,9 +22,9 @@ from planish.generation import Generation, end_tokens, tokenizer_of
 from planish.passes import EXACT, FoldConstants, FuseNorms, QuantizeWeights
 from planish.passes.split_generation import SplitGeneration
 from planish.runtime import inspect
+from planish.runtime.intake import hash_file
 from planish.runtime.loading import load as load_executable
 from planish.runtime.manifest import Manifest
-from planish.runtime.intake import hash_file
 from tests.generation import architectures
 from tests.runtime.generation_fake import byte_tokenizer
 

@@ -4,11 +4,13 @@ The launches go through the launcher that runs artifacts, recorded as a graph: t
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
+from planish.autotune.compare import differences, sampled
+from planish.autotune.oracle import expected, seen_in
 from planish.autotune.trial import (
     CANDIDATE,
     REFERENCE,
@@ -17,6 +19,8 @@ from planish.autotune.trial import (
     Given,
     Outcome,
     Place,
+    Sample,
+    Seen,
     Skipped,
     Stage,
     Times,
@@ -25,10 +29,6 @@ from planish.autotune.trial import (
 from planish.runtime.device.driver import INTERFACES, Driver
 from planish.runtime.device.launcher import DriverLauncher, Launcher, Part, Passed
 from planish.runtime.dtypes import TORCH, DTypeName
-
-# of the largest result: two orders of summation over operands rounded like this
-_CLOSE: Final[Mapping[DTypeName, float]] = {"f64": 1e-6, "f32": 2e-3, "f16": 1e-2, "bf16": 4e-2, "f8": 8e-2}
-_ROUNDED: Final = 1.0  # integers and f8 are codes, which may round to the neighbour
 
 
 class Clock(Protocol):
@@ -87,29 +87,48 @@ def answer(trial: Trial) -> Outcome:
 
 
 def prepare() -> None:
-    """Make the device ready; raises RuntimeError where there is none."""
+    """Make the device ready, and its library of products, which is large; raises RuntimeError where there is none."""
     import torch
 
     torch.cuda.synchronize()
+    torch.ones((16, 16), device="cuda").mm(torch.ones((16, 16), device="cuda"))
 
 
 def measure(trial: Trial, launcher: Launcher, clock: Clock, effort: Effort) -> Outcome:
-    """Compare what the kernel computes with the candidate and with the reference, then time the candidate's launch.
+    """Compare what the kernel computes with what it should, then time the candidate's launch.
 
     `launcher` knows the kernels of the trial by their names.
     """
     needed = sum(block.size for block in trial.blocks)
     count = max(1, min(effort.sets, math.ceil(trial.rotated_bytes / needed)))
     sets = [[_filled(block, launcher.device) for block in trial.blocks] for _ in range(count)]
-    if trial.results and trial.candidate != trial.reference:
-        wanted, found = (_results(trial, name, sets[0], launcher) for name in (REFERENCE, CANDIDATE))
-        for place, a, b in zip(trial.results, wanted, found, strict=True):
-            if (why := _difference(place.dtype, a, b)) is not None:
-                return Dropped(why)
+    judged = _judged(trial, sets[0], launcher) if trial.results else ()
+    if isinstance(judged, str):
+        return Dropped(judged, wrong=True)
     for blocks in sets:
         _launch_all("before", trial.before, blocks, launcher)
     samples = sorted(_samples(trial, sets, launcher, clock, effort))
-    return Times(median(samples), samples[(len(samples) - 1) // 10])
+    return Times(median(samples), samples[(len(samples) - 1) // 10], judged)
+
+
+def _judged(trial: Trial, blocks: Sequence[Any], launcher: Launcher) -> str | tuple[Sample, ...]:
+    """Why the candidate's results are wrong; where nothing says what is right, samples of them."""
+    before = _continued(trial, blocks)
+    wanted, whose = expected(trial, blocks, launcher.device), "what torch computes"
+    found = _results(trial, CANDIDATE, blocks, launcher)
+    if wanted is None and trial.candidate != trial.reference:
+        wanted, whose = _results(trial, REFERENCE, blocks, launcher), "that of another variant"
+    if wanted is None:
+        return sampled(trial, found)
+    return differences(trial, wanted, found, before, whose) or ()
+
+
+def _continued(trial: Trial, blocks: Sequence[Any]) -> list[Any | None]:
+    """For each result the operand whose memory it is when the kernel runs in a program, if any."""
+    if trial.meaning is None:
+        return [None] * len(trial.results)
+    held = [None if place is None else trial.meaning.operands[place] for place in trial.meaning.continues]
+    return [seen_in(blocks, operand) if isinstance(operand, Seen) else None for operand in held]
 
 
 def _samples(
@@ -143,30 +162,19 @@ def _results(trial: Trial, name: str, blocks: Sequence[Any], launcher: Launcher)
     for memory, block in zip(blocks, trial.blocks, strict=True):
         if not block.pattern:  # what launches write
             _fill(memory, block)
+    for seen, old in zip(trial.results, _continued(trial, blocks), strict=True):
+        if old is not None:
+            seen_in(blocks, seen).copy_(old)
     _launch_all("before", trial.before, blocks, launcher)
     launcher.launch(name, trial.kernels()[name].grid, _passed(trial.arguments, blocks))
     _launch_all("after", trial.after, blocks, launcher)
     launcher.wait()
-    return [_part(blocks[p.block], p.start, p.dtype).tensor().clone() for p in trial.results]
+    return [seen_in(blocks, seen).clone() for seen in trial.results]
 
 
 def _launch_all(word: str, stages: Sequence[Stage], blocks: Sequence[Any], launcher: Launcher) -> None:
     for i, stage in enumerate(stages):
         launcher.launch(f"{word}{i}", stage.kernel.grid, _passed(stage.arguments, blocks))
-
-
-def _difference(dtype: DTypeName, wanted: Any, found: Any) -> str | None:
-    """Why the result is not that of the reference, or None."""
-    import torch
-
-    a, b = (t if t.dtype is torch.float64 else t.float() for t in (wanted, found))
-    finite = a[a.isfinite()]
-    largest = float(finite.abs().max()) if finite.numel() else 0.0
-    allowed = _CLOSE[dtype] * largest if dtype in _CLOSE else _ROUNDED
-    if torch.allclose(b, a, rtol=0.0, atol=allowed, equal_nan=True):
-        return None
-    off = float((a - b).abs().nan_to_num(posinf=math.inf).max())
-    return f"a result is {off:.3g} away from that of the first variant, whose largest is {largest:.3g}"
 
 
 def _passed(arguments: Sequence[Given], blocks: Sequence[Any]) -> list[Passed]:

@@ -32,6 +32,42 @@ Given: TypeAlias = Place | Whole | float
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """Elements of a block: `[i, j, ...]` lies at `offset + i * strides[0] + ...`, counted in elements of `dtype`."""
+
+    block: int
+    dtype: DTypeName
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Elements that lie in their block in the order of a kernel: those of `data`, or of its `rows`, i32 numbers of rows
+    of the last axis, where there are any."""
+
+    dtype: DTypeName
+    shape: tuple[int, ...]
+    data: bytes
+    rows: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What the kernel is to compute: a graph as text over its `operands`.
+
+    Each result may be off by `allowed` times the largest magnitude of its kind. Where a result `continues` an operand,
+    by its place, that is in the result's memory before the kernel runs.
+    """
+
+    graph: str
+    operands: tuple[Seen | Drawn, ...]
+    allowed: tuple[float, ...]
+    continues: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """A compiled kernel and the grid that it is launched with."""
 
@@ -50,10 +86,11 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The launch of one variant, `candidate`, which must do what `reference` does.
+    """The launch of one variant, `candidate`, which must do what the `meaning` says.
 
     `before` and `after` are the other launches of the kernel, so that what the whole kernel computes can be compared:
-    its `results`. Without all of them there are none, and nothing is compared.
+    its `results`. Without all of them there are none, and nothing is compared. Where torch cannot compute the meaning,
+    the candidate must do what `reference` does; where that is the candidate itself, its results are told.
     `rotated_bytes` is how much memory launches must use in turns so that none finds what it reads in the L2.
     """
 
@@ -64,8 +101,9 @@ class Trial:
     candidate: Loaded
     before: tuple[Stage, ...]
     after: tuple[Stage, ...]
-    results: tuple[Place, ...]
+    results: tuple[Seen, ...]
     rotated_bytes: int
+    meaning: Meaning | None = None
 
     def kernels(self) -> Mapping[str, Loaded]:
         """All kernels by the names that they are launched with."""
@@ -76,18 +114,29 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """Some elements of a result in f32, as bytes, and by how much they may be off."""
+
+    dtype: DTypeName
+    elements: bytes
+    allowed: float
+
+
+@dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of one launch among many."""
+    """Seconds of one launch among many; with samples of its results where nothing was there to compare them with."""
 
     median_seconds: float
     p10_seconds: float
+    samples: tuple["Sample", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The variant cannot be used, and why."""
+    """The variant cannot be used, and why: it computes something `wrong`, or does not run."""
 
     reason: str
+    wrong: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,19 @@
 """What the choice of kernels is told: times that are on record, and where the device is at hand those measured now."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 from planish.autotune.child import Child, ChildError, ChildUnavailable
+from planish.autotune.compare import minority
 from planish.autotune.keys import kernel_key, sizes_key
 from planish.autotune.measure import answer, prepare
 from planish.autotune.operands import trial_of
 from planish.autotune.store import Machine, Record, Store, default_path, new_record, shipped
 from planish.autotune.trial import Dropped, Outcome, Skipped, Times, Trial
-from planish.codegen.triton.choose import Contest, variant_text
+from planish.codegen.triton.choose import Candidate, Contest, variant_text
 from planish.codegen.triton.compile import Request
 from planish.codegen.triton.device import Device
 from planish.errors import InputError
@@ -57,7 +59,8 @@ class Measuring(Recorded):
         self._store, self._machine, self._child = store, machine, child
 
     def measure(self, contests: Sequence[Contest], progress: Callable[[str], None]) -> None:
-        """Times each variant of which nothing is known, against the first of its contest that ran."""
+        """Times each variant of which nothing is known, and drops those that compute something else than torch; where
+        torch cannot say, than another of the contest that ran before, or than most of them."""
         missing = [contest for contest in contests if self._missing(contest)]
         try:
             for done, contest in enumerate(missing):
@@ -71,23 +74,72 @@ class Measuring(Recorded):
         return [i for i, c in enumerate(contest.candidates) if self.known(c.request, c.sizes) is None]
 
     def _measure(self, contest: Contest, kernel: Sequence[Contest]) -> None:
+        """Keep what comes of each variant; what is wrong or undecided waits for the others."""
+        waiting: dict[int, Times | Dropped] = {}
         for index in self._missing(contest):
-            candidate = contest.candidates[index]
             outcome = self._tried(contest, index, kernel)
             if isinstance(outcome, Skipped):
-                self._note(f"{candidate.kernel} {variant_text(candidate.variant)} was not measured: {outcome.reason}")
-                continue
-            times = (outcome.median_seconds, outcome.p10_seconds) if isinstance(outcome, Times) else None
-            failure = outcome.reason if isinstance(outcome, Dropped) else None
-            text = variant_text(candidate.variant)
-            facts = (self._machine, candidate.request, candidate.sizes)
-            self._add(new_record(*facts, variant=text, times=times, failure=failure))
+                self._skip(contest.candidates[index], outcome)
+            elif (isinstance(outcome, Dropped) and outcome.wrong) or (isinstance(outcome, Times) and outcome.samples):
+                waiting[index] = outcome
+            else:
+                self._keep(contest.candidates[index], outcome)
+        if waiting and all(isinstance(o, Dropped) for o in waiting.values()) and not self._right(contest):
+            waiting = self._compared(contest, kernel, waiting)
+        self._decide(contest, waiting)
 
-    def _tried(self, contest: Contest, index: int, kernel: Sequence[Contest]) -> Outcome:
+    def _compared(
+        self, contest: Contest, kernel: Sequence[Contest], wrong: Mapping[int, Times | Dropped]
+    ) -> dict[int, Times | Dropped]:
+        """What comes of variants that are all wrong, compared with each other: the recorded result judges them then."""
+        first = next(outcome.reason for outcome in wrong.values() if isinstance(outcome, Dropped))
+        name = contest.candidates[0].kernel
+        self._note(f"{name}: no variant was found right, they were compared with each other: {first}")
+        found = {index: self._tried(contest, index, kernel, judged=False) for index in wrong}
+        return {index: outcome for index, outcome in found.items() if not isinstance(outcome, Skipped)}
+
+    def _decide(self, contest: Contest, waiting: Mapping[int, Times | Dropped]) -> None:
+        """Keep of those with samples what most have."""
+        undecided = {index: outcome.samples for index, outcome in waiting.items() if isinstance(outcome, Times)}
+        places = list(undecided)
+        wrong = {places[i]: Dropped(why, wrong=True) for i, why in minority(list(undecided.values())).items()}
+        for index, outcome in waiting.items():
+            self._keep(contest.candidates[index], wrong.get(index, outcome))
+        if wrong and 2 * len(wrong) >= len(undecided):
+            kernel = contest.candidates[0].kernel
+            self._note(f"{kernel}: no more than half of its variants agree, and torch cannot say which are right")
+
+    def _right(self, contest: Contest) -> bool:
+        """Whether a variant of the contest is known to be right."""
+        return any(isinstance(self.known(c.request, c.sizes), float) for c in contest.candidates)
+
+    def _skip(self, candidate: Candidate, outcome: Skipped) -> None:
+        self._note(f"{candidate.kernel} {variant_text(candidate.variant)} was not measured: {outcome.reason}")
+
+    def _keep(self, candidate: Candidate, outcome: Times | Dropped) -> None:
+        times = (outcome.median_seconds, outcome.p10_seconds) if isinstance(outcome, Times) else None
+        failure = outcome.reason if isinstance(outcome, Dropped) else None
+        facts = (self._machine, candidate.request, candidate.sizes)
+        self._add(new_record(*facts, variant=variant_text(candidate.variant), times=times, failure=failure))
+
+    def _tried(self, contest: Contest, index: int, kernel: Sequence[Contest], *, judged: bool = True) -> Outcome:
+        """What comes of a variant. Wrong results may be another launch's fault: then it is tried with other variants of
+        that."""
         known = [self.known(c.request, c.sizes) for c in contest.candidates]
         reference = next((i for i, found in enumerate(known) if isinstance(found, float)), index)
+        launch, first = contest.candidates[index].launch, None
+        others = [len(c.candidates) for c in kernel if c.candidates[0].launch != launch]
+        for other in range(max(others, default=1)):
+            trial = trial_of(contest, index, reference, kernel, self._device, other)
+            outcome = self._run(trial if judged else replace(trial, meaning=None))
+            if not (isinstance(outcome, Dropped) and outcome.wrong):
+                return outcome
+            first = first or outcome
+        assert first is not None
+        return first
+
+    def _run(self, trial: Trial) -> Outcome:
         try:
-            trial = trial_of(contest, index, reference, kernel, self._device)
             return self._child.run(trial, timeout=_TRIAL_SECONDS)
         except ChildUnavailable:
             raise

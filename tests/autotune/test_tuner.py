@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from planish.autotune.child import ChildError, ChildUnavailable
+from planish.autotune.contents import _packed
 from planish.autotune.measure import Effort, measure
-from planish.autotune.operands import _packed, trial_of
+from planish.autotune.operands import trial_of
 from planish.autotune.store import Machine, Store
 from planish.autotune.trial import CANDIDATE, Dropped, Outcome, Skipped, Times, Trial
 from planish.autotune.tuner import Measuring, Recorded, triton_version
@@ -103,10 +104,13 @@ def _product() -> tuple[Call, Kernel]:
     return call, Gemm().build(call, device())
 
 
-def _tuned(child: _Interpreted, path: Path, call: Call, kernel: Kernel, most: int = 3):  # type: ignore[no-untyped-def]
-    tuner = Measuring(device(), Store(path), MACHINE, child)
+def _tuned(  # type: ignore[no-untyped-def]
+    child: _Interpreted, path: Path, call: Call, kernel: Kernel, most: int = 3, on: Device | None = None
+):
+    gpu = on or device()
+    tuner = Measuring(gpu, Store(path), MACHINE, child)
     said: list[str] = []
-    found = choose({"k0": (call, kernel)}, device(), {}, said.append, _compiler, tuner, most)
+    found = choose({"k0": (call, kernel)}, gpu, {}, said.append, _compiler, tuner, most)
     return found["k0"], tuner, said
 
 
@@ -216,9 +220,13 @@ def test_launches_visit_more_memory_than_the_l2_holds() -> None:
 def test_a_variant_that_computes_something_else_is_dropped() -> None:
     ((trial, launcher),) = _trials(*_product(), {})
     small = replace(trial.candidate, grid=(0, 1, 1))  # writes nothing
-    found = measure(replace(trial, candidate=small), launcher, _Clock(1.0), QUICK)
+    wrong = replace(trial, candidate=small)
+    found = measure(wrong, launcher, _Clock(1.0), QUICK)
     assert isinstance(found, Dropped)
-    assert "away from that of the first variant" in found.reason
+    assert "away from what torch computes, whose largest is" in found.reason
+    found = measure(replace(wrong, meaning=None), launcher, _Clock(1.0), QUICK)
+    assert isinstance(found, Dropped)
+    assert "away from that of another variant, whose largest is" in found.reason
 
 
 class _Spoiling(InterpretedLauncher):
@@ -316,7 +324,7 @@ def test_of_a_packed_weight_of_experts_some_rows_of_one_are_packed() -> None:
         return array
 
     view = View((8, 1000, 64), (64000, 64, 1), 0, DType.i8)
-    block = _packed(view, Packing("a layout of this test", pack))
+    block, _ = _packed(view, Packing("a layout of this test", pack, lambda array: array), 8, 0.25)
     assert given == [(1, 256, 64)]
     assert block.size == 8 * 4 * 256 * 64
 

@@ -204,8 +204,8 @@ class _Product:
         kind = "nibbles" if nibbles else "bytes"
         found = {value: packing("groups of columns", by_group) for value in groups}
         if self.f8 is not None:
-            return {codes: packing("rows of f8", pack_f8), **found}
-        rows = packing(f"rows of {kind} plus {shift}", lambda array: pack_rows(array, nibbles, shift))
+            return {codes: packing("rows of f8", pack_f8, _rows), **found}
+        rows = packing(f"rows of {kind} plus {shift}", lambda array: pack_rows(array, nibbles, shift), _rows)
         return {codes: rows, **found}
 
     def launch(self) -> Launch:
@@ -267,6 +267,10 @@ class _Product:
         constants = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "SPLIT": tile.split}
         grid = (elements((blocks(rows, tile.m), blocks(weight.columns, tile.n))), 1, 1)
         return Variant(constants, grid, work, num_warps=tile.warps, num_stages=tile.stages)
+
+
+def _rows(array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
+    return array
 
 
 def pack_rows(array: NDArray[numpy.generic], nibbles: bool, shift: int) -> NDArray[numpy.generic]:

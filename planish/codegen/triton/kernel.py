@@ -112,11 +112,13 @@ class Launch:
 class Packing:
     """How a weight is laid out for a kernel; equal `layout` texts share it.
 
-    `pack` turns the array into the one that is stored. bf16 weights reach it as uint16 bits.
+    `pack` turns the array into the one that is stored. bf16 weights reach it as uint16 bits. Where that holds the rows
+    of the array one behind another, `order` puts them in this order, with zeros where rows are filled up.
     """
 
     layout: str
     pack: Callable[[numpy.ndarray], numpy.ndarray] = field(compare=False)
+    order: Callable[[numpy.ndarray], numpy.ndarray] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

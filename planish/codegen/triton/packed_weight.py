@@ -1,6 +1,8 @@
 """Weights stored as codes: in what order kernels have them packed, and the functions that unpack them."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,6 +20,7 @@ from planish.compiler.types import DType
 Pack: TypeAlias = Callable[[NDArray[numpy.generic]], NDArray[numpy.generic]]
 TILE = 16  # columns that one instruction of the matrix units takes
 _LEVELS = 16  # of the largest codebook
+_PACKED_AT_ONCE = 1 << 24  # codes, by one thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,9 @@ class PackedWeight:
         codes, sign = self.codes, self._sign
         plus = f" plus {sign}" if sign else ""
         found = {
-            self.node.operands[0]: self.packing(f"words of {codes} codes{plus}", lambda a: pack_codes(a, codes, sign)),
+            self.node.operands[0]: self.packing(
+                f"words of {codes} codes{plus}", lambda a: pack_codes(a, codes, sign), _in_tiles
+            ),
             self.scale: self.packing("groups of columns", by_group),
         }
         if self.zero is not None:
@@ -127,16 +132,29 @@ class PackedWeight:
             found[self.zero] = self.packing("groups of columns in words", _in_words)
         return found
 
-    def packing(self, layout: str, pack: Pack) -> Packing:
+    def packing(self, layout: str, pack: Pack, order: Pack | None = None) -> Packing:
         """A packing of rows of the weight, or of what goes with them, in the order of the columns."""
         if (halves := self.halves) is None:
-            return Packing(layout, pack)
-        return Packing(layout + halves.text, lambda array: pack(halves.in_turns(array)))
+            return Packing(layout, pack, order)
+        turns = halves.in_turns
+
+        def turned(then: Pack) -> Pack:
+            return lambda array: then(turns(array))
+
+        return Packing(layout + halves.text, turned(pack), None if order is None else turned(order))
 
 
 def pack_codes(array: NDArray[numpy.generic], codes: int, sign: int) -> NDArray[numpy.generic]:
     """Codes [columns, depth], i8 or u8, or those of experts, in the order of `PackedWeight`, as bytes."""
-    bits, array = 16 // codes, _in_tiles(array)
+    array = _in_tiles(array)
+    rows = TILE * max(1, _PACKED_AT_ONCE // (TILE * max(1, array.shape[1])))
+    parts = [array[start : start + rows] for start in range(0, max(1, len(array)), rows)]
+    with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:  # numpy leaves the interpreter free
+        return numpy.concatenate(list(pool.map(lambda part: _packed_codes(part, codes, sign), parts)))
+
+
+def _packed_codes(array: NDArray[numpy.generic], codes: int, sign: int) -> NDArray[numpy.uint8]:
+    bits = 16 // codes
     unsigned = (array.astype(numpy.uint8) + numpy.uint8(sign)) & numpy.uint8((1 << bits) - 1)
     wide = numpy.pad(unsigned, ((0, 0), (0, -array.shape[1] % (16 * codes))))
     parts = wide.reshape(wide.shape[0] // TILE, 2, 8, -1, 2, codes, 4, 2)
