@@ -219,7 +219,7 @@ def _moved(entry: Entry, root: Value, weight_offset: int | None, loop: Loop | No
     """The buffer of a value, from the images of this turn on where it holds all of them."""
     pointer = _pointer(entry, root, weight_offset)
     whole = loop is None or root in entry.step.passing or root.shape[:1] != (symbol(loop.size),)
-    return pointer if whole else f"(unsigned char *)({pointer}) + done * {c_dim(image_bytes(root))}"
+    return pointer if whole else f"(unsigned char *)({pointer}) + done * ({c_dim(image_bytes(root))})"
 
 
 def _pointer(entry: Entry, root: Value, weight_offset: int | None) -> str:

@@ -63,6 +63,20 @@ def test_every_batch_and_thread_count_is_right(tmp_path: Path, threads: int) -> 
             torch.testing.assert_close(ours, reference, rtol=1e-4, atol=2e-3)
 
 
+def test_images_whose_bytes_are_a_sum_are_right(tmp_path: Path) -> None:
+    narrow = "stride=[2], padding=[0], dilation=[1]"
+    text = f"""graph main<B: 1..64 = 3, S: 600..4000 = 3000>(%x: f32[B, S, 128]) {{
+  %0 = conv(%x, @a: f32[128, 3, 128]) {{{narrow}}}: f32[B, (S - 1)//2, 128]
+  %1 = conv(%0, @b: f32[128, 2, 128]) {{{narrow}}}: f32[B, (S - 1)//2//2, 128]
+  return %1
+}}"""
+    program = program_of(text)
+    assert planned(text).loops == (Loop(0, 2, "B"),)
+    executable, x = compiled(program, tmp_path), torch.randn(3, 2601, 128)
+    (ours,), (expected,) = executable(x), evaluate(program.main, (x,), program.weights)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-3)
+
+
 def test_the_times_of_all_turns_are_added_up(tmp_path: Path) -> None:
     profile = compiled(program_of(LARGE), tmp_path).profile(torch.randn(6, 64, 64, 32), repeat=3)
     assert all(row.ms > 0 for row in profile.rows)
