@@ -98,6 +98,7 @@ def run(
     with clock.stage("generating code"):
         (folder / "build").mkdir()
         built = generate_code(program, _interfaces(imported, program, generate), folder / "build", say)
+    _return_memory()
     with clock.stage("recording a result"):
         recorded = _record(model, imported, program, generate, args, kwargs)
         _trim()
