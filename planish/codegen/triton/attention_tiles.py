@@ -10,9 +10,9 @@ _FEW = 32  # rows of a tile, up to which it has as many as there are
 _LEAST = 16  # rows and columns of a product on the matrix units
 _SHORT = 64  # rows, up to which larger tiles are half empty
 
-# by the largest head; the first of each compiles without spills, the choice among the others counts theirs. Where a warp
-# multiplies for itself (mma.sync), Triton gives each warp rows of its own only in tiles of at least as many rows as heads
-# are wide, else warps exchange their sums.
+# by the largest head; the first of each compiles without spills, the choice among the others counts theirs. Where a
+# warp multiplies for itself (mma.sync), Triton gives each warp rows of its own only in tiles of at least as many rows
+# as heads are wide, else warps exchange their sums.
 _HOPPER: tuple[tuple[int, tuple[Tile, ...]], ...] = (
     (64, ((128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3))),
     (128, ((128, 128, 8, 2), (128, 64, 8, 3), (64, 128, 4, 2), (64, 64, 4, 2))),
