@@ -239,10 +239,10 @@ def test_every_op_has_an_example_here() -> None:
 
 # One line a node over %x: f32[B, S, 4], with the type that it must have.
 SYMBOLIC = (
-    "conv(%x, @k: f32[5, 3, 4]) {stride=[2], padding=[1], dilation=[1]}: f32[B, (S - 1)//2 + 1, 5]",
-    "conv(%x, @k: f32[5, 3, 4]) {stride=[3], padding=[2], dilation=[2]}: f32[B, (S - 1)//3 + 1, 5]",
+    "conv(%x, @k: f32[5, 3, 4]) {stride=[2], padding=[1], dilation=[1]}: f32[B, (S + 1)//2, 5]",
+    "conv(%x, @k: f32[5, 3, 4]) {stride=[3], padding=[2], dilation=[2]}: f32[B, (S + 2)//3, 5]",
     "conv(%x, @k: f32[5, 3, 4]) {stride=[2], padding=[0], dilation=[1], after=[1]}: f32[B, S//2, 5]",
-    "max_pool(%x) {kernel=[3], stride=[2], padding=[1]}: f32[B, (S - 1)//2 + 1, 4]",
+    "max_pool(%x) {kernel=[3], stride=[2], padding=[1]}: f32[B, (S + 1)//2, 4]",
     "avg_pool(%x) {kernel=[2], stride=[2], padding=[0]}: f32[B, S//2, 4]",
     "linear(%x, @w: f32[7, 4]): f32[B, S, 7]",
     "grouped_linear(%x, @e: f32[6, 7, 4], @i: i64[B, S]): f32[B, S, 7]",
