@@ -16,6 +16,7 @@ from planish.compiler.types import Dim, DType, symbol
 from tests.codegen.coded import close
 from tests.codegen.harness import call_of
 from tests.codegen.triton.harness import device, run_call
+from tests.codegen.triton.interpreter import needs_amds_f8
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def test_groups_are_right() -> None:
     check(Case(20, 200, 64, 32), 3)
 
 
+@needs_amds_f8
 @pytest.mark.parametrize("rows", [3, 70])
 def test_an_amd_gpu_multiplies_the_same_numbers(rows: int) -> None:
     check(Case(20, 200), rows, on="mi300x")

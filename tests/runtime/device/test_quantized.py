@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from planish.passes.quantize_weights import QuantizeWeights
+from tests.codegen.triton.interpreter import needs_amds_f8
 from tests.runtime.device.interpreted import executable
 
 
@@ -36,7 +37,7 @@ def test_activations_of_eight_bits_are_multiplied_as_integers(tmp_path: Path) ->
     assert any("int8_linear" in name for name in lean.plan.kernels)
 
 
-@pytest.mark.parametrize("profile", ["h200", "mi300x"])
+@pytest.mark.parametrize("profile", ["h200", pytest.param("mi300x", marks=needs_amds_f8)])
 def test_activations_of_f8_are_multiplied_as_f8(profile: str, tmp_path: Path) -> None:
     net, x = nn.Sequential(exactly_quantized(48, 64, 7)), torch.randn(3, 64).half()
     lean = executable(net, (x,), tmp_path, profile=profile, lossy=(QuantizeWeights(format="f8", activations="f8"),))
