@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 GPU_TESTS := tests/codegen/triton tests/runtime/device tests/autotune $(wildcard tests/benchmarks/test_gpu*.py) \
 	$(wildcard tests/compiler/test_import_torch*.py) tests/compiler/test_old_torch.py
 
-.PHONY: help demo test test-gpu-old check format bench bench-language bench-gpu clean
+.PHONY: help demo test test-slow test-gpu-old check format bench bench-language bench-gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -17,7 +17,10 @@ demo: $(VENV)/.ready ## compile all-MiniLM-L6-v2 for this CPU, compare it with P
 	$(BIN)/python examples/minilm.py
 
 test: $(VENV)/.ready ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/.ready ## the tests that take longest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 test-gpu-old: .venv-gpu-old/.ready ## the tests of GPU targets with the oldest Triton and torch (downloads 3 GB)
 	# the interpreter of Triton 3.6 converts arrays of one element, which is an error from numpy 2.4 on

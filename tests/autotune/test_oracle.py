@@ -60,7 +60,7 @@ def _named(contest: Contest) -> tuple[bytes, tuple[Launch, Variant]]:
     ("half", "passes", "cache"),
     [
         (False, "quantize-weights{bits=4, group=32}", "i4"),
-        (True, 'quantize-weights{bits=8, activations="int8"}', "i8"),
+        pytest.param(True, 'quantize-weights{bits=8, activations="int8"}', "i8", marks=pytest.mark.slow),
     ],
 )
 def test_all_kernels_of_a_language_model_are_found_right(

@@ -50,7 +50,8 @@ def test_operations_of_a_prompt_are_those_that_torch_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [pytest.param(SMOLLM2, id="smollm2", marks=needs_smollm2), pytest.param(LLAMA_1B, id="llama")]
+    "source",
+    [pytest.param(SMOLLM2, id="smollm2", marks=[needs_smollm2, pytest.mark.slow]), pytest.param(LLAMA_1B, id="llama")],
 )
 def test_shapes_are_those_of_the_models(source: Source) -> None:
     model = llama_1b.load(layers=1) if source is LLAMA_1B else unloaded_smollm2()

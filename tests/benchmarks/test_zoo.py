@@ -94,6 +94,7 @@ def test_minilm_ignores_padding() -> None:
     torch.testing.assert_close(padded, alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_whisper_hears_what_was_read_aloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # tests read the cache and fetch nothing
     try:
