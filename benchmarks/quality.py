@@ -23,7 +23,6 @@ from benchmarks.zoo import Call, DataError, ZooModel, tensors
 
 _AIM = 1e-4  # the largest difference from eager that outputs in f32 may have
 _SURE = 5e-5  # how near to f64 eager has to be for that to be asked
-_LEVEL = 1.1  # distances from f64 within a tenth of each other are level
 _EXACT = 4  # so many calls are computed in f64 too, and all whose outputs are farther apart than the aim
 
 
@@ -62,15 +61,14 @@ class QualityResult:
         """Whether planish is as near as it has to be.
 
         Where eager is within 5e-5 of f64, to eager: 1e-4. Elsewhere a difference from eager says as much of eager, and
-        planish has to be as near to f64 as eager is, or at most a tenth farther.
+        planish has to be as near to f64 as eager is.
         """
         if self.apart.largest <= _AIM:
             return "within 1e-4 of eager"
         if self.eager_error.largest <= _SURE:
             return "too far from eager"
         pairs = zip(astuple(self.planish_error), astuple(self.eager_error), strict=True)
-        level = all(ours <= _LEVEL * eager for ours, eager in pairs)
-        return "as near to f64 as eager" if level else "farther from f64 than eager"
+        return "farther from f64 than eager" if any(ours > eager for ours, eager in pairs) else "nearer to f64"
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,12 +104,12 @@ class Decomposed(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An LSTM layer in both directions, with all states as results."""
+    """Two LSTM layers in both directions, with all states as results."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.LSTM(6, 8, batch_first=True, bidirectional=True)
+        self.layers = nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         states, (hidden, cell) = self.layers(x)

@@ -107,7 +107,8 @@ def test_f64_is_kept_where_the_model_casts_to_f32() -> None:
     [
         (9e-5, (3e-4, 1e-6), (4e-4, 2e-6), "within 1e-4 of eager"),
         (2e-4, (4e-5, 1e-6), (4e-5, 1e-6), "too far from eager"),
-        (2e-4, (1e-4, 1e-6), (9e-5, 1.05e-6), "as near to f64 as eager"),
+        (2e-4, (1e-4, 1e-6), (9e-5, 1e-6), "nearer to f64"),
+        (2e-4, (1e-4, 1e-6), (9e-5, 1.05e-6), "farther from f64 than eager"),
         (2e-4, (1e-4, 1e-6), (1.2e-4, 1e-6), "farther from f64 than eager"),
         (2e-4, (1e-4, 1e-6), (9e-5, 2e-6), "farther from f64 than eager"),
     ],
