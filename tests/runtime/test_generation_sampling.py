@@ -5,17 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from planish.errors import InputError
 from planish.runtime.generation.sampling import Sampler, Sampling, candidates, chosen_by, drawn, penalized
+from tests.generation.processors import processed
 
 
 def logits_of(size: int, seed: int = 0, scale: float = 3.0) -> np.ndarray:
@@ -24,18 +17,7 @@ def logits_of(size: int, seed: int = 0, scale: float = 3.0) -> np.ndarray:
 
 def reference(logits: np.ndarray, options: Sampling, seen: list[int] | None = None) -> np.ndarray:
     """Logits f32[V] by transformers, -inf for the tokens that it drops."""
-    processors = LogitsProcessorList()
-    if options.repetition_penalty is not None:
-        processors.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
-    processors.append(TemperatureLogitsWarper(float(options.used_temperature)))
-    if options.top_k is not None:
-        processors.append(TopKLogitsWarper(options.top_k))
-    if options.top_p is not None:
-        processors.append(TopPLogitsWarper(options.top_p))
-    if options.min_p is not None:
-        processors.append(MinPLogitsWarper(options.min_p))
-    scores = processors(torch.tensor([seen or [0]]), torch.tensor(logits)[None])
-    return scores[0].numpy()
+    return processed(torch.tensor(logits), options, seen or [0]).numpy()
 
 
 def ours(logits: np.ndarray, options: Sampling, seen: list[int] | None = None) -> tuple[np.ndarray, np.ndarray]:

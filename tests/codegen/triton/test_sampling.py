@@ -7,14 +7,6 @@ from collections.abc import Sequence
 import numpy
 import pytest
 import torch
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from planish.codegen.call import Call
 from planish.codegen.triton.compile import compile_all
@@ -27,6 +19,7 @@ from planish.compiler.types import Dim, DType, symbol
 from planish.runtime.generation.sampling import Sampler, Sampling
 from tests.codegen.harness import call_of
 from tests.codegen.triton.harness import check, device, run_call
+from tests.generation.processors import processed
 
 _MANY = 128256
 
@@ -53,18 +46,7 @@ def _controls(options: Sampling, shares: Sequence[float]) -> torch.Tensor:
 
 def _probabilities(logits: torch.Tensor, options: Sampling, seen: list[int]) -> torch.Tensor:
     """f64 [V] by transformers, 0 for the tokens that it drops."""
-    processors = LogitsProcessorList()
-    if options.repetition_penalty is not None:
-        processors.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
-    processors.append(TemperatureLogitsWarper(float(options.used_temperature)))
-    if options.top_k is not None:
-        processors.append(TopKLogitsWarper(options.top_k))
-    if options.top_p is not None:
-        processors.append(TopPLogitsWarper(options.top_p))
-    if options.min_p is not None:
-        processors.append(MinPLogitsWarper(options.min_p))
-    found = processors(torch.tensor([seen]), logits[None])[0].double()
-    return found.softmax(-1)
+    return processed(logits, options, seen).double().softmax(-1)
 
 
 def _borders(probabilities: torch.Tensor) -> list[tuple[float, int]]:
