@@ -13,8 +13,8 @@ from planish.codegen.tvm.kernel import bind, ramp
 from planish.codegen.tvm.tiles import index, quotient
 from planish.compiler.types import DType
 
-_AHEAD = 1024  # units of weights that a tile fetches early, a page
-_READ = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
+# Units of weights that a tile fetches early, and how llvm.prefetch reads them: 2 KiB ahead into L1, 12 KiB into L2.
+_AHEAD = ((512, (T.int32(0), T.int32(3), T.int32(1))), (3072, (T.int32(0), T.int32(2), T.int32(1))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,8 @@ class Int8Tile:
     def _step(self, totals: "list[list[tirx.Buffer]]", place: "tirx.PrimExpr", unit: "tirx.PrimExpr") -> None:
         plan, tile, dot = self.plan, self.plan.tile, dot_for(self.plan.isa)
         lanes = tile.lanes
-        if plan.nibbles and len(totals) > 2:
-            self._fetch(bind(place + _AHEAD))
+        if len(totals) > (2 if plan.nibbles else 4):
+            self._fetch(place)
         packed = [bind(self.weights[ramp(place + v * lanes, lanes)]) for v in range(tile.vectors)]
         for half in range(plan.unit // 4):
             weights = [bind(_nibbles(p, half)) for p in packed] if plan.nibbles else packed
@@ -101,13 +101,14 @@ class Int8Tile:
                     T.buffer_store(total, dot(total[ramp(0, lanes)], weight, x), [ramp(0, lanes)])
 
     def _fetch(self, place: "tirx.PrimExpr") -> None:
-        """Read a line ahead where unpacking and several rows keep the core from running ahead by itself.
+        """Fetch ahead where several rows keep the core from running ahead by itself.
 
-        Fewer rows, and bytes, wait for memory alone and are slower with it.
+        Fewer rows wait for memory alone and are slower with it.
         """
-        for line in range(0, self.plan.tile.width, 16):
-            address = T.address_of(self.weights[place + line])
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *_READ))
+        for ahead, how in _AHEAD:
+            for line in range(0, self.plan.tile.width, 16):
+                address = T.address_of(self.weights[bind(place + (ahead + line))])
+                T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *how))
 
     def _scale(
         self,
