@@ -13,8 +13,12 @@ from planish.codegen.tvm.kernel import bind, ramp
 from planish.codegen.tvm.tiles import index, quotient
 from planish.compiler.types import DType
 
-# Units of weights that a tile fetches early, and how llvm.prefetch reads them: 2 KiB ahead into L1, 12 KiB into L2.
-_AHEAD = ((512, (T.int32(0), T.int32(3), T.int32(1))), (3072, (T.int32(0), T.int32(2), T.int32(1))))
+_INTO_L1, _INTO_L2 = ((T.int32(0), T.int32(level), T.int32(1)) for level in (3, 2))  # of llvm.prefetch: for reading
+_AHEAD = ((512, _INTO_L1), (3072, _INTO_L2))  # units of weights that a tile of several rows fetches early
+_FEW = 2  # rows
+_LINE = 16  # units in a cache line
+_PAGE = 1024  # units in a page, where the processor's own fetching ends
+_FIRST_LINES = 4  # of a page, by which it starts again
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Int8Tile:
         with T.serial(index(plan.count)) as group:
             totals = self._start(height, panel, row, group)
             weights, units = bind(base + group * group_units), bind(first + group * (plan.group // 4))
+            if height <= _FEW and plan.nibbles:
+                self._fetch(bind(weights + _PAGE), _FIRST_LINES, _INTO_L2)
             with T.serial(self._steps(group)) as step:
                 self._step(totals, bind(weights + step * width), bind(units + step * (plan.unit // 4)))
             self._scale(totals, panel, row, group)
@@ -90,8 +96,9 @@ class Int8Tile:
     def _step(self, totals: "list[list[tirx.Buffer]]", place: "tirx.PrimExpr", unit: "tirx.PrimExpr") -> None:
         plan, tile, dot = self.plan, self.plan.tile, dot_for(self.plan.isa)
         lanes = tile.lanes
-        if len(totals) > (2 if plan.nibbles else 4):
-            self._fetch(place)
+        if len(totals) > (_FEW if plan.nibbles else 2 * _FEW):
+            for ahead, how in _AHEAD:
+                self._fetch(bind(place + ahead), tile.width // _LINE, how)
         packed = [bind(self.weights[ramp(place + v * lanes, lanes)]) for v in range(tile.vectors)]
         for half in range(plan.unit // 4):
             weights = [bind(_nibbles(p, half)) for p in packed] if plan.nibbles else packed
@@ -100,15 +107,14 @@ class Int8Tile:
                 for total, weight in zip(row, weights, strict=True):
                     T.buffer_store(total, dot(total[ramp(0, lanes)], weight, x), [ramp(0, lanes)])
 
-    def _fetch(self, place: "tirx.PrimExpr") -> None:
-        """Fetch ahead where several rows keep the core from running ahead by itself.
+    def _fetch(self, place: "tirx.PrimExpr", lines: int, how: "tuple[tirx.PrimExpr, ...]") -> None:
+        """Fetch so many lines of weights.
 
-        Fewer rows wait for memory alone and are slower with it.
+        Several rows keep a core from running ahead by itself; fewer wait for memory alone and are slower with it.
         """
-        for ahead, how in _AHEAD:
-            for line in range(0, self.plan.tile.width, 16):
-                address = T.address_of(self.weights[bind(place + (ahead + line))])
-                T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *how))
+        for line in range(lines):
+            address = T.address_of(self.weights[bind(place + line * _LINE)])
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *how))
 
     def _scale(
         self,
