@@ -16,7 +16,7 @@ from torch import nn
 import planish
 from planish.codegen.build import Built, build
 from planish.codegen.function_plan import Interface
-from planish.compilation_generation import check_cache, interfaces, language, with_sizes, with_split
+from planish.compilation_generation import check_end, check_generation, interfaces, language, with_sizes, with_split
 from planish.compile_report import CompileReport, kernel_rows, torch_notes
 from planish.compiler.importers import Imported, import_onnx, import_torch
 from planish.compiler.ir import Graph, Program, Workload
@@ -84,7 +84,7 @@ def run(
     pipeline = Pipeline(_with_precision(_chosen_passes(passes, generate), precision))
     profile = profile_of(target)
     if generate is not None:
-        check_cache(generate, profile)
+        check_generation(generate, profile)
     tuning: list[str] = []
     on_host: tuple[str, ...] = ()
     generate_code = _code_generator(profile, tune, tuning)
@@ -93,6 +93,8 @@ def run(
         program = with_workload(imported.program, workload)
     with clock.stage("running passes"):
         program, passed = pipeline.run(program, Context(profile, dict(program.main.hints())))
+        if generate is not None:
+            check_end(generate, program)
         if generate is not None and profile.backend == "triton":
             program, on_host = _with_token_functions(program, profile)
     with clock.stage("generating code"):

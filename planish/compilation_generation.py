@@ -70,12 +70,28 @@ def _is_ids(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32) and value.ndim == 2
 
 
-def check_cache(generation: Generation, profile: Profile) -> None:
-    """Raise InputError where the target has no kernels for the caches."""
+def check_generation(generation: Generation, profile: Profile) -> None:
+    """Raise InputError where the target has no kernels for the caches, or the tokenizer cannot be stored."""
+    tokenizer_of(generation.tokenizer)
     if generation.cache == "i4" and profile.backend != "triton":
         raise InputError(
             f"compile: caches of 'i4' have kernels for GPUs alone; on {profile.name} use cache='f32', 'f16' or 'i8'"
         )
+
+
+def check_end(generation: Generation, program: Program) -> None:
+    """Raise InputError where a given token that ends texts is none of the model's."""
+    outside = [token for token in generation.given_end or () if token >= _vocabulary(program)]
+    if outside:
+        raise InputError(
+            f"Generation: end holds token {outside[0]}, outside the vocabulary of {_vocabulary(program)} of the model"
+        )
+
+
+def _vocabulary(program: Program) -> int:
+    size = program.functions["decode"].outputs[0].shape[-1]
+    assert isinstance(size, int)
+    return size
 
 
 def with_split(chosen: Sequence[Pass], generation: Generation) -> tuple[Pass, ...]:
@@ -104,8 +120,7 @@ def language(
 ) -> Language:
     """The settings, the tokenizer and the recorded prompt of the artifact."""
     stored = tokenizer_of(generation.tokenizer)
-    vocabulary = program.functions["decode"].outputs[0].shape[-1]
-    assert isinstance(vocabulary, int)
+    vocabulary = _vocabulary(program)
     settings = Settings(
         context=generation.context,
         chunk=_tokens_at_once(program.functions["prefill"]),

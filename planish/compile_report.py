@@ -49,14 +49,25 @@ class CompileReport:
         for row in self.kernels:
             counts[row.template] = counts.get(row.template, 0) + 1
         lines.append(f"{len(self.kernels)} kernel calls: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-        for row in self.kernels:
-            lines += [f"  {row.scope or row.function}: {row.template} not {t}: {why}" for t, why in row.refused]
+        lines += _refusal_lines(self.kernels)
         lines += [_variant_line(row) for row in self.variants]
         lines += _model_lines(self.variants)
         for topic, notes in self.notes.items():
             lines += [f"{topic}: {note}" for note in notes]
         lines.append("seconds: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.stages.items()))
         return "\n".join(lines)
+
+
+def _refusal_lines(rows: tuple[KernelRow, ...]) -> list[str]:
+    """Why other templates were not taken: each reason once, with the number of calls and the first of them."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        for template, why in row.refused:
+            found.setdefault((row.template, template, why), []).append(row.scope or row.function)
+    return [
+        f"  {len(where)} x {taken} not {template}: {why} (in '{where[0]}')"
+        for (taken, template, why), where in found.items()
+    ]
 
 
 def _variant_line(row: VariantRow) -> str:

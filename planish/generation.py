@@ -1,7 +1,7 @@
 """`Generation`: how a compiled language model is to generate; and the tokenizer that its artifact gets."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Generation:
         on GPUs, "i4" (a sixth, with an error that small models show).
     tokenizer: a tokenizer of transformers, a `tokenizers.Tokenizer`, or the path of a tokenizer.json or of the folder
         that holds one; None leaves token ids as the only input.
-    end: token ids that end a text; by default those of the model's and the tokenizer's configuration.
+    end: token ids that end a text, or one; by default those of the model's and the tokenizer's configuration.
 
     Raises InputError on a value out of its range.
     """
@@ -33,7 +33,7 @@ class Generation:
     chunk: int = 512
     cache: str = "f32"
     tokenizer: Any = None
-    end: Sequence[int] | None = None
+    end: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "chunk"):
@@ -41,9 +41,18 @@ class Generation:
                 raise InputError(f"Generation: {name} is an integer of at least 1, not {value!r}")
         if self.cache not in ("f32", "f16", "i8", "i4"):
             raise InputError(f"Generation: cache is 'f32', 'f16', 'i8' or 'i4', not {self.cache!r}")
-        for token in self.end or ():
+        for token in self.given_end or ():
             if type(token) is not int or token < 0:
                 raise InputError(f"Generation: end holds token ids, not {token!r}")
+
+    @property
+    def given_end(self) -> tuple[int, ...] | None:
+        """`end` as a tuple; raises InputError where it is neither that nor an id."""
+        if self.end is None or isinstance(self.end, int):
+            return None if self.end is None else (self.end,)
+        if not isinstance(self.end, Iterable):
+            raise InputError(f"Generation: end is a token id or a list of them, not {self.end!r}")
+        return tuple(self.end)
 
 
 def tokenizer_of(given: Any) -> Tokenizer | None:
@@ -65,8 +74,8 @@ def tokenizer_of(given: Any) -> Tokenizer | None:
 
 def end_tokens(generation: Generation, model: Any, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """The ids that end a text, of `Generation.end` or of the model's configuration and the tokenizer."""
-    if generation.end is not None:
-        return tuple(generation.end)
+    if (given := generation.given_end) is not None:
+        return given
     found: list[int] = []
     for source in (getattr(model, "generation_config", None), getattr(model, "config", None)):
         ids = getattr(source, "eos_token_id", None)

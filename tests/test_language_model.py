@@ -289,6 +289,7 @@ def test_batch_and_tokens_are_dynamic_without_being_declared() -> None:
         ({"chunk": True}, "Generation: chunk is an integer of at least 1, not True"),
         ({"cache": "f64"}, "Generation: cache is 'f32', 'f16', 'i8' or 'i4', not 'f64'"),
         ({"end": ("x",)}, "Generation: end holds token ids, not 'x'"),
+        ({"end": 2.5}, "Generation: end is a token id or a list of them, not 2.5"),
     ],
 )
 def test_generation_refuses_values_out_of_range(options: dict[str, Any], words: str) -> None:
@@ -326,6 +327,26 @@ def test_end_tokens_are_those_of_the_configurations() -> None:
     assert end_tokens(Generation(), model, None) == (4, 5, 2)
     assert end_tokens(Generation(), nn.Linear(1, 1), tokenizer_of(fast_tokenizer())) == (ord("!"),)
     assert end_tokens(Generation(end=(9,)), model, None) == (9,)
+    assert end_tokens(Generation(end=9), model, None) == (9,)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "stage"),
+    [
+        ({"tokenizer": "nowhere"}, "there is no tokenizer at 'nowhere'", None),
+        ({"end": [2, 300]}, "end holds token 300, outside the vocabulary of 256 of the model", "running passes"),
+    ],
+)
+def test_what_cannot_be_is_said_before_code_is_generated(options: dict[str, Any], words: str, stage: str) -> None:
+    stages: list[str] = []
+    with pytest.raises(InputError, match=words):
+        planish.compile(
+            small_llama(),
+            inputs=(torch.arange(3, 9)[None],),
+            generate=Generation(context=16, **options),
+            progress=stages.append,
+        )
+    assert (stages[-1] if stages else None) == stage
 
 
 def test_refuses_a_model_that_is_not_causal() -> None:

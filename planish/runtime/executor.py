@@ -165,7 +165,8 @@ class CompiledFunction:
 class Executable(Functions[CompiledFunction]):
     """A loaded artifact. Calling it calls its `main` function, or its only one.
 
-    `threads` is how many each call uses; the library's default is the number of cores that the process has.
+    `threads` is how many each call uses, at most and by default the number of cores that the process has: threads that
+    share a core wait for one another.
     """
 
     def __init__(
@@ -175,7 +176,8 @@ class Executable(Functions[CompiledFunction]):
             raise InputError(f"threads is {threads!r}; a call needs at least one, as an integer")
         memory = Memory(weights, plan.weights)
         self.plan = plan
-        self.threads = threads or (library.threads() if library else 1)
+        cores = library.threads() if library else 1
+        self.threads = min(threads or cores, cores)
         self.functions: Mapping[str, CompiledFunction] = {
             name: CompiledFunction(name, function, _entries(function, library), memory, self.threads)
             for name, function in plan.functions.items()

@@ -57,7 +57,7 @@ int32_t planish_main_0(const void *const *inputs, void *const *outputs, const in
     start = seconds();
     for (int64_t i = 0; i < sizes[0] * 4; i++) ((float *)outputs[0])[i] = scratch[i] * w[i % 4] + bias[i % 4] + OFFSET;
     if (times) times[1] = seconds() - start;
-    return threads == 99 ? 5 : 0;
+    return sizes[0] == 99 ? 5 : 0;
 }
 """
 

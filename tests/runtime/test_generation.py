@@ -214,6 +214,7 @@ def test_chat_renders_the_template() -> None:
         ("", "hi", "chat: the artifact has no chat template"),
         (_TEMPLATE, [{"role": "nobody", "content": "x"}], "the template refuses these messages: who is nobody?"),
         (_TEMPLATE, [{"content": "x"}], "a message is .'role': 'user', 'content': '...'., not "),
+        (_TEMPLATE, None, "messages are a list of .'role': 'user', 'content': '...'., or one text, not None"),
         ("{{ messages.append(1) }}", "hi", "the template refuses these messages: access to attribute 'append'"),
     ],
 )
@@ -227,7 +228,8 @@ def test_chat_refusals(template: str, messages: Any, words: str) -> None:
     ("prompt", "options", "words"),
     [
         ([], {}, "the prompt is empty; give at least one token"),
-        ([[1], []], {}, "the prompt is empty"),
+        ([[1], []], {}, "the prompt of row 1 is empty"),
+        ([[1], [3, 256]], {}, "token 256 at place 1 of the prompt of row 1 is outside"),
         ([1] * 65, {}, "prompt has 65 tokens, the model was compiled for a context of 64; .*context=65"),
         ([1, 256], {}, r"token 256 at place 1 of the prompt is outside the vocabulary of 256 \(0..255\)"),
         ([-1], {}, "token -1 at place 0 of the prompt is outside"),
@@ -239,6 +241,8 @@ def test_chat_refusals(template: str, messages: Any, words: str) -> None:
         ("text", {}, r"generate: the artifact has no tokenizer, so give token ids; .*Generation\(tokenizer=...\)"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens is an integer of at least 1, not 0"),
         ([1], {"max_new_tokens": 2.0}, "max_new_tokens is an integer of at least 1, not 2.0"),
+        ([1], {"max_new_tokens": True}, "max_new_tokens is an integer of at least 1, not True"),
+        ([1], {"stop": True}, "stop is text, a token id or a list of those, none empty, not True"),
         ([1], {"stop": "x"}, "stop: the artifact has no tokenizer"),
         ([1], {"stop": [256]}, r"the stop token 256 is outside 0..255"),
         ([1], {"stop": [""]}, "stop is text, a token id or a list of those, none empty"),

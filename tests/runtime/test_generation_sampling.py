@@ -128,6 +128,12 @@ def test_temperature_zero_takes_the_likeliest_after_the_penalty() -> None:
     assert logits[1] == 3.0, "the caller's logits stay as they are"
 
 
+def test_a_temperature_too_small_to_divide_by_takes_the_likeliest() -> None:
+    logits = logits_of(100)
+    for temperature in (1e-45, 1e-40, 1e-21, 1e-18):
+        assert Sampler(Sampling(temperature), 100).choose(logits) == int(logits.argmax())
+
+
 def test_a_seed_repeats_the_draws_and_rows_differ() -> None:
     logits = logits_of(500)
 
@@ -159,7 +165,8 @@ def test_a_filter_alone_makes_it_draw() -> None:
         ({"top_p": 0}, "top_p is above 0 and at most 1, not 0"),
         ({"top_p": 1.1}, "top_p is above 0 and at most 1, not 1.1"),
         ({"min_p": -0.1}, "min_p is from 0 to 1, not -0.1"),
-        ({"repetition_penalty": 0}, "repetition_penalty is a number above 0, where 1 changes nothing, not 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty is from 1e-6 to 1e6, where 1 changes nothing, not 0"),
+        ({"repetition_penalty": 1e39}, "repetition_penalty is from 1e-6 to 1e6"),
         ({"seed": -1}, "seed is an integer of at least 0, not -1"),
     ],
 )

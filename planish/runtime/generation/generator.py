@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeGuard, Unpack
 
 import numpy as np
 
@@ -123,25 +123,26 @@ class Generator:
                 f"generate: {len(inner)} prompts were given, the model was compiled for a batch of "
                 f"{self.settings.batch}; give fewer, or compile with planish.Generation(batch={len(inner)})"
             )
-        return [self._ids(each) for each in inner], False, any(isinstance(each, str) for each in inner)
+        read = [self._ids(each, f"the prompt of row {i}") for i, each in enumerate(inner)]
+        return read, False, any(isinstance(each, str) for each in inner)
 
-    def _ids(self, prompt: Any) -> list[int]:
+    def _ids(self, prompt: Any, name: str = "the prompt") -> list[int]:
         if isinstance(prompt, str):
             prompt = self._text_by("generate").encode(prompt)
         if not isinstance(prompt, list | tuple | range):
             raise InputError(f"generate: every prompt of a batch is text or a list of token ids, not {prompt!r}")
         for token in prompt:
-            if not isinstance(token, int | np.integer) or isinstance(token, bool):
+            if not _is_whole(token):
                 raise InputError(f"generate: a token id is an integer, not {token!r}")
-        check_prompt(prompt, self.settings)
+        check_prompt(prompt, self.settings, name)
         return [int(token) for token in prompt]
 
     def _limits(self, max_new_tokens: int, stop: Stop | None) -> "_Limits":
-        if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+        if not _is_whole(max_new_tokens) or max_new_tokens < 1:
             raise InputError(f"generate: max_new_tokens is an integer of at least 1, not {max_new_tokens!r}")
         each = () if stop is None else tuple(stop) if isinstance(stop, list | tuple | set | frozenset) else (stop,)
         strings = tuple(one for one in each if isinstance(one, str))
-        ids = [one for one in each if isinstance(one, int | np.integer)]
+        ids = [one for one in each if _is_whole(one)]
         if len(ids) + len(strings) < len(each) or "" in strings:
             raise InputError(f"generate: stop is text, a token id or a list of those, none empty, not {stop!r}")
         if strings:
@@ -259,6 +260,11 @@ def _check_finite(largest: np.ndarray[Any, Any], rows: Sequence[Row], session: S
                 f"generate: the logits after {len(row.prompt) + len(row.tokens)} tokens of row {place} hold {top}: "
                 f"{session.first_undefined()}; check the weights of that layer, or whether the model overflows"
             )
+
+
+def _is_whole(given: object) -> TypeGuard[int]:
+    """Whether it is a whole number, which True and False are not here."""
+    return isinstance(given, int | np.integer) and not isinstance(given, bool)
 
 
 def _plain(given: Any) -> Any:

@@ -16,6 +16,9 @@ _BLOCK = 64
 CONTROLS: Final = ("share", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 # Only the outermost of these shells below the largest logit that a share of the probability reaches is sorted.
 _DEPTHS = (2.0, 4.0, 6.0, 9.0, 13.0, 20.0, math.inf)
+# Below this no draw gives another token than the likeliest, and logits divided by it may pass f32.
+_COLD: Final = 1e-20
+_PENALTIES: Final = (1e-6, 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Sampling:
     """How tokens are chosen. At `temperature` 0 the likeliest is; otherwise one is drawn from what the filters leave.
 
     repetition_penalty: divides positive logits of tokens that were there before, multiplies negative ones.
-    temperature: divides the logits; None is 1 where a filter is given, else 0.
+    temperature: divides the logits; None is 1 where a filter is given, else 0. Below 1e-20 it counts as 0.
     top_k: keeps the k largest logits, and ties of the least of them.
     top_p: keeps the likeliest tokens until their probabilities reach p; of equal ones the first.
     min_p: keeps tokens at least that many times as likely as the likeliest.
@@ -45,8 +48,8 @@ class Sampling:
         _check("top_k", self.top_k, "an integer of at least 1", whole)
         _check("top_p", self.top_p, "above 0 and at most 1", _number(self.top_p, 0, 1) and self.top_p != 0)
         _check("min_p", self.min_p, "from 0 to 1", _number(self.min_p, 0, 1))
-        penalty = _number(self.repetition_penalty, 0) and self.repetition_penalty != 0
-        _check("repetition_penalty", self.repetition_penalty, "a number above 0, where 1 changes nothing", penalty)
+        penalty = _number(self.repetition_penalty, *_PENALTIES)
+        _check("repetition_penalty", self.repetition_penalty, "from 1e-6 to 1e6, where 1 changes nothing", penalty)
         seeded = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool) and self.seed >= 0
         _check("seed", self.seed, "an integer of at least 0", seeded)
 
@@ -54,7 +57,7 @@ class Sampling:
     def used_temperature(self) -> float:
         """The temperature in force."""
         if self.temperature is not None:
-            return float(self.temperature)
+            return float(self.temperature) if self.temperature >= _COLD else 0.0
         return 0.0 if self.top_k is None and self.top_p is None and self.min_p is None else 1.0
 
 

@@ -167,18 +167,18 @@ class Session:
 _NUMPY = {"f32": np.float32, "f16": np.float16, "i8": np.int8, "u8": np.uint8}
 
 
-def check_prompt(prompt: Sequence[int], settings: Settings) -> None:
+def check_prompt(prompt: Sequence[int], settings: Settings, name: str = "the prompt") -> None:
     """Raise InputError where a prompt is empty, longer than the context, or has ids outside the vocabulary."""
     if not prompt:
-        raise InputError("generate: the prompt is empty; give at least one token, such as the token that begins a text")
+        raise InputError(f"generate: {name} is empty; give at least one token, such as the token that begins a text")
     if len(prompt) > settings.context:
         raise InputError(
-            f"generate: the prompt has {len(prompt)} tokens, the model was compiled for a context of "
+            f"generate: {name} has {len(prompt)} tokens, the model was compiled for a context of "
             f"{settings.context}; shorten it, or compile with planish.Generation(context={len(prompt)}) or more"
         )
     for place, token in enumerate(prompt):
         if not 0 <= token < settings.vocabulary:
             raise InputError(
-                f"generate: token {token} at place {place} of the prompt is outside the vocabulary of "
+                f"generate: token {token} at place {place} of {name} is outside the vocabulary of "
                 f"{settings.vocabulary} (0..{settings.vocabulary - 1}); is it of another tokenizer?"
             )

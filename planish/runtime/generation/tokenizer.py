@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _INSTALL = "pip install 'planish[generate]'"
+_MESSAGE = "{'role': 'user', 'content': '...'}"
 
 
 @dataclass(slots=True)
@@ -45,9 +46,11 @@ class Tokenizer:
         """
         if not self.template:
             raise InputError("chat: the artifact has no chat template; give the whole prompt to generate as text")
+        if not isinstance(messages, Sequence):
+            raise InputError(f"chat: messages are a list of {_MESSAGE}, or one text, not {messages!r}")
         for message in messages:
             if not isinstance(message, Mapping) or "role" not in message:
-                raise InputError(f"chat: a message is {{'role': 'user', 'content': '...'}}, not {message!r}")
+                raise InputError(f"chat: a message is {_MESSAGE}, not {message!r}")
         return _render(self.template, messages, self.special)
 
     def _tokenizer(self) -> "tokenizers.Tokenizer":
