@@ -91,6 +91,7 @@ ARITHMETIC: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
         lambda x: (
             *(x.sign(), x.square(), x.abs().log2(), x.exp2(), (x * 3).trunc(), (x * 3).round(), x.floor(), x.ceil()),
             *(x.frac(), (x / 0).isinf(), (x / 0).nan_to_num(), x.isfinite(), x.erf(), x.tan(), x.rsqrt().isnan()),
+            *(x.expm1(), x.abs().log1p()),
         ),
         (reals(4, 3),),
     ),
@@ -214,7 +215,10 @@ SHAPES: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
         (reals(2, 4, 3),),
     ),
     "joins": (
-        lambda x, i: (torch.cat([x, i], 1), torch.stack([x, x], -1), torch.hstack([x, x])),
+        lambda x, i: (
+            *(torch.cat([x, i], 1), torch.stack([x, x], -1), torch.hstack([x, x])),
+            *(torch.cat([i, x[:, 4:]], 1), torch.cat([x[:, :0], x[:, 4:]], 1).sum()),
+        ),
         (reals(2, 4), integers(2, 4)),
     ),
     "padding": (

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from planish.compiler.importers import import_torch
 from planish.compiler.verify import verify
+from planish.errors import ImportGraphError
 from tests.compiler.test_import_torch_models import run
 
 Shape = tuple[int, ...]
@@ -86,3 +87,25 @@ def test_sizes_may_differ_from_the_examples(name: str) -> None:
         with torch.no_grad():
             wanted = model(x)
         torch.testing.assert_close(run(imported, (x,), {}), wanted, rtol=0, atol=1e-5)
+
+
+class Triangle(nn.Module):
+    """Attention under a mask cut from a stored triangle, of which torch takes the whole to be no cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("triangle", torch.ones(8, 8).tril().bool())
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.get_buffer("triangle")[: x.shape[1], : x.shape[1]]
+        return torch.where(mask, x @ x.transpose(1, 2), 0.0) @ x
+
+
+def test_the_one_size_that_torch_would_compile_apart_is_left_out() -> None:
+    model, x = Triangle().eval(), torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0))
+    imported = import_torch(model, (x,), dynamic={"x": {1: "tokens"}})
+    assert [(size.low, size.high) for size in imported.program.main.sizes] == [(1, 7)]
+    longer = torch.cat([x, x[:, :2]], 1)
+    torch.testing.assert_close(run(imported, (longer,), {}), model(longer))
+    with pytest.raises(ImportGraphError, match="in the specified range tokens <= 8 satisfy the generated guard"):
+        import_torch(model, (x,), dynamic={"x": {1: ("tokens", 1, 8)}})

@@ -309,6 +309,8 @@ TABLE: Table = {
     aten.log2.default: _log_base(2),
     aten.log10.default: _log_base(10),
     aten.exp2.default: lambda b, x: b.emit(ops.exp, _mul(b, x, math.log(2))),
+    aten.expm1.default: lambda b, x: _sub(b, b.emit(ops.exp, *b.promote(x, floating=True)), 1),
+    aten.log1p.default: lambda b, x: b.emit(ops.log, _add(b, b.promote(x, floating=True)[0], 1)),
     aten.hardsigmoid.default: _hard_sigmoid,
     aten.hardswish.default: _hard_swish,
     aten.hardtanh.default: lambda b, x, low=-1.0, high=1.0: _clamp(b, x, low, high),

@@ -182,8 +182,9 @@ def _unbind(b: Builder, x: Value, dim: int = 0) -> list[Value]:
 
 
 def _cat(b: Builder, values: Sequence[Value], dim: int = 0) -> Value:
-    kept = [v for v in values if v.shape != (0,)] or list(values[:1])
-    return b.concat(b.promote(*kept), axis_of(dim, kept[0].type.rank))
+    ranked = [v for v in values if v.shape != (0,)] or list(values[:1])
+    axis, parts = axis_of(dim, ranked[0].type.rank), b.promote(*ranked)
+    return b.concat([v for v in parts if v.shape[axis] != 0] or parts[:1], axis)
 
 
 def _stack(b: Builder, values: Sequence[Value], dim: int = 0) -> Value:

@@ -21,7 +21,7 @@ class Declared:
     """One dynamic axis as declared: a name with bounds where the user gave them, or a Dim of torch to pass on.
 
     `hint` is the usual size where the user gave one, `example` that of the example inputs. `open_below` says that the
-    lower bound is ours to raise, since the user gave none.
+    lower bound is ours to raise, since the user gave none; `open_above` likewise that the upper one is ours to lower.
     """
 
     name: str
@@ -29,8 +29,9 @@ class Declared:
     high: int | None = None
     hint: int | None = None
     example: int | None = None
-    passed: Any = None
     open_below: bool = False
+    open_above: bool = False
+    passed: Any = None
 
     @property
     def minimum(self) -> int:
@@ -161,7 +162,7 @@ def merged(axes: Sequence[Axes], leaves: Sequence[Any], hints: Mapping[str, int]
             known = known or Declared(size.name)
             low, high = _tighter(max, known.low, size.low), _tighter(min, known.high, size.high)
             hint = known.hint if size.hint is None else size.hint
-            found[size.name] = Declared(size.name, low, high, hint, actual, open_below=low is None)
+            found[size.name] = Declared(size.name, low, high, hint, actual, low is None, high is None)
     for name in hints:
         if name not in found:
             raise ImportGraphError(f"hints names '{name}', which is no dynamic size{nearest(name, found)}")
@@ -217,6 +218,7 @@ def export_dims(axes: Sequence[Axes], sizes: Mapping[str, Declared]) -> list[dic
 _FIX = re.compile(r"^\s*(\w+) = (.+)$", re.MULTILINE)
 _BOUND = re.compile(r"(min|max)=(\d+)")
 _GUARDED = re.compile(r"Not all values of (\w+) = ")
+_ALL_BUT = re.compile(r"Not all values of (\w+) = .* generated guard .*\.size\(\)\[\d+\] != (\d+)\.")
 
 
 def narrowed(message: str, sizes: Mapping[str, Declared]) -> dict[str, Declared] | None:
@@ -232,7 +234,18 @@ def narrowed(message: str, sizes: Mapping[str, Declared]) -> dict[str, Declared]
         if (low is not None and own.low not in (None, low)) or (high is not None and own.high not in (None, high)):
             return None
         changed[name] = replace(own, low=own.low if low is None else low, high=own.high if high is None else high)
-    return changed if suggestions and changed != dict(sizes) else _raised(message, sizes)
+    return changed if suggestions and changed != dict(sizes) else _lowered(message, sizes) or _raised(message, sizes)
+
+
+def _lowered(message: str, sizes: Mapping[str, Declared]) -> dict[str, Declared] | None:
+    """`sizes` without the greatest value, where torch would compile another program for that one alone.
+
+    A slice of a table that is all of the table is no slice to torch.
+    """
+    excluded = {name: int(value) for name, value in _ALL_BUT.findall(message) if name in sizes}
+    if not all(sizes[name].open_above and sizes[name].high == value for name, value in excluded.items()):
+        return None
+    return {**sizes, **{n: replace(sizes[n], high=value - 1) for n, value in excluded.items()}} if excluded else None
 
 
 def _raised(message: str, sizes: Mapping[str, Declared]) -> dict[str, Declared] | None:
