@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.peers import BY_PRECISION, Peer, PeerError
-from benchmarks.results import FOLDER, load
+from benchmarks.results import FOLDER, load, suite_of
 from benchmarks.run import Choice, Say, run
 from benchmarks.table import markdown
 from benchmarks.timing import Effort
@@ -32,7 +32,7 @@ Batches = Annotated[str, typer.Option(help="Batch sizes, separated by commas.")]
 Threads = Annotated[int, typer.Option(help="Threads that every peer may use.", min=1)]
 Seconds = Annotated[float, typer.Option(help="Seconds of timing for each case.", min=0)]
 Precision = Annotated[str, typer.Option(help="What products compute in: f32, or bf16 beside f32.")]
-Results = Annotated[Path, typer.Argument(help="A result file of `run`.")]
+Results = Annotated[Path, typer.Argument(help="A file of results.")]
 
 
 @app.command("run")
@@ -235,8 +235,11 @@ def gpu(
 
 @app.command()
 def table(file: Results) -> None:
-    """Print results as Markdown."""
-    typer.echo(markdown(load(file)))
+    """Print results of `run` or `language` as Markdown."""
+    from benchmarks.language.results import load as load_language
+    from benchmarks.language.table import language_markdown
+
+    typer.echo(language_markdown(load_language(file)) if suite_of(file) == "language" else markdown(load(file)))
 
 
 @app.command()

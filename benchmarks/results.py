@@ -124,6 +124,15 @@ def load(path: Path) -> Suite:
     return read(_SUITE, path, what="benchmark results", form=FORMAT)
 
 
+def suite_of(path: Path) -> str:
+    """The suite that a JSON file names, such as "language"; empty where it names none or cannot be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("suite", "")) if isinstance(found, dict) else ""
+
+
 class _Formatted(Protocol):
     @property
     def format(self) -> int: ...

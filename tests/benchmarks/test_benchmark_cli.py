@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.results import Case, Limit, Machine, Result, Suite, save
+from benchmarks.results import FOLDER, Case, Limit, Machine, Result, Suite, save
 from planish.errors import InputError
 
 CALL = CliRunner()
@@ -23,6 +23,12 @@ def file(tmp_path: Path) -> Path:
 def test_table_prints_markdown(file: Path) -> None:
     done = CALL.invoke(app, ["table", str(file)], catch_exceptions=False)
     assert "| glassllm | 1 | eager | 20.00 | 18.00 | 1.00 | 0.50 | 0.0e+00 |  |" in done.stdout
+
+
+def test_table_prints_results_of_language_models_too() -> None:
+    done = CALL.invoke(app, ["table", str(FOLDER / "language.json")], catch_exceptions=False)
+    assert "| model | format | batch | context | peer | decode tokens/s |" in done.stdout
+    assert "| llama-1.1b | int4 | 1 | 512 | llama.cpp |" in done.stdout
 
 
 def test_plot_writes_a_png_beside_the_results(file: Path) -> None:
