@@ -366,6 +366,14 @@ def test_covers_the_layers_of_torch(name: str) -> None:
     assert_imports(layer.eval(), inputs)
 
 
+@pytest.mark.parametrize("function", [torch.expm1, torch.log1p])
+def test_functions_of_numbers_near_zero_lose_no_digits(function: Callable[[Tensor], Tensor]) -> None:
+    near = torch.logspace(-12, -0.01, 500)
+    x = torch.cat([near, -near, torch.tensor([0.0, 3.0, 80.0, float("inf")])])
+    (got,) = pytree.tree_leaves(run(import_torch(Calls(function).eval(), (x,)), (x,), {}))
+    torch.testing.assert_close(got.double(), function(x.double()), rtol=1e-6, atol=0)
+
+
 def test_leaves_unknown_ops_to_torch_and_names_them() -> None:
     def function(x: Tensor, i: Tensor) -> object:
         many = (i.repeat(1, 5), x.repeat(1, 5))

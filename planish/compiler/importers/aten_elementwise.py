@@ -167,6 +167,27 @@ def _log_sigmoid(b: Builder, x: Value) -> Value:
     return b.emit(ops.neg, _softplus(b, b.emit(ops.neg, x), 1, 20))
 
 
+def _expm1(b: Builder, x: Value) -> Value:
+    """exp(x) - 1, near 0 as the odd and the even part of its series, which lose no digits."""
+    (x,) = b.promote(x, floating=True)
+    half = b.emit(ops.tanh, _mul(b, x, 0.5))
+    near = b.emit(ops.div, _mul(b, half, 2), _rsub(b, half, 1))
+    return b.emit(ops.where, _is_near_zero(b, x), near, _sub(b, b.emit(ops.exp, x), 1))
+
+
+def _log1p(b: Builder, x: Value) -> Value:
+    """log(1 + x); what the sum rounds off near 0 is made good (Goldberg, ACM Computing Surveys 23(1), 1991)."""
+    (x,) = b.promote(x, floating=True)
+    grown = _add(b, x, 1)
+    plain, used = b.emit(ops.log, grown), _sub(b, grown, 1)
+    near = b.emit(ops.where, b.emit(ops.eq, *b.promote(used, 0)), x, b.emit(ops.div, _mul(b, plain, x), used))
+    return b.emit(ops.where, _is_near_zero(b, x), near, plain)
+
+
+def _is_near_zero(b: Builder, x: Value) -> Value:
+    return b.emit(ops.lt, *b.promote(b.emit(ops.abs_, x), 0.5))
+
+
 def _log_base(base: float) -> Handler:
     return lambda b, x: _mul(b, b.emit(ops.log, *b.promote(x, floating=True)), 1 / math.log(base))
 
@@ -309,8 +330,8 @@ TABLE: Table = {
     aten.log2.default: _log_base(2),
     aten.log10.default: _log_base(10),
     aten.exp2.default: lambda b, x: b.emit(ops.exp, _mul(b, x, math.log(2))),
-    aten.expm1.default: lambda b, x: _sub(b, b.emit(ops.exp, *b.promote(x, floating=True)), 1),
-    aten.log1p.default: lambda b, x: b.emit(ops.log, _add(b, b.promote(x, floating=True)[0], 1)),
+    aten.expm1.default: _expm1,
+    aten.log1p.default: _log1p,
     aten.hardsigmoid.default: _hard_sigmoid,
     aten.hardswish.default: _hard_swish,
     aten.hardtanh.default: lambda b, x, low=-1.0, high=1.0: _clamp(b, x, low, high),
