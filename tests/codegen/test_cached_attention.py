@@ -166,8 +166,32 @@ def test_tasks_share_the_keys_of_a_head(case: Case, tasks: int, kind: DType) -> 
     check(replace(case, kind=kind), isa=replace(host_isa(), halved=True), tasks=tasks)
 
 
+GROUPS = (
+    Case(2, 10, 2, 1, 45, 32, (44, 7)),
+    Case(1, 16, 1, 1, 70, 96, (69,)),
+    Case(2, 14, 2, 1, 48, 128, (60, 3), window=40),
+    Case(1, 12, 1, 1, 17, 64, (16,)),
+    Case(9, 32, 4, 1, 80, 64, (31, 0, 64, 15, 79, 63, 1, 16, 40)),
+)
+
+
+@pytest.mark.parametrize("kind", [DType.f16, DType.bf16, DType.i8], ids=str)
+@pytest.mark.parametrize("case", GROUPS, ids=str)
+def test_many_queries_share_a_head_of_narrow_keys(case: Case, kind: DType) -> None:
+    check(replace(case, kind=kind), tasks=3)
+
+
 @pytest.mark.parametrize("name", ["q", "k"])
-@pytest.mark.parametrize("case", [FEW[1], FEW[3], MANY[1], replace(FEW[1], kind=DType.i8)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        FEW[1],
+        FEW[3],
+        MANY[1],
+        *(replace(FEW[i], kind=kind) for i, kind in ((1, DType.i8), (3, DType.i8), (3, DType.f16))),
+    ],
+    ids=str,
+)
 def test_what_is_not_a_number_reaches_what_reads_it_alone(case: Case, name: str) -> None:
     data = data_of(case)
     if name == "q":

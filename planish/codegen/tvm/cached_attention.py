@@ -52,10 +52,12 @@ class CachedAttention:
         from planish.codegen.tvm.cached_attention_codes import OneTokenOfCodes, serves_codes
         from planish.codegen.tvm.cached_attention_one import OneToken, serves
         from planish.codegen.tvm.cached_attention_pieces import GRANULE
+        from planish.codegen.tvm.cached_attention_turned import OneTokenTurned, serves_turned
 
         one = AttentionPlan.of(call, isa, 2 * isa.lanes, GRANULE)
         if serves(one):
-            return (OneTokenOfCodes if serves_codes(one) else OneToken).build(one)
+            turned = OneTokenTurned if serves_turned(one) else OneToken
+            return (OneTokenOfCodes if serves_codes(one) else turned).build(one)
         return build_cached_blocks(AttentionPlan.of(call, isa, self.queries, self.keys))
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:

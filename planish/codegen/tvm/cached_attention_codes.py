@@ -14,17 +14,20 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 
 from planish.codegen.tvm.attention_plan import AttentionPlan
 from planish.codegen.tvm.cached_attention_blocks import scale_of
-from planish.codegen.tvm.cached_attention_one import OneToken
 from planish.codegen.tvm.cached_attention_pieces import GRANULE, even, lanes_of_group
+from planish.codegen.tvm.cached_attention_turned import Turned, turned
+from planish.codegen.tvm.int8_dot import dot_for
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
-from planish.codegen.tvm.tiles import ceil_div, index, quotient, tile, transposed
+from planish.codegen.tvm.tiles import ceil_div, index, quotient, tile
 from planish.codegen.tvm.vector_math import absolute, bits, cast, equal, fast_maximum, fma, keep, like, select, splat
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
 Join: TypeAlias = "Callable[[tirx.PrimExpr, tirx.PrimExpr], tirx.PrimExpr]"
 
-_MOST = 32767.0  # of 16 bits
+_MOST = 32639.0  # two signed digits of 8 bits, 127 * 256 + 127
+_OFFSET, _OFFSETS = 128, -0x7F7F7F80  # what makes codes unsigned, and four of it
+_QUERIES = 12  # at most at a time: two registers of sums each
 _ROUNDS = 12582912.0  # 1.5 * 2^23: the low 16 bits of a sum with it are the rounded number in two's complement
 _LARGEST_HEAD = 512  # whose products of 16 and 8 bits add up in 32
 
@@ -36,16 +39,17 @@ def serves_codes(plan: AttentionPlan) -> bool:
     return pairs and halves and plan.head <= _LARGEST_HEAD and plan.k.dtype is DType.i8 and plan.v.dtype is DType.i8
 
 
-class OneTokenOfCodes(OneToken):
+class OneTokenOfCodes(Turned):
     """A piece over codes: `ints` is the scratch memory as i32, each a pair of 16 bits, `shorts` as i16."""
 
     @classmethod
     def sizes(cls, plan: AttentionPlan) -> dict[str, int]:
         width = lanes_of_group(plan)
         return {
-            **OneToken.sizes(plan),
+            **Turned.sizes(plan),
             "codes": plan.head // 2 * width,
             "steps": plan.isa.lanes + 1,
+            "biases": plan.isa.lanes,
             "scales": GRANULE,
             "pairs": GRANULE // 2 * width,
         }
@@ -58,23 +62,33 @@ class OneTokenOfCodes(OneToken):
     def _queries_along(self, places: "list[tirx.PrimExpr]") -> None:
         """Queries as codes [group][head]."""
         for m, place in enumerate(places):
-            self._query_codes(m, place)
+            for i, codes in enumerate(self._query_codes(m, place)):
+                T.buffer_store(self.shorts, codes, [ramp(self._codes_of(m) + i * self.lanes, self.lanes)])
 
     def _queries_across(self, places: "list[tirx.PrimExpr]") -> None:
-        """Queries as codes [head / 2][width][2]."""
-        width, head = self.width, self.plan.head
-        for m, place in enumerate(places):
-            self._query_codes(m, place)
-        with T.serial(index(head // (2 * width))) as i:
-            starts = [self._codes_of(m) + i * (2 * width) for m in range(width)]
-            rows = [bind(T.reinterpret(f"int32x{width}", self.shorts[ramp(start, 2 * width)])) for start in starts]
-            for j, row in enumerate(transposed(rows)):
-                T.buffer_store(self.ints, row, [ramp(self.q + (i * width + j) * width, width)])
+        """Queries as two digits of 8 bits, the lower first, [group][2][head], and what they make of unsigned keys."""
+        lanes = self.lanes
+        for m, place in enumerate(places[: self.plan.group]):
+            total = keep(splat(tirx.const(0, "int32"), lanes))
+            for i, codes in enumerate(self._query_codes(m, place)):
+                codes = keep(codes)
+                low = keep(cast(codes, "int8"))
+                high = keep(cast((codes - cast(low, "int16")) >> like(codes, 8), "int8"))
+                for digit, bytes_ in enumerate((low, high)):
+                    units = T.reinterpret(f"int32x{lanes // 4}", bytes_)
+                    T.buffer_store(self.ints, units, [ramp(self._digits_of(m, digit) + i * (lanes // 4), lanes // 4)])
+                total = keep(total + cast(codes, "int32"))
+            bias = tirx.Shuffle([keep(self._across_lanes(total, operator.add) * like(total, -_OFFSET))], [0])
+            T.buffer_store(self.ints, bias, [self.own + self.plan.regions["biases"] + m])
+
+    def _digits_of(self, m: int, digit: int) -> "tirx.PrimExpr":
+        return self.q + (2 * m + digit) * (self.plan.head // 4)
 
     def _codes_of(self, m: int) -> "tirx.PrimExpr":
         return (self.own + self.plan.regions["codes"]) * 2 + m * self.plan.head
 
-    def _query_codes(self, m: int, place: "tirx.PrimExpr") -> None:
+    def _query_codes(self, m: int, place: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
+        """Vectors of the codes of a query in 16 bits; its step goes to scratch."""
         lanes = self.lanes
         parts = [keep(self._query(place, index(d), lanes)) for d in range(0, self.plan.head, lanes)]
         top, undefined = keep(like(parts[0], 0.0)), keep(like(parts[0], 0.0))
@@ -82,11 +96,10 @@ class OneTokenOfCodes(OneToken):
             top, undefined = keep(fast_maximum(absolute(x), top)), keep(fma(x, like(x, 0.0), undefined))
         top = self._across_lanes(top, fast_maximum)
         factor = keep(self._inverse(top))
-        for i, x in enumerate(parts):
-            x = keep(fast_maximum(keep(x * factor), like(x, -_MOST)))
-            T.buffer_store(self.shorts, cast(_rounded(x), "int16"), [ramp(self._codes_of(m) + i * lanes, lanes)])
         total = self._across_lanes(undefined, operator.add) + top * like(top, 1 / _MOST)
         T.buffer_store(self.memory, tirx.Shuffle([keep(total)], [0]), [self.own + self.plan.regions["steps"] + m])
+        codes = [keep(fast_maximum(keep(x * factor), like(x, -_MOST))) for x in parts]
+        return [keep(cast(_rounded(x), "int16")) for x in codes]
 
     def _across_lanes(self, x: "tirx.PrimExpr", join: "Join") -> "tirx.PrimExpr":
         """All lanes joined, in each of them."""
@@ -135,33 +148,58 @@ class OneTokenOfCodes(OneToken):
         pairs = zip(sums, steps, strict=True)
         return [keep(cast(x, "float32") * keep(scales * splat(step, self.dot_lanes))) for x, step in pairs]
 
-    def _tile(self, slot: "tirx.PrimExpr", target: "tirx.PrimExpr") -> None:
-        plan, rows, w = self.plan, self.rows_of_tile, self.width
-        start, half = bind(self._key(plan.k, slot)), plan.head // 2
-        wide = self.own + plan.regions["k"]
-        with T.serial(index(rows)) as i:
-            row = bind(start + i * self.k.dim(plan.call.inputs[plan.k].strides[2]))
-            self._fetch_row(plan.k, row)
-            for d in range(0, half, self.lanes):
-                codes = cast(self.k.buffers[plan.k][ramp(row + 2 * d, 2 * self.lanes)], "int16")
-                pairs = T.reinterpret(f"int32x{self.lanes}", keep(codes))
-                T.buffer_store(self.ints, pairs, [ramp(wide + i * half + d, self.lanes)])
-        steps = bind(self.memory[ramp(self.own + plan.regions["steps"], w)])
+    def _turn(self, slot: "tirx.PrimExpr") -> None:
+        """As [head / 4][keys][4], with what makes codes unsigned added."""
+        half, keys = self.rows_of_tile // 2, self.k.buffers[self.plan.k]
+        places = [bind(self._key(self.plan.k, slot + i)) for i in range(self.rows_of_tile)]
+        out, codes = self.own + self.plan.regions["k"], 4 * half
+        with T.serial(index(self.plan.head // codes)) as part:
+            rows = [keep(T.reinterpret(f"int32x{half}", keys[ramp(p + part * codes, codes)])) for p in places]
+            both = [keep(tirx.Shuffle([rows[i], rows[i + half]], list(range(2 * half)))) for i in range(half)]
+            for i, units in enumerate(turned(both)):
+                unsigned = tirx.bitwise_xor(units, like(units, _OFFSETS))
+                T.buffer_store(self.ints, unsigned, [ramp(out + (part * half + i) * self.lanes, self.lanes)])
 
-        def finish(i: int, _: int, value: "tirx.PrimExpr") -> None:
-            value = cast(value, "float32") * keep(steps * splat(self._scale(plan.k, slot + i), w))
-            T.buffer_store(self.memory, value, [ramp(target + i * w, w)])
+    def _turned_scores(self, slot: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
+        scales = keep(self._scales(self.plan.k, slot, self.lanes))
+        there = bind(self._key(self.plan.k, slot) + self.ahead[self.plan.k])
+        count = even(self.plan.group, _QUERIES)
+        parts = [range(m, min(m + count, self.plan.group)) for m in range(0, self.plan.group, count)]
+        scores: list[tirx.PrimExpr] = []
+        for queries in parts:
+            for m, total in zip(queries, self._integer_scores(queries, there), strict=True):
+                step = self.memory[self.own + (self.plan.regions["steps"] + m)]
+                scores.append(keep(cast(total, "float32") * keep(scales * splat(step, self.lanes))))
+        return scores
+
+    def _integer_scores(self, queries: range, there: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
+        """Products of some queries with the keys of a tile."""
+        lanes, units = self.lanes, self.plan.head // 4
+        sums: list[tirx.PrimExpr] = []
+        dot = dot_for(self.plan.isa)
+        start, first = self.own + self.plan.regions["k"], self._digits_of(queries.start, 0)
+
+        def key(d: "tirx.PrimExpr", _: int) -> "tirx.PrimExpr":
+            if queries.start == 0:
+                self._fetch(self.plan.k, there + d * (4 * self.rows_of_tile))
+            return self.ints[ramp(start + d * lanes, lanes)]
+
+        def bias(i: int, _: int) -> "tirx.PrimExpr":
+            place = self.own + (self.plan.regions["biases"] + queries.start + i // 2)
+            return splat(self.ints[place] if i % 2 == 0 else tirx.const(0, "int32"), lanes)
 
         tile(
-            (rows, 1, w),
-            index(half),
-            lambda d, i: self.ints[wide + i * half + d],
-            lambda d, _: self.ints[ramp(self.q + d * w, w)],
-            lambda *_: splat(tirx.const(0, "int32"), w),
-            finish,
+            (2 * len(queries), 1, lanes),
+            index(units),
+            lambda d, i: self.ints[first + i * units + d],
+            key,
+            bias,
+            lambda i, _, value: sums.append(keep(bits(value, "uint32"))),
             dtype="int32",
-            multiply_add=_add_pairs,
+            multiply_add=lambda query, key, total: dot(total, key, query),
         )
+        pairs = zip(sums[::2], sums[1::2], strict=True)
+        return [keep(bits(low + (high << like(high, 8)), "int32")) for low, high in pairs]
 
     def _scales(self, value: Value, slot: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
         """The scales of consecutive keys or values."""
@@ -212,8 +250,8 @@ class OneTokenOfCodes(OneToken):
 
     def _add_values(self, slot: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         total = self.plan.width // self.lanes
-        vectors = 2 * even(total // 2, 4)
-        rows = even(self.plan.group, max(1, 24 // vectors))
+        rows = even(self.plan.group, 8)
+        vectors = 2 * even(total // 2, max(1, 12 // rows))
         tiles = [(m, column) for m in range(0, self.plan.group, rows) for column in range(0, total, vectors)]
         for i, (m, column) in enumerate(tiles):
             size = (min(rows, self.plan.group - m), min(vectors, total - column))
@@ -261,7 +299,7 @@ class OneTokenOfCodes(OneToken):
         rows = []
         for one in (2 * t, 2 * t + 1):
             place = bind(self._key(self.plan.v, tirx.min(slot + one, self.slots - 1)) + column)
-            if turn is not None and not self.along_head:
+            if turn is not None:
                 self._fetch_row(self.plan.v, place, *turn)
             rows.append(keep(cast(codes[ramp(place, 2 * lanes)], "int16")))
         orders = _interleaved(2 * lanes)

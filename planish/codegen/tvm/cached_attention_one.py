@@ -21,14 +21,13 @@ from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
 from planish.codegen.tvm.reading_order import in_order, ordered
 from planish.codegen.tvm.tiles import ceil_div, index, lane_sum, load, steps, tile, transposed
-from planish.codegen.tvm.vector_math import fast_maximum, fma, keep, like, power_of_two, select, splat
+from planish.codegen.tvm.vector_math import either, fast_maximum, fma, keep, like, power_of_two, select, splat
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, same_dim
 
 _READ_SOON = (T.int32(0), T.int32(2), T.int32(1))  # of llvm.prefetch: for reading, into L2, data
 _ALONG_HEAD = 4  # queries at most whose products along the head cost less than keys read as scalars
 _LINE = 64
-_FIRST_LINES = 16  # after which the processor fetches rows by itself; asking for all of them holds it up
 
 
 def serves(plan: AttentionPlan) -> bool:
@@ -38,6 +37,11 @@ def serves(plan: AttentionPlan) -> bool:
     whole = same_dim(k.strides[3], 1) and plan.head % plan.isa.lanes == 0 and dense_values(v, plan.isa)
     enough = isinstance(slots, int) and slots >= _tile_keys(plan.isa)
     return same_dim(plan.q.shape[2], 1) and plan.group <= plan.isa.lanes and whole and enough
+
+
+def along_head(plan: AttentionPlan) -> bool:
+    """Whether products run along the head, key by key."""
+    return plan.group <= _ALONG_HEAD
 
 
 def _dot_lanes(plan: AttentionPlan) -> int:
@@ -84,7 +88,7 @@ class OneToken(Deal):
         super().__init__(k, plan)
         self.rows_of_tile = _tile_keys(plan.isa)
         self.apart = self.lanes // self.width
-        self.along_head = plan.group <= _ALONG_HEAD
+        self.along_head = along_head(plan)
         self.dot_lanes = _dot_lanes(plan)
 
     def _start(self) -> None:
@@ -135,14 +139,11 @@ class OneToken(Deal):
         self._look_ahead(first, count, slot)
         if self.along_head:
             self._hold_queries()
-            self._fetch_first(self.plan.v, self._key(self.plan.v, slot))
         with T.serial(ceil_div(count, rows)) as i:
             wanted = bind(slot + i * rows)
             start = bind(tirx.min(wanted, self.slots - rows))
             target = bind(self.p + (i * rows - (wanted - start)) * self.width)
             (self._tile_along_head if self.along_head else self._tile)(start, target)
-        if self.along_head:
-            self._fetch_first(self.plan.k, self._key(self.plan.k, slot) + self.ahead[self.plan.k])
         self._hide_missing(count)
         self._weigh(count)
         if self.plan.v.dtype is DType.i8:
@@ -150,19 +151,16 @@ class OneToken(Deal):
         self._add_values(slot, count)
 
     def _look_ahead(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr", slot: "tirx.PrimExpr") -> None:
-        """Bind where the next block lies: the keys after this one, or after the last one the head after this."""
+        """Bind how far away the next block lies: the keys after this one, or after the last one the head after this.
+
+        A task that is at its last head has none.
+        """
         more = bind(first + count < self.end)
         head, key = tirx.Select(more, self.g, self.g + 1), tirx.Select(more, slot + count, index(0))
         self.ahead = {}
         for value in (self.plan.k, self.plan.v):
             there = self.k.address(self.plan.call.inputs[value], (self.b, head, key, 0))
-            self.ahead[value] = bind(there - self._key(value, slot))
-
-    def _fetch_first(self, value: Value, place: "tirx.PrimExpr") -> None:
-        """Ask for the first lines of a block."""
-        start = bind(place)
-        with T.serial(index(_FIRST_LINES)) as i:
-            self._fetch(value, start + i * (_LINE // value.dtype.itemsize))
+            self.ahead[value] = bind(tirx.Select(either(more, self.goes_on), there - self._key(value, slot), index(0)))
 
     def _fetch_row(self, value: Value, place: "tirx.PrimExpr", part: int = 0, parts: int = 1) -> None:
         """Ask for a part of the lines that lie in the next block as a key or value at `place` in this one."""
@@ -254,7 +252,9 @@ class OneToken(Deal):
             pairs = zip(self._dots(slot, half), self._dots(slot + half, half), strict=True)
             return [lane_sum(a, b, half, self.dot_lanes) for a, b in pairs]
         in_order()
-        return self._products(bind(self._key(self.plan.k, slot)))
+        place = bind(self._key(self.plan.k, slot))
+        self._fetch_row(self.plan.k, place)
+        return self._products(place)
 
     def _products(self, place: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
         """For each query a vector whose lanes add up to its product with the key at `place`."""
@@ -338,7 +338,7 @@ class OneToken(Deal):
         rescale = bind(self.region("rescale") + m)
 
         def value(t: "tirx.PrimExpr", j: int) -> "tirx.PrimExpr":
-            if j == 0 and not self.along_head:
+            if j == 0:
                 self._fetch_row(plan.v, start + t * pitch, *turn)
             return load(self.k, buffer, view, start + t * pitch + (column + j * lanes), lanes)
 

@@ -7,7 +7,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
-from planish.codegen.tvm.vector_math import bits, cast, fma, keep, like, splat
+from planish.codegen.tvm.vector_math import bits, cast, fma, keep, lanes_of, like, splat
 from planish.codegen.view import View
 from planish.compiler.types import DType, same_dim
 
@@ -87,12 +87,15 @@ def store(buffer: "tirx.Buffer", dtype: DType, place: "tirx.PrimExpr", value: "t
 
 
 def transposed(rows: Sequence["tirx.PrimExpr"]) -> list["tirx.PrimExpr"]:
-    """As many vectors as they have lanes, with lane j of row i moved to lane i of row j; lanes are a power of two."""
+    """As many vectors as they have lanes, with lane j of row i moved to lane i of row j; lanes are a power of two.
+
+    Fewer rows, also a power of two, are transposed in every run of as many lanes.
+    """
     rows, step = list(rows), 1
     while step < len(rows):
         for i in range(len(rows)):
             if not i & step:
-                rows[i], rows[i + step] = _exchanged(rows[i], rows[i + step], step, len(rows))
+                rows[i], rows[i + step] = exchanged(rows[i], rows[i + step], step)
         step *= 2
     return rows
 
@@ -114,8 +117,9 @@ def lane_sum(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "
     return keep(keep(tirx.Shuffle([a, b], stays)) + keep(tirx.Shuffle([a, b], comes)))
 
 
-def _exchanged(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+def exchanged(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
     """Two rows `step` apart after the blocks of `step` lanes off the diagonal have changed places."""
+    lanes = lanes_of(a)
     low = [j if not j & step else lanes + j - step for j in range(lanes)]
     high = [j + step if not j & step else lanes + j for j in range(lanes)]
     return keep(tirx.Shuffle([a, b], low)), keep(tirx.Shuffle([a, b], high))
