@@ -1,9 +1,13 @@
 """Memory of this process at whole pages, in huge pages where it is large."""
 
 import ctypes
+import math
 import mmap
 import sys
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
 
 HUGE: Final = 2 << 20
 _MADV_HUGEPAGE: Final = 14
@@ -24,6 +28,16 @@ class Block:
         self.address = start + offset
         self.memory = memoryview(reserved)[offset : offset + size]
         advise_huge_pages(self.address, size)
+
+
+def zeros(types: Sequence[tuple[tuple[int, ...], type[Any]]]) -> list[np.ndarray[Any, Any]]:
+    """Arrays of zeros of the given shapes and dtypes, each at a multiple of 64 bytes in one block."""
+    sizes = [-(-math.prod(shape) * np.dtype(kind).itemsize // 64) * 64 for shape, kind in types]
+    memory, arrays, place = Block(max(1, sum(sizes))).memory, [], 0
+    for (shape, kind), size in zip(types, sizes, strict=True):
+        arrays.append(np.frombuffer(memory, kind, math.prod(shape), place).reshape(shape))
+        place += size
+    return arrays
 
 
 def advise_huge_pages(address: int, size: int) -> None:

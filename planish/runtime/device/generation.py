@@ -92,6 +92,9 @@ class DeviceSession(Session):
         self._note([token is not None for token in tokens])
         return super().step(tokens)
 
+    def _empty(self, types: Sequence[tuple[tuple[int, ...], DTypeName]]) -> Sequence[Any]:
+        return [self._cache(shape, dtype) for shape, dtype in types]
+
     def _cache(self, shape: tuple[int, ...], dtype: DTypeName) -> Any:
         import torch
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from planish.errors import InputError
+from planish.runtime.blocks import zeros
 from planish.runtime.dtypes import DTypeName
 from planish.runtime.generation.sampling import Sampler
 from planish.runtime.generation.scores import Array, HostScores, Scores
@@ -31,16 +32,15 @@ class Function(Protocol):
 class Session:
     """Caches for up to `settings.batch` rows of `settings.context` tokens; one generation at a time.
 
-    Memory that no token has reached takes no room.
+    Memory that no token has reached takes no room, but for the rest of a huge page.
     """
 
     def __init__(self, prefill: Function, decode: Function, settings: Settings) -> None:
         self._prefill, self._decode, self._settings = prefill, decode, settings
         sizes = {"rows": settings.batch}
         specs = [(spec.name, spec.type) for spec in prefill.plan.inputs[3:]]
-        self._stored = {
-            name: self._cache(tuple(d.evaluate(sizes) for d in type_.shape), type_.dtype) for name, type_ in specs
-        }
+        types = [(tuple(d.evaluate(sizes) for d in type_.shape), type_.dtype) for _, type_ in specs]
+        self._stored = dict(zip((name for name, _ in specs), self._empty(types), strict=True))
         self._step: Callable[[], list[Any]] | None = None
         self._rows = 0
         donated = {output for output, _ in decode.plan.donated}
@@ -102,9 +102,9 @@ class Session:
         """Bytes of all caches when they are full."""
         return sum(int(array.nbytes) for array in self._stored.values())
 
-    def _cache(self, shape: tuple[int, ...], dtype: DTypeName) -> Any:
-        """An empty cache."""
-        return np.zeros(shape, _NUMPY[dtype])
+    def _empty(self, types: Sequence[tuple[tuple[int, ...], DTypeName]]) -> Sequence[Any]:
+        """Empty caches of the given shapes and dtypes."""
+        return zeros([(shape, _NUMPY[dtype]) for shape, dtype in types])
 
     def _first(self, logits: Any) -> Scores:
         """The logits after prompts."""
