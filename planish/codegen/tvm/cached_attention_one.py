@@ -134,6 +134,14 @@ class OneToken(Deal):
         x = load(self.k, self.k.buffers[self.plan.q], view, source, lanes)
         return x * like(x, self.scale)
 
+    def _blocks(self, first: "tirx.PrimExpr", stop: "tirx.PrimExpr") -> None:
+        """All keys of a range; a task's first block is asked for at once, those after it block by block."""
+        slot = bind(self.slot(first))
+        with T.If(self.opens), T.Then(), T.serial(bind(tirx.min(index(GRANULE), stop - first))) as i:
+            for value in (self.plan.k, self.plan.v):
+                self._fetch_lines(value, bind(self._key(value, slot + i)))
+        super()._blocks(first, stop)
+
     def _block(self, first: "tirx.PrimExpr", count: "tirx.PrimExpr") -> None:
         slot, rows = bind(self.slot(first)), self.rows_of_tile
         self._look_ahead(first, count, slot)
@@ -164,10 +172,14 @@ class OneToken(Deal):
 
     def _fetch_row(self, value: Value, place: "tirx.PrimExpr", part: int = 0, parts: int = 1) -> None:
         """Ask for a part of the lines that lie in the next block as a key or value at `place` in this one."""
+        self._fetch_lines(value, place + self.ahead[value], part, parts)
+
+    def _fetch_lines(self, value: Value, place: "tirx.PrimExpr", part: int = 0, parts: int = 1) -> None:
+        """Ask for a part of the lines of the key or value at `place`."""
         line = _LINE // value.dtype.itemsize
         lines = -(-int(value.shape[3]) // line)
         for i in range(lines * part // parts, lines * (part + 1) // parts):
-            self._fetch(value, place + self.ahead[value] + i * line)
+            self._fetch(value, place + i * line)
 
     def _fetch(self, value: Value, place: "tirx.PrimExpr") -> None:
         """Ask for a line; past the end of the cache nothing is read."""

@@ -149,7 +149,7 @@ class Deal(Pieces):
             self.g = bind(first + i)
             head = bind(start + self.g * granules)
             low = bind(tirx.max(index(0), self.begin - head))
-            self.goes_on = bind(head + granules < self.until)
+            self.opens, self.goes_on = bind(head <= self.begin), bind(head + granules < self.until)
             self._piece(low, bind(tirx.min(granules, self.until - head)), granules)
 
     def _piece(self, low: "tirx.PrimExpr", stop: "tirx.PrimExpr", granules: "tirx.PrimExpr") -> None:
