@@ -5,6 +5,7 @@ import math
 import mmap
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -30,14 +31,19 @@ class Block:
         advise_huge_pages(self.address, size)
 
 
-def zeros(types: Sequence[tuple[tuple[int, ...], type[Any]]]) -> list[np.ndarray[Any, Any]]:
-    """Arrays of zeros of the given shapes and dtypes, each at a multiple of 64 bytes in one block."""
+def zeros(types: Sequence[tuple[tuple[int, ...], type[Any]]], together: int = 64 << 20) -> list[np.ndarray[Any, Any]]:
+    """Arrays of zeros of the given shapes and dtypes, in one block if they have at most `together` bytes.
+
+    There each begins at a multiple of 64 bytes. Larger ones, of which only parts may be used, are on their own.
+    """
     sizes = [-(-math.prod(shape) * np.dtype(kind).itemsize // 64) * 64 for shape, kind in types]
-    memory, arrays, place = Block(max(1, sum(sizes))).memory, [], 0
-    for (shape, kind), size in zip(types, sizes, strict=True):
-        arrays.append(np.frombuffer(memory, kind, math.prod(shape), place).reshape(shape))
-        place += size
-    return arrays
+    if sum(sizes) > together:
+        return [np.zeros(shape, kind) for shape, kind in types]
+    memory, starts = Block(max(1, sum(sizes))).memory, accumulate(sizes, initial=0)
+    return [
+        np.frombuffer(memory, kind, math.prod(shape), start).reshape(shape)
+        for (shape, kind), start in zip(types, starts, strict=False)
+    ]
 
 
 def advise_huge_pages(address: int, size: int) -> None:

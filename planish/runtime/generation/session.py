@@ -32,7 +32,7 @@ class Function(Protocol):
 class Session:
     """Caches for up to `settings.batch` rows of `settings.context` tokens; one generation at a time.
 
-    Memory that no token has reached takes no room, but for the rest of a huge page.
+    Memory that no token has reached takes no room, but for the rest of huge pages where caches are small.
     """
 
     def __init__(self, prefill: Function, decode: Function, settings: Settings) -> None:
