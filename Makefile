@@ -8,6 +8,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 GPU_TESTS := tests/codegen/triton tests/runtime/device tests/autotune $(wildcard tests/benchmarks/test_gpu*.py) \
 	$(wildcard tests/compiler/test_import_torch*.py) tests/compiler/test_old_torch.py
 
+# one thread a test process; bytecode is kept, which each of the processes that tests start would make anew
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist worksteal
+
 .PHONY: help demo test test-slow test-gpu-old check format bench bench-language bench-gpu clean
 
 help: ## this list
@@ -17,10 +20,10 @@ demo: $(VENV)/.ready ## compile all-MiniLM-L6-v2 for this CPU, compare it with P
 	$(BIN)/python examples/minilm.py
 
 test: $(VENV)/.ready ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.ready ## the tests that take longest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
+	$(PYTEST) -m slow
 
 test-gpu-old: .venv-gpu-old/.ready ## the tests of GPU targets with the oldest Triton and torch (downloads 3 GB)
 	# the interpreter of Triton 3.6 converts arrays of one element, which is an error from numpy 2.4 on

@@ -14,7 +14,7 @@ _PROMPTS = [[5, 9, 11, 40, 41, 42, 43, 44, 45, 46], [17, 3], list(range(60, 75))
 
 
 def small_mixture() -> nn.Module:
-    sizes = {**architectures._GATED, "hidden_size": 64}
+    sizes = {**architectures._GATED, "hidden_size": 64, "num_hidden_layers": 1}
     config = transformers.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **sizes)
     return architectures.build(transformers.MixtralForCausalLM, config)
 

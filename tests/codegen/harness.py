@@ -55,45 +55,37 @@ def run_call(
     where a page without access ends, those of odd tasks end where one begins, so that a kernel which reads outside of
     them crashes.
     """
-    from planish.codegen.tvm.build import (
-        build_object,
-        link,
-    )  # tests of GPU kernels, which have no TVM, import this file
-
     isa, sizes = isa or host_isa(), dict(sizes or {})
     assert (why := template.refuse(call, isa)) is None, why
     built = template.build(call, isa)
-    with tempfile.TemporaryDirectory() as folder:
-        functions = built.functions("kernel_under_test")
-        build_object(functions, isa, Path(folder, "k.o"))
-        link([], [Path(folder, "k.o")], isa, Path(folder, "k.so"))
-        library = ctypes.CDLL(str(Path(folder, "k.so")))
-        arrays = [_memory(value, built.packings, buffers) for value in call.inputs]
-        guarded = [
-            [
-                _guarded(a, after, 64 if v in built.packings else a.itemsize)
-                for a, v in zip(arrays, call.inputs, strict=True)
-            ]
-            for after in (False, True)
+    functions = built.functions("kernel_under_test")
+    library = _library(template, call, isa, functions)
+    arrays = [_memory(value, built.packings, buffers) for value in call.inputs]
+    guarded = [
+        [
+            _guarded(a, after, 64 if v in built.packings else a.itemsize)
+            for a, v in zip(arrays, call.inputs, strict=True)
         ]
-        out_bytes = evaluate_dim(call.view.extent, sizes) * call.view.dtype.itemsize
-        room = numpy.zeros(out_bytes + 128, numpy.uint8)
-        start = -room.ctypes.data % 64 + shift
-        out = room[start : start + out_bytes]
-        if before is not None:
-            out[:] = before.contiguous().flatten().view(torch.uint8).numpy()
-        scratch_bytes = evaluate_dim(built.scratch_bytes, sizes) * (1 if built.merge is None else tasks)
-        scratch = numpy.zeros(scratch_bytes + 64, numpy.uint8)
-        aligned = scratch.ctypes.data + (-scratch.ctypes.data) % 64
-        for symbol, task in itertools.product(functions, range(tasks)):
-            pointers = [*(a.ctypes.data for a in guarded[task % 2]), out.ctypes.data, aligned]
-            arguments: Sequence[object] = [
-                *map(ctypes.c_void_p, pointers),
-                *(ctypes.c_int64(sizes[name]) for name in call.sizes(built.scratch_bytes)),
-                ctypes.c_int32(task),
-                ctypes.c_int32(tasks),
-            ]
-            assert library[symbol](*arguments) == 0
+        for after in (False, True)
+    ]
+    out_bytes = evaluate_dim(call.view.extent, sizes) * call.view.dtype.itemsize
+    room = numpy.zeros(out_bytes + 128, numpy.uint8)
+    start = -room.ctypes.data % 64 + shift
+    out = room[start : start + out_bytes]
+    if before is not None:
+        out[:] = before.contiguous().flatten().view(torch.uint8).numpy()
+    scratch_bytes = evaluate_dim(built.scratch_bytes, sizes) * (1 if built.merge is None else tasks)
+    scratch = numpy.zeros(scratch_bytes + 64, numpy.uint8)
+    aligned = scratch.ctypes.data + (-scratch.ctypes.data) % 64
+    for symbol, task in itertools.product(functions, range(tasks)):
+        pointers = [*(a.ctypes.data for a in guarded[task % 2]), out.ctypes.data, aligned]
+        arguments: Sequence[object] = [
+            *map(ctypes.c_void_p, pointers),
+            *(ctypes.c_int64(sizes[name]) for name in call.sizes(built.scratch_bytes)),
+            ctypes.c_int32(task),
+            ctypes.c_int32(tasks),
+        ]
+        assert library[symbol](*arguments) == 0
     flat = torch.from_numpy(out).view(TORCH_DTYPE[call.view.dtype])
     return torch.as_strided(
         flat,
@@ -101,6 +93,23 @@ def run_call(
         evaluate_shape(call.view.strides, sizes),
         evaluate_dim(call.view.offset, sizes),
     )
+
+
+_LIBRARIES: dict[tuple[object, str, Isa], ctypes.CDLL] = {}
+
+
+def _library(template: Template, call: Call, isa: Isa, functions: Mapping[str, object]) -> ctypes.CDLL:
+    """The code of the kernel, compiled once for all calls that it serves."""
+    # tests of GPU kernels, which have no TVM, import this file
+    from planish.codegen.tvm.build import build_object, link
+
+    key = (template, call.key(), isa)
+    if key not in _LIBRARIES:
+        with tempfile.TemporaryDirectory() as folder:
+            build_object(functions, isa, Path(folder, "k.o"))
+            link([], [Path(folder, "k.o")], isa, Path(folder, "k.so"))
+            _LIBRARIES[key] = ctypes.CDLL(str(Path(folder, "k.so")))
+    return _LIBRARIES[key]
 
 
 def _memory(value: Value, packings: Mapping[Value, object], buffers: Mapping[str, torch.Tensor]) -> numpy.ndarray:

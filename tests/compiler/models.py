@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 import transformers
 from torch import Tensor, nn
+
+from planish.compiler.importers import Imported, import_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,3 +232,11 @@ TRANSFORMERS: Mapping[str, Callable[[], Case]] = {
         *(whisper_encoder, whisper_decoder, gpt2, gpt2_eager, llama, llama_eager, mistral, qwen2, t5_encoder),
     )
 }
+CASES: Mapping[str, Callable[[], Case]] = {**TOYS, **TRANSFORMERS}
+
+
+@cache
+def imported(name: str) -> tuple[Case, Imported]:
+    """A case and its program, exported once for all tests of a process."""
+    case = CASES[name]()
+    return case, import_torch(case.model, case.args, case.kwargs, dynamic=case.dynamic)

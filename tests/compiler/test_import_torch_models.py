@@ -7,17 +7,15 @@ import torch
 from torch.utils import _pytree as pytree
 
 from planish.compiler.evaluate import evaluate
-from planish.compiler.importers import Imported, import_torch
+from planish.compiler.importers import Imported
 from planish.compiler.verify import verify
-from tests.compiler.models import TOYS, TRANSFORMERS, Case
-
-CASES = {**TOYS, **TRANSFORMERS}
+from tests.compiler.models import CASES, Case, imported
 
 
-def run(imported: Imported, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+def run(found: Imported, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
     """The imported program on the reference evaluator, as the model would return it."""
-    program = imported.program
-    return imported.rebuild(evaluate(program.main, imported.leaves(args, kwargs), program.weights))
+    program = found.program
+    return found.rebuild(evaluate(program.main, found.leaves(args, kwargs), program.weights))
 
 
 def assert_same(got: object, wanted: object, tolerance: float = 1e-5) -> None:
@@ -34,15 +32,14 @@ def assert_same(got: object, wanted: object, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_the_model_computes_at_every_size(name: str) -> None:
-    case: Case = CASES[name]()
-    imported = import_torch(case.model, case.args, case.kwargs, dynamic=case.dynamic)
-    verify(imported.program)
-    assert "opaque" not in imported.program.notes
-    assert {size.name for size in imported.program.main.sizes} == _declared(case)
+    case, found = imported(name)
+    verify(found.program)
+    assert "opaque" not in found.program.notes
+    assert {size.name for size in found.program.main.sizes} == _declared(case)
     for args, kwargs in ((case.args, case.kwargs), (case.other_args or (), case.other_kwargs)):
         with torch.no_grad():
             wanted = case.model(*args, **kwargs)
-        assert_same(run(imported, args, kwargs), wanted)
+        assert_same(run(found, args, kwargs), wanted)
 
 
 def _declared(case: Case) -> set[str]:
@@ -52,9 +49,8 @@ def _declared(case: Case) -> set[str]:
 
 @pytest.mark.parametrize("name", ["bert", "llama", "mistral", "t5_encoder"])
 def test_sizes_of_one_compute_the_same(name: str) -> None:
-    case: Case = CASES[name]()
-    imported = import_torch(case.model, case.args, case.kwargs, dynamic=case.dynamic)
+    case, found = imported(name)
     one = {n: x[:1, :1] if isinstance(x, torch.Tensor) else x for n, x in case.kwargs.items()}
     with torch.no_grad():
         wanted = case.model(**one)
-    assert_same(run(imported, (), one), wanted)
+    assert_same(run(found, (), one), wanted)

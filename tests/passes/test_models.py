@@ -3,18 +3,18 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 
 from planish.compiler.evaluate import evaluate
-from planish.compiler.importers import import_torch
 from planish.compiler.ir import Program
 from planish.compiler.pass_ import Context
 from planish.compiler.pipeline import Pipeline
 from planish.passes import EXACT
-from tests.compiler.models import TRANSFORMERS
+from tests.compiler.models import TRANSFORMERS, imported
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,19 @@ EXPECTED: Mapping[str, Expected] = {
 }
 
 
-def _optimized(program: Program) -> Program:
-    return Pipeline(EXACT).run(program, Context())[0]
+@cache
+def _optimized(name: str) -> Program:
+    return Pipeline(EXACT).run(imported(name)[1].program, Context())[0]
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_a_model_keeps_its_numbers_and_loses_its_detours(name: str) -> None:
-    case = TRANSFORMERS[name]()
-    imported = import_torch(case.model, case.args, case.kwargs, dynamic=case.dynamic)
-    program = _optimized(imported.program)
+    case, found = imported(name)
+    program = _optimized(name)
     for args, kwargs in ((case.args, case.kwargs), (case.other_args or (), case.other_kwargs)):
         with torch.no_grad():
             expected = case.model(*args, **kwargs)
-        actual = imported.rebuild(evaluate(program.main, imported.leaves(args, kwargs), program.weights))
+        actual = found.rebuild(evaluate(program.main, found.leaves(args, kwargs), program.weights))
         for a, b in zip(pytree.tree_leaves(expected), pytree.tree_leaves(actual), strict=True):
             torch.testing.assert_close(b, a, rtol=0, atol=1e-5)
     counts = Counter(node.op.name for node in program.main.nodes())
@@ -95,8 +95,7 @@ def test_a_model_keeps_its_numbers_and_loses_its_detours(name: str) -> None:
     ],
 )
 def test_attention_says_what_its_mask_means(name: str, attrs: Mapping[str, object], mask: str | None) -> None:
-    case = TRANSFORMERS[name]()
-    program = _optimized(import_torch(case.model, case.args, case.kwargs, dynamic=case.dynamic).program)
+    program = _optimized(name)
     found = [node for node in program.main.nodes() if node.op.name == "attention"]
     for node in found:
         assert {key: node.attrs[key] for key in attrs} == attrs
@@ -105,8 +104,7 @@ def test_attention_says_what_its_mask_means(name: str, attrs: Mapping[str, objec
 
 
 def test_keys_and_values_keep_their_few_heads() -> None:
-    case = TRANSFORMERS["llama"]()
-    program = _optimized(import_torch(case.model, case.args, case.kwargs, dynamic=case.dynamic).program)
+    program = _optimized("llama")
     for node in program.main.nodes():
         if node.op.name == "attention":
             assert [v.shape[1] for v in node.operands[:3]] == [4, 2, 2]

@@ -1,7 +1,7 @@
 """split-generation: decoding with caches gives what the model gives on whole sequences, and refuses what it cannot."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ CONTEXT = 32
 PROMPTS = (14, 9, 3)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _imported(name: str) -> tuple[torch.nn.Module, Program]:
     torch.set_num_threads(1)
     model = ARCHITECTURES[name]()
@@ -38,31 +38,38 @@ def _largest_error(
     rows: Sequence[list[int]],
     prompts: Sequence[int],
     want: list[torch.Tensor],
-    chunks: tuple[int, ...] = (9,),
+    chunk: int = 9,
+    most: int = CONTEXT,
 ) -> float:
-    """Over every position from the prompts' ends on, prompts read in chunks of each size."""
+    """Over every position from the prompts' ends on, or over `most` steps; prompts are read in chunks."""
     errors = []
-    for chunk in chunks:
-        stepper = Stepper(program, len(rows))
-        found = [stepper.read([row[:n] for row, n in zip(rows, prompts, strict=True)], chunk)]
-        steps = min(len(row) - n for row, n in zip(rows, prompts, strict=True))
-        for i in range(steps):
-            tokens = [[row[n + i]] for row, n in zip(rows, prompts, strict=True)]
-            found.append(list(stepper.step("decode", tokens)))
-        for i, logits in enumerate(found):
-            pairs = zip(logits, want, prompts, strict=True)
-            errors += [float((one - whole[n - 1 + i]).abs().max()) for one, whole, n in pairs]
+    stepper = Stepper(program, len(rows))
+    found = [stepper.read([row[:n] for row, n in zip(rows, prompts, strict=True)], chunk)]
+    steps = min(most, *(len(row) - n for row, n in zip(rows, prompts, strict=True)))
+    for i in range(steps):
+        tokens = [[row[n + i]] for row, n in zip(rows, prompts, strict=True)]
+        found.append(list(stepper.step("decode", tokens)))
+    for i, logits in enumerate(found):
+        pairs = zip(logits, want, prompts, strict=True)
+        errors += [float((one - whole[n - 1 + i]).abs().max()) for one, whole, n in pairs]
     return max(errors)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+# what differs from an architecture that stays by sizes, biases, or where a norm or a rotation stands
+_SLOW = {"qwen2", "gemma", "codegen", "starcoder2", "phi", "qwen3_moe", "llama_yarn", "bloom"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in ARCHITECTURES]
+)
 def test_decoding_equals_the_model_at_every_position(name: str) -> None:
     model, program = _imported(name)
     rows = _rows(CONTEXT, 30, 25)
     want = [expected(model, row) for row in rows]
     three = split(program, SplitGeneration(context=CONTEXT, chunk=9, batch=3))
-    assert _largest_error(three, rows, PROMPTS, want, (9, 4)) < 1e-4
-    assert _largest_error(three, rows[:2], (9, 2), want[:2]) < 1e-4
+    assert _largest_error(three, rows, PROMPTS, want) < 1e-4
+    assert _largest_error(three, rows, PROMPTS, want, chunk=4, most=3) < 1e-4
+    assert _largest_error(three, rows[:2], (9, 2), want[:2], most=5) < 1e-4
     one = split(program, SplitGeneration(context=CONTEXT, chunk=9))
     assert _largest_error(one, rows[:1], (1,), want[:1]) < 1e-4
 
