@@ -16,7 +16,15 @@ from torch import nn
 import planish
 from planish.codegen.build import Built, build
 from planish.codegen.function_plan import Interface
-from planish.compilation_generation import check_end, check_generation, interfaces, language, with_sizes, with_split
+from planish.compilation_generation import (
+    check_end,
+    check_generation,
+    context_notes,
+    interfaces,
+    language,
+    with_sizes,
+    with_split,
+)
 from planish.compile_report import CompileReport, kernel_rows, torch_notes
 from planish.compiler.importers import Imported, import_onnx, import_torch
 from planish.compiler.ir import Graph, Program, Workload
@@ -105,7 +113,8 @@ def run(
         recorded = _record(model, imported, program, generate, args, kwargs)
         _trim()
     unserved = torch_notes(built.selections, profile.name)
-    found = {"torch": unserved, "sampling": on_host, "tuning": tuple(tuning)}
+    context = context_notes(model, generate)
+    found = {"torch": unserved, "sampling": on_host, "tuning": tuple(tuning), "context": context}
     notes = {**program.notes, **{topic: lines for topic, lines in found.items() if lines}}
     rows = kernel_rows(built.selections)
     report = CompileReport(passed, rows, dict(clock.seconds), notes, built.variants)

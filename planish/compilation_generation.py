@@ -88,6 +88,17 @@ def check_end(generation: Generation, program: Program) -> None:
         )
 
 
+def context_notes(model: Any, generation: Generation | None) -> tuple[str, ...]:
+    """What the report says of a context beyond the positions that the model's configuration was trained for."""
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if generation is None or not isinstance(most, int) or generation.context <= most:
+        return ()
+    return (
+        f"{generation.context} tokens are more than the {most} of the model's max_position_embeddings; it may write "
+        "nonsense behind those",
+    )
+
+
 def _vocabulary(program: Program) -> int:
     size = program.functions["decode"].outputs[0].shape[-1]
     assert isinstance(size, int)

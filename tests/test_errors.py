@@ -1,5 +1,8 @@
 """Errors have one base, and suggestions name the nearest known word."""
 
+import subprocess
+import sys
+
 import pytest
 
 from planish import errors
@@ -29,3 +32,10 @@ def test_every_error_is_one_that_a_caller_can_catch_at_once() -> None:
     for kind in kinds:
         assert issubclass(kind, PlanishError)
         assert kind.__doc__
+
+
+def test_errors_and_the_runtime_are_there_after_importing_planish_alone() -> None:
+    code = "import planish, sys; print(planish.errors.InputError, planish.runtime.load, 'torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("<class 'planish.errors.InputError'> <function load")
+    assert shown.stdout.endswith("False\n")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import planish
 from planish.cli import app
-from planish.compilation_generation import with_sizes, with_split
+from planish.compilation_generation import context_notes, with_sizes, with_split
 from planish.errors import ArtifactError, GenerationError, InputError, PassError
 from planish.generation import Generation, end_tokens, tokenizer_of
 from planish.passes import EXACT, FoldConstants, FuseNorms, QuantizeWeights
@@ -319,6 +319,12 @@ def test_tokenizers_are_taken_from_transformers_from_tokenizers_and_from_files(t
 def test_refuses_what_is_no_tokenizer(given: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         tokenizer_of(given)
+
+
+def test_a_context_beyond_the_models_positions_is_noted() -> None:
+    assert context_notes(small_llama(), Generation(context=64)) == ()
+    (note,) = context_notes(small_llama(), Generation(context=65))
+    assert note.startswith("65 tokens are more than the 64 of the model's max_position_embeddings")
 
 
 def test_end_tokens_are_those_of_the_configurations() -> None:
