@@ -7,6 +7,7 @@ from planish.compiler.importers import (
     aten_convolve,
     aten_create,
     aten_elementwise,
+    aten_exponential,
     aten_index,
     aten_normalize,
     aten_pool,
@@ -20,6 +21,7 @@ aten = torch.ops.aten
 
 TABLE: Table = {
     **aten_elementwise.TABLE,
+    **aten_exponential.TABLE,
     **aten_contract.TABLE,
     **aten_convolve.TABLE,
     **aten_normalize.TABLE,

@@ -32,30 +32,34 @@ def _is_number(value: Any, number: float) -> bool:
     return isinstance(value, int | float) and value == number
 
 
-def _add(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+def add(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+    """x + alpha * y in the dtype that torch gives it; of bools, or."""
     if isinstance(x, Value) and x.dtype.is_integer and type(y) is int and y == 0:
         return x
     y = _scaled(b, y, alpha)
     return b.emit(ops.logical_or if b.promoted(x, y) is DType.bool else ops.add, *b.promote(x, y))
 
 
-def _sub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+def sub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+    """x - alpha * y."""
     if isinstance(x, Value) and x.dtype.is_integer and type(y) is int and y == 0:
         return x
     return b.emit(ops.sub, *b.promote(x, _scaled(b, y, alpha)))
 
 
-def _rsub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+def rsub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+    """y - alpha * x."""
     return b.emit(ops.sub, *b.promote(y, _scaled(b, x, alpha)))
 
 
 def _scaled(b: Builder, y: Any, alpha: Any) -> Any:
     if alpha == 1:
         return y
-    return y * alpha if not isinstance(y, Value) else _mul(b, y, alpha)
+    return y * alpha if not isinstance(y, Value) else mul(b, y, alpha)
 
 
-def _mul(b: Builder, x: Any, y: Any) -> Value:
+def mul(b: Builder, x: Any, y: Any) -> Value:
+    """x * y; of bools, and."""
     if isinstance(x, Value) and _is_number(y, 1) and b.promoted(x, y) is x.dtype:
         return x
     return b.emit(ops.logical_and if b.promoted(x, y) is DType.bool else ops.mul, *b.promote(x, y))
@@ -145,53 +149,6 @@ def _prelu(b: Builder, x: Value, slope: Value) -> Value:
     return b.emit(ops.where, b.emit(ops.gt, *b.promote(x, 0)), x, b.emit(ops.mul, *b.promote(x, slope)))
 
 
-def _elu(b: Builder, x: Value, alpha: Any, scale: Any, input_scale: Any) -> Value:
-    scaled = _mul(b, x, input_scale)
-    grown = b.emit(ops.sub, *b.promote(b.emit(ops.exp, scaled), 1))
-    chosen = b.emit(ops.where, b.emit(ops.gt, *b.promote(x, 0)), x, _mul(b, grown, alpha))
-    return _mul(b, chosen, scale)
-
-
-def _softplus(b: Builder, x: Value, beta: Any, threshold: Any) -> Value:
-    scaled = _mul(b, x, beta)
-    grown = b.emit(ops.log, b.emit(ops.add, *b.promote(b.emit(ops.exp, b.emit(ops.clamp, scaled, high=88.0)), 1)))
-    result = b.emit(ops.where, b.emit(ops.gt, *b.promote(scaled, threshold)), scaled, grown)
-    return b.emit(ops.div, *b.promote(result, beta))
-
-
-def _mish(b: Builder, x: Value) -> Value:
-    return b.emit(ops.mul, x, b.emit(ops.tanh, _softplus(b, x, 1, 20)))
-
-
-def _log_sigmoid(b: Builder, x: Value) -> Value:
-    return b.emit(ops.neg, _softplus(b, b.emit(ops.neg, x), 1, 20))
-
-
-def _expm1(b: Builder, x: Value) -> Value:
-    """exp(x) - 1, near 0 as the odd and the even part of its series, which lose no digits."""
-    (x,) = b.promote(x, floating=True)
-    half = b.emit(ops.tanh, _mul(b, x, 0.5))
-    near = b.emit(ops.div, _mul(b, half, 2), _rsub(b, half, 1))
-    return b.emit(ops.where, _is_near_zero(b, x), near, _sub(b, b.emit(ops.exp, x), 1))
-
-
-def _log1p(b: Builder, x: Value) -> Value:
-    """log(1 + x); what the sum rounds off near 0 is made good (Goldberg, ACM Computing Surveys 23(1), 1991)."""
-    (x,) = b.promote(x, floating=True)
-    grown = _add(b, x, 1)
-    plain, used = b.emit(ops.log, grown), _sub(b, grown, 1)
-    near = b.emit(ops.where, b.emit(ops.eq, *b.promote(used, 0)), x, b.emit(ops.div, _mul(b, plain, x), used))
-    return b.emit(ops.where, _is_near_zero(b, x), near, plain)
-
-
-def _is_near_zero(b: Builder, x: Value) -> Value:
-    return b.emit(ops.lt, *b.promote(b.emit(ops.abs_, x), 0.5))
-
-
-def _log_base(base: float) -> Handler:
-    return lambda b, x: _mul(b, b.emit(ops.log, *b.promote(x, floating=True)), 1 / math.log(base))
-
-
 def _sign(b: Builder, x: Value) -> Value:
     up = b.cast(b.emit(ops.gt, *b.promote(x, 0)), x.dtype)
     return b.emit(ops.sub, up, b.cast(b.emit(ops.lt, *b.promote(x, 0)), x.dtype))
@@ -202,15 +159,15 @@ def _square(b: Builder, x: Value) -> Value:
 
 
 def _addcmul(b: Builder, x: Value, left: Value, right: Value, value: Any = 1) -> Value:
-    return _add(b, x, _mul(b, left, right), value)
+    return add(b, x, mul(b, left, right), value)
 
 
 def _addcdiv(b: Builder, x: Value, left: Value, right: Value, value: Any = 1) -> Value:
-    return _add(b, x, _div(b, left, right), value)
+    return add(b, x, _div(b, left, right), value)
 
 
 def _lerp(b: Builder, x: Value, y: Value, weight: Any) -> Value:
-    return _add(b, x, _mul(b, _sub(b, y, x), weight))
+    return add(b, x, mul(b, sub(b, y, x), weight))
 
 
 def _glu(b: Builder, x: Value, dim: int = -1) -> Value:
@@ -234,7 +191,7 @@ def _bitwise(op: Op) -> Handler:
 
 
 def _bitwise_not(b: Builder, x: Value) -> Value:
-    return b.emit(ops.logical_not, x) if x.dtype is DType.bool else _sub(b, b.emit(ops.neg, x), 1)
+    return b.emit(ops.logical_not, x) if x.dtype is DType.bool else sub(b, b.emit(ops.neg, x), 1)
 
 
 def _where(b: Builder, condition: Value, x: Any, y: Any) -> Value:
@@ -327,32 +284,21 @@ TABLE: Table = {
     aten.sign.default: _sign,
     aten.tan.default: _tan,
     aten.square.default: _square,
-    aten.log2.default: _log_base(2),
-    aten.log10.default: _log_base(10),
-    aten.exp2.default: lambda b, x: b.emit(ops.exp, _mul(b, x, math.log(2))),
-    aten.expm1.default: _expm1,
-    aten.log1p.default: _log1p,
     aten.hardsigmoid.default: _hard_sigmoid,
     aten.hardswish.default: _hard_swish,
     aten.hardtanh.default: lambda b, x, low=-1.0, high=1.0: _clamp(b, x, low, high),
     aten.relu6.default: lambda b, x: _clamp(b, x, 0.0, 6.0),
     aten.leaky_relu.default: lambda b, x, slope=0.01: _leaky_relu(b, x, slope),
     aten.prelu.default: _prelu,
-    aten.elu.default: lambda b, x, alpha=1, scale=1, inner=1: _elu(b, x, alpha, scale, inner),
-    aten.selu.default: lambda b, x: _elu(b, x, 1.6732632423543772, 1.0507009873554805, 1),
-    aten.celu.default: lambda b, x, alpha=1.0: _elu(b, x, alpha, 1, 1 / alpha),
-    aten.softplus.default: lambda b, x, beta=1, threshold=20: _softplus(b, x, beta, threshold),
-    aten.mish.default: _mish,
-    aten.log_sigmoid.default: _log_sigmoid,
     aten.glu.default: _glu,
-    aten.add.Tensor: _add,
-    aten.add.Scalar: _add,
-    aten.sub.Tensor: _sub,
-    aten.sub.Scalar: _sub,
-    aten.rsub.Scalar: _rsub,
-    aten.rsub.Tensor: _rsub,
-    aten.mul.Tensor: _mul,
-    aten.mul.Scalar: _mul,
+    aten.add.Tensor: add,
+    aten.add.Scalar: add,
+    aten.sub.Tensor: sub,
+    aten.sub.Scalar: sub,
+    aten.rsub.Scalar: rsub,
+    aten.rsub.Tensor: rsub,
+    aten.mul.Tensor: mul,
+    aten.mul.Scalar: mul,
     aten.div.Tensor: _div,
     aten.div.Scalar: _div,
     aten.div.Tensor_mode: _div,
