@@ -4,6 +4,7 @@ A tile of keys is transposed as it is stored, so that a vector holds one element
 read; queries are scalars. Scores go to scratch as [keys][W] all the same.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from tvm import tirx
@@ -12,7 +13,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 from planish.codegen.tvm.attention_plan import AttentionPlan
 from planish.codegen.tvm.cached_attention_one import OneToken, along_head
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
-from planish.codegen.tvm.tiles import exchanged, index, load, tile, transposed
+from planish.codegen.tvm.tiles import index, load, tile, transposed
 from planish.codegen.tvm.vector_math import bits, keep, lanes_of, splat
 from planish.compiler.types import DType
 
@@ -25,7 +26,7 @@ def serves_turned(plan: AttentionPlan) -> bool:
     return wide and plan.k.dtype in (DType.f16, DType.bf16) and not along_head(plan)
 
 
-class Turned(OneToken):
+class Turned(OneToken, ABC):
     """A piece over keys that are transposed tile by tile."""
 
     def _tile(self, slot: "tirx.PrimExpr", target: "tirx.PrimExpr") -> None:
@@ -33,13 +34,13 @@ class Turned(OneToken):
         self._turn(slot)
         self._put_turned(self._turned_scores(slot), target)
 
+    @abstractmethod
     def _turn(self, slot: "tirx.PrimExpr") -> None:
         """Transpose the tile of keys from `slot` on to scratch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _turned_scores(self, slot: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
         """A vector of the scores of the tile's keys for each query."""
-        raise NotImplementedError
 
     def _put_turned(self, scores: "list[tirx.PrimExpr]", target: "tirx.PrimExpr") -> None:
         """Scores by query to [keys][width]; lanes without a query repeat the last one."""
@@ -102,12 +103,7 @@ def turned(rows: "Sequence[tirx.PrimExpr]") -> "list[tirx.PrimExpr]":
                 rows[i], rows[i + step] = _woven(rows[i], rows[i + step], step, block)
         step *= 2
     rows = [rows[i - i % block + _reversed(i % block, block)] for i in range(len(rows))]
-    while step < len(rows):
-        for i in range(len(rows)):
-            if not i & step:
-                rows[i], rows[i + step] = exchanged(rows[i], rows[i + step], step)
-        step *= 2
-    return rows
+    return transposed(rows, block)
 
 
 def _woven(a: "tirx.PrimExpr", b: "tirx.PrimExpr", unit: int, block: int) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":

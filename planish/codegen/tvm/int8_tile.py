@@ -15,7 +15,7 @@ from planish.compiler.types import DType
 
 _INTO_L1, _INTO_L2 = ((T.int32(0), T.int32(level), T.int32(1)) for level in (3, 2))  # of llvm.prefetch: for reading
 _AHEAD = ((512, _INTO_L1), (3072, _INTO_L2))  # units of weights that a tile of several rows fetches early
-_FEW = 2  # rows
+_FEW_ROWS = 2
 _LINE = 16  # units in a cache line
 _PAGE = 1024  # units in a page, where the processor's own fetching ends
 _FIRST_LINES = 4  # of a page, by which it starts again
@@ -48,7 +48,7 @@ class Int8Tile:
         with T.serial(index(plan.count)) as group:
             totals = self._start(height, panel, row, group)
             weights, units = bind(base + group * group_units), bind(first + group * (plan.group // 4))
-            if height <= _FEW and plan.nibbles:
+            if height <= _FEW_ROWS and plan.nibbles:
                 self._fetch(bind(weights + _PAGE), _FIRST_LINES, _INTO_L2)
             with T.serial(self._steps(group)) as step:
                 self._step(totals, bind(weights + step * width), bind(units + step * (plan.unit // 4)))
@@ -96,7 +96,7 @@ class Int8Tile:
     def _step(self, totals: "list[list[tirx.Buffer]]", place: "tirx.PrimExpr", unit: "tirx.PrimExpr") -> None:
         plan, tile, dot = self.plan, self.plan.tile, dot_for(self.plan.isa)
         lanes = tile.lanes
-        if len(totals) > (_FEW if plan.nibbles else 2 * _FEW):
+        if len(totals) > (_FEW_ROWS if plan.nibbles else 2 * _FEW_ROWS):
             for ahead, how in _AHEAD:
                 self._fetch(bind(place + ahead), tile.width // _LINE, how)
         packed = [bind(self.weights[ramp(place + v * lanes, lanes)]) for v in range(tile.vectors)]

@@ -86,16 +86,17 @@ def store(buffer: "tirx.Buffer", dtype: DType, place: "tirx.PrimExpr", value: "t
     T.buffer_store(buffer, value, [ramp(place, lanes)])
 
 
-def transposed(rows: Sequence["tirx.PrimExpr"]) -> list["tirx.PrimExpr"]:
+def transposed(rows: Sequence["tirx.PrimExpr"], step: int = 1) -> list["tirx.PrimExpr"]:
     """As many vectors as they have lanes, with lane j of row i moved to lane i of row j; lanes are a power of two.
 
-    Fewer rows, also a power of two, are transposed in every run of as many lanes.
+    Fewer rows, also a power of two, are transposed in every run of as many lanes. Squares of `step` rows and lanes keep
+    their order.
     """
-    rows, step = list(rows), 1
+    rows = list(rows)
     while step < len(rows):
         for i in range(len(rows)):
             if not i & step:
-                rows[i], rows[i + step] = exchanged(rows[i], rows[i + step], step)
+                rows[i], rows[i + step] = _exchanged(rows[i], rows[i + step], step)
         step *= 2
     return rows
 
@@ -117,7 +118,7 @@ def lane_sum(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int, lanes: int) -> "
     return keep(keep(tirx.Shuffle([a, b], stays)) + keep(tirx.Shuffle([a, b], comes)))
 
 
-def exchanged(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
+def _exchanged(a: "tirx.PrimExpr", b: "tirx.PrimExpr", step: int) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
     """Two rows `step` apart after the blocks of `step` lanes off the diagonal have changed places."""
     lanes = lanes_of(a)
     low = [j if not j & step else lanes + j - step for j in range(lanes)]

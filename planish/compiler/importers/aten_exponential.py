@@ -36,7 +36,7 @@ def _log_sigmoid(b: Builder, x: Value) -> Value:
 
 
 def _expm1(b: Builder, x: Value) -> Value:
-    """exp(x) - 1, near 0 as the odd and the even part of its series, which lose no digits."""
+    """exp(x) - 1; near 0 as 2 t / (1 - t) with t = tanh(x / 2), which loses no digits."""
     (x,) = b.promote(x, floating=True)
     half = b.emit(ops.tanh, mul(b, x, 0.5))
     near = b.emit(ops.div, mul(b, half, 2), rsub(b, half, 1))
