@@ -131,13 +131,19 @@ class _Fusion:
 
     def _join_product(self, region: Region) -> None:
         """Put a region that computes elementwise on slices of a contraction, which nothing else reads, behind it."""
+        if (host := self._product_of(region)) is None:
+            return
+        slices = [v.node for v in region.inputs() if v.node.op is slice_]
+        nodes = [*host.nodes, *slices, *(n for n in region.nodes if n not in host.nodes)]
+        del self.regions[host.output]
+        self.regions[region.output] = Region(host.anchor, nodes, apart=(host, region))
+
+    def _product_of(self, region: Region) -> Region | None:
+        """The region of the contraction that a template computes together with what this one computes on its slices."""
         slices = [v.node for v in region.inputs() if v.node.op is slice_]
         host = self.regions.get(slices[0].operands[0]) if slices else None
-        if host is None or host is region or not self._is_gated(region, host, slices):
-            return
-        host.nodes += [*slices, *(n for n in region.nodes if n not in host.nodes)]
-        del self.regions[slices[0].operands[0]]
-        self.regions[region.output] = host
+        gated = host is not None and host is not region and self._is_gated(region, host, slices)
+        return host if gated else None
 
     def _is_gated(self, region: Region, host: Region, slices: Sequence[Node]) -> bool:
         whole = host.anchor.values[0]
@@ -248,13 +254,14 @@ class _Fusion:
 
     def _inlines(self, host: Region, region: Region, value: Value, node: Node) -> bool:
         """Whether computing the region again for every element that `node` reads costs nothing extra; a contraction's
-        template knows, also where there is a norm or codes are made."""
+        template knows, also where there is a norm or codes are made. A product computes its gate itself."""
         cheap = [n for n in region.nodes if "elementwise" in n.op.traits or n.op in _CHEAP]
         of_rows = [n for n in region.nodes if n.op in _OF_ROWS]
         rounding = node.op in (dequantize, *_ROUNDING)
         readers = sum(n.operands.count(value) for n in host.nodes) if rounding else 1
         return (
             self.readers[value] == readers
+            and ("elementwise" in node.op.traits or self._product_of(region) is None)
             and len(cheap) + len(of_rows) == len(region.nodes)
             and (
                 _reads_once(host.anchor if rounding else node)

@@ -17,9 +17,9 @@ from planish.autotune.measure import Effort, measure
 from planish.autotune.oracle import expected
 from planish.autotune.trial import Block, Drawn, Dropped, Outcome, Sample, Times, Trial
 from planish.codegen.call import Call
+from planish.codegen.halves import Halves
 from planish.codegen.triton.cached_attention import CachedAttention
 from planish.codegen.triton.choose import candidates
-from planish.codegen.triton.halves import Halves
 from planish.codegen.triton.kernel import Kernel, Output, Packing, Scratch
 from planish.codegen.triton.packed_weight import _in_tiles, by_group, pack_codes
 from planish.codegen.triton.request import passed
@@ -183,8 +183,8 @@ ROWS = 304
         ((ROWS, 128), None),
         ((40, 64), None),
         ((2, ROWS, 64), None),
-        ((2 * ROWS, 64), Halves((None, None), (0, ROWS), ROWS)),  # type: ignore[arg-type]
-        ((48, 64), Halves((None, None), (0, 24), 24)),  # type: ignore[arg-type]
+        ((2 * ROWS, 64), Halves((None, None), (0, ROWS), ROWS, 8)),  # type: ignore[arg-type]
+        ((48, 64), Halves((None, None), (0, 24), 24, 8)),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_said_of_a_packed_weight_is_what_lies_there(shape: tuple[int, ...], halves: Halves | None) -> None:

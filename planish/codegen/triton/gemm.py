@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from planish.codegen.attributes import integers_of
 from planish.codegen.call import Call
+from planish.codegen.halves import Halves, fuses_slices
 from planish.codegen.triton.around import fuses_after, refuse_around
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.fragment import Fragments, Group
-from planish.codegen.triton.halves import Halves, finish_of, fuses_slices, halves_of
+from planish.codegen.triton.halves import finish_of, halves_of
 from planish.codegen.triton.kernel import Constant, Input, Kernel, Launch, Number, Output, Regime, Variant, Work
 from planish.codegen.triton.kernels.gemm import gemm
 from planish.codegen.triton.tiles import blocks

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, TypeVar
 
 from planish.codegen.call import Call
+from planish.codegen.halves import fuses_slices
 from planish.codegen.triton.around import fuses_after, refuse_around
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.fragment import Fragments, Group
 from planish.codegen.triton.gemm import Tile, slices_of, tiles_of
-from planish.codegen.triton.halves import finish_of, fuses_slices, halves_of
+from planish.codegen.triton.halves import finish_of, halves_of
 from planish.codegen.triton.kernel import (
     Argument,
     Constant,

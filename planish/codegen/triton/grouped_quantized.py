@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from planish.codegen.call import Call
+from planish.codegen.halves import fuses_slices
 from planish.codegen.triton.around import fuses_after, refuse_around
 from planish.codegen.triton.device import Device
 from planish.codegen.triton.grouped import Experts, refuse_rows, regimes_of
-from planish.codegen.triton.halves import fuses_slices
 from planish.codegen.triton.kernel import Kernel, Launch, Variant, Work
 from planish.codegen.triton.kernels.grouped import grouped_coded_gemm
 from planish.codegen.triton.packed_weight import TILE, PackedWeight

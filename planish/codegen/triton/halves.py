@@ -1,87 +1,29 @@
-"""Gated layers: what is computed from two slices of one product, such as silu(gate) * up, in the kernel of the product.
+"""Gated layers on GPUs: what a kernel stores of its product, or of two slices of it that it walks in turns of 8.
 
-The kernel walks the columns of both slices in turns of 8, so that one thread of the matrix units' results holds a
-column of the one slice beside its partner of the other.
+One thread of the matrix units' results then holds a column of the one slice beside its partner of the other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy
-from numpy.typing import NDArray
-
-from planish.codegen.attributes import integer_of
+from planish.codegen import halves
 from planish.codegen.call import Call
+from planish.codegen.halves import Halves
 from planish.codegen.triton.fragment import Fragments, Group
 from planish.codegen.triton.sources import Generated
 from planish.compiler import ops
-from planish.compiler.ir import Node, Value
-from planish.compiler.types import same_dim
 
 TURN = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Halves:
-    """Two slices of the last axis of a product, `width` columns each from their `starts` on."""
-
-    values: tuple[Value, Value]
-    starts: tuple[int, int]
-    width: int
-
-    @property
-    def columns(self) -> int:
-        """Columns of both that the kernel walks, the last turns filled up."""
-        return 2 * (-(-self.width // TURN) * TURN)
-
-    @property
-    def text(self) -> str:
-        """What tells the order of a packed weight from others."""
-        return f" of columns {self.starts[0]} and {self.starts[1]} by turns, {self.width} each"
-
-    def in_turns(self, array: NDArray[numpy.generic]) -> NDArray[numpy.generic]:
-        """Rows of the weight, or of what goes with them, in the order in which the kernel walks its columns.
-
-        Fewer rows than the slices have, a sample for timing, stay as they are.
-        """
-        if array.shape[-2] < max(self.starts) + self.width:
-            return array
-        column = numpy.arange(self.columns)
-        within = column // (2 * TURN) * TURN + column % TURN
-        start = numpy.where(column // TURN % 2 == 0, *self.starts)
-        rows: NDArray[numpy.generic] = array.take(start + numpy.minimum(within, self.width - 1), axis=-2)
-        return rows
-
-
 def halves_of(call: Call) -> Halves | None:
-    """The two slices that a call's result is computed from, where it is no more than elementwise of the product."""
-    product = call.anchor.values[0]
-    slices = [node for node in call.epilogue if node.op is ops.slice_ and node.operands[0] == product]
-    return _halves(slices) if slices and fuses_slices(call.anchor, slices) else None
+    """The two slices that a call's result is computed from, if any; see `planish.codegen.halves`."""
+    return halves.halves_of(call, TURN)
 
 
 def finish_of(call: Call, groups: Sequence[Group]) -> Generated:
     """The function that stores what a call computes of its product: `Fragments.finish`, or of two slices of it."""
-    halves = halves_of(call)
+    found = halves_of(call)
     bias = None if call.anchor.op is ops.grouped_linear else next(iter(call.anchor.inputs[2:]), None)
-    if halves is None:
+    if found is None:
         return Fragments(call).finish("finish", groups, bias=bias)
-    return Fragments(call).finish_slices("finish", groups, dict(zip(halves.values, halves.starts, strict=True)), bias)
-
-
-def fuses_slices(anchor: Node, slices: Sequence[Node]) -> bool:
-    """Whether the kernel of a product can take these slices of its result together."""
-    last = len(anchor.types[0].shape) - 1
-    if len(slices) != 2 or anchor.op not in (ops.linear, ops.grouped_linear):
-        return False
-    one, other = slices
-    along = all(integer_of(n, "axis") == last and integer_of(n, "step") == 1 for n in slices)
-    known = all(isinstance(n.attrs["start"], int) and isinstance(n.types[0].shape[last], int) for n in slices)
-    return along and known and same_dim(one.types[0].shape[last], other.types[0].shape[last])
-
-
-def _halves(slices: Sequence[Node]) -> Halves:
-    one, other = slices
-    width = one.types[0].shape[-1]
-    assert isinstance(width, int)
-    return Halves((Value(one), Value(other)), (integer_of(one, "start"), integer_of(other, "start")), width)
+    return Fragments(call).finish_slices("finish", groups, dict(zip(found.values, found.starts, strict=True)), bias)

@@ -9,8 +9,8 @@ from typing import TypeAlias
 import numpy
 from numpy.typing import NDArray
 
+from planish.codegen.halves import Halves
 from planish.codegen.triton.device import Device
-from planish.codegen.triton.halves import Halves
 from planish.codegen.triton.kernel import Packing
 from planish.codegen.triton.unpacking import Unpacking
 from planish.compiler.ir import Node, Value

@@ -6,8 +6,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.call import Call
+from planish.codegen.halves import Halves, halves_of
 from planish.codegen.tvm.experts import WHOLE, Part
-from planish.codegen.tvm.expression import Expression, store
+from planish.codegen.tvm.expression import Expression, Known, store
 from planish.codegen.tvm.gemm_rows import unravel
 from planish.codegen.tvm.gemm_tile import Tile
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
@@ -22,7 +23,8 @@ class Finish:
     """Writes tiles that lie in `sums` ([rows][width] f32) to the output of the call.
 
     A row is a position in all axes but the last, of which columns `first` to `first + columns - 1` are these. Of a
-    `part` of the product, rows are counted within it.
+    `part` of the product, rows are counted within it. With `halves` the columns are those of two slices, in turns of
+    half a tile, and a tile is written as half of its columns.
     """
 
     k: KernelBuilder
@@ -31,12 +33,25 @@ class Finish:
     columns: int
     first: "tirx.PrimExpr | int" = 0
     part: Part = WHOLE
+    halves: Halves | None = None
+
+    @property
+    def _width(self) -> int:
+        """Columns that a tile is written as."""
+        return self.tile.width if self.halves is None else self.halves.turn
+
+    @property
+    def _columns(self) -> int:
+        """Columns that are written."""
+        return self.columns if self.halves is None else self.halves.width
 
     def __call__(self, row: "tirx.PrimExpr", rows: "tirx.PrimExpr", column: "tirx.PrimExpr") -> None:
-        lanes, width = self.tile.lanes, self.tile.width
+        """Write `rows` rows from row `row` on of the tile that begins at column `column` of the product."""
+        lanes, width = self.tile.lanes, self._width
+        column = column if self.halves is None else bind(T.truncdiv(column, tirx.const(2, "int64")))
         whole: tirx.PrimExpr = tirx.const(width // lanes, "int64")
-        if self.columns % width:
-            whole = bind(tirx.min(whole, T.truncdiv(self.columns - column, tirx.const(lanes, "int64"))))
+        if self._columns % width:
+            whole = bind(tirx.min(whole, T.truncdiv(self._columns - column, tirx.const(lanes, "int64"))))
         with T.serial(rows) as r:
             lead = self._lead(self.part.row(bind(row + r)))
             with T.serial(whole) as v:
@@ -45,11 +60,11 @@ class Finish:
 
     def _rest(self, lead: "tuple[tirx.PrimExpr, ...]", r: "tirx.PrimExpr", column: "tirx.PrimExpr") -> None:
         """The columns after the last whole vector, which are fewer in the last panel where panels do not divide."""
-        width, tail = self.tile.width, self.columns % self.tile.width
+        width, tail = self._width, self._columns % self._width
         if not tail:
             self._parts(lead, r, column, width)
         elif width % self.tile.lanes or tail % self.tile.lanes:
-            with T.If(column + width <= self.columns):
+            with T.If(column + width <= self._columns):
                 with T.Then():
                     T.evaluate(0)
                     self._parts(lead, r, column, width)
@@ -83,18 +98,25 @@ class Finish:
         column: "tirx.PrimExpr",
         lanes: int,
     ) -> None:
-        call = self.k.call
-        (anchor,) = call.anchor.values
-        place = bind(self.first + column + within)
-
-        def total(index: "tuple[tirx.PrimExpr, ...]", count: int) -> "tirx.PrimExpr":
-            sums = self.sums[ramp(r * self.tile.width + within, lanes)]
-            return sums if bias is None else sums + Expression(self.k).at(bias, (place,), lanes)
-
-        bias = _bias(call.anchor)
+        call, place = self.k.call, bind(self.first + column + within)
+        start = bind(r * self.tile.width + within)
+        if self.halves is None:
+            known = {call.anchor.values[0]: self._total(start, place)}
+        else:
+            places = [(bind(start + i * self.halves.turn), bind(place + at)) for i, at in enumerate(self.halves.starts)]
+            known = {v: self._total(*at) for v, at in zip(self.halves.values, places, strict=True)}
         index = (*lead, place)
-        value = Expression(self.k, {anchor: total}).at(call.output, index, lanes)
-        store(self.k, call.view, index, value, lanes)
+        store(self.k, call.view, index, Expression(self.k, known).at(call.output, index, lanes), lanes)
+
+    def _total(self, start: "tirx.PrimExpr", column: "tirx.PrimExpr") -> Known:
+        """What gives the sums from `start` on, with the bias of the columns from `column` on."""
+        bias = _bias(self.k.call.anchor)
+
+        def total(index: "tuple[tirx.PrimExpr, ...]", lanes: int) -> "tirx.PrimExpr":
+            sums = self.sums[ramp(start, lanes)]
+            return sums if bias is None else sums + Expression(self.k).at(bias, (column,), lanes)
+
+        return total
 
 
 def _bias(anchor: Node) -> Value | None:
@@ -103,9 +125,9 @@ def _bias(anchor: Node) -> Value | None:
 
 def _rows_in_line(call: Call) -> bool:
     """Whether everything that the nodes after the anchor read and write lies at one stride from row to row."""
-    operands = set(call.anchor.operands)
+    operands, results = set(call.anchor.operands), {call.anchor, *(value.node for value in results_of(call))}
     others = [(v.shape, view) for v, view in call.inputs.items() if v not in operands]
-    movement = [n for n in call.nodes if n is not call.anchor and not n.op.traits & {"elementwise"} and n.inputs]
+    movement = [n for n in call.nodes if n not in results and not n.op.traits & {"elementwise"} and n.inputs]
     places = [(call.output.shape, call.view), *others]
     return not movement and all(_in_line(shape, view, call.output.shape) for shape, view in places)
 
@@ -119,12 +141,12 @@ def _in_line(shape: Shape, view: View, whole: Shape) -> bool:
 
 def refuse_finish(call: Call) -> str | None:
     """Why the nodes of a call around its contraction cannot be computed on the tiles of its result."""
-    (result,) = call.anchor.values
-    reached: set[Value] = {result}
+    results = results_of(call)
+    reached = {*call.anchor.values, *results}
     for node in call.nodes:
-        if node is call.anchor or reached.isdisjoint(node.operands):
+        if not reached.isdisjoint(node.values) or reached.isdisjoint(node.operands):
             continue
-        if not finishes(call.anchor, node):
+        if not finishes(results[0].node, node):
             return f"{node.op.name} is not computed element by element on the result of {call.anchor.op.name}"
         reached.update(node.values)
     if call.output not in reached:
@@ -132,6 +154,12 @@ def refuse_finish(call: Call) -> str | None:
     if not same_dim(call.view.strides[-1], 1) and not same_dim(call.view.shape[-1], 1):
         return "the last axis of the output is strided"
     return None
+
+
+def results_of(call: Call) -> tuple[Value, ...]:
+    """What nodes after the anchor are computed from: its result, or two slices of it that a kernel takes together."""
+    halves = halves_of(call, 1)
+    return call.anchor.values if halves is None else halves.values
 
 
 def finishes(anchor: Node, node: Node) -> bool:

@@ -1,5 +1,6 @@
 """Linear layers over quantized activations and weights on CPUs: integer products, scaled group by group."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,10 +9,10 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.call import Call
+from planish.codegen.halves import fuses_slices
 from planish.codegen.tvm.computed_row import refuse_norms
 from planish.codegen.tvm.gemm_finish import Finish, finishes, refuse_finish
 from planish.codegen.tvm.gemm_rows import unravel
-from planish.codegen.tvm.int8_packing import group_panels
 from planish.codegen.tvm.int8_plan import Int8Plan, refuse_nodes
 from planish.codegen.tvm.int8_rounding import rounds
 from planish.codegen.tvm.int8_rows import QuantizedRows, quantized_rows, rows_bytes
@@ -35,7 +36,7 @@ class Int8Linear:
 
     Codes of x are i8, those of the weight u8 or i8 of up to 8 bits, packed two a byte up to 4 bits. The groups of one
     are multiples of the other's, or whole rows. A single row of x is rounded here, and computed, a norm among others,
-    where nothing else reads it.
+    where nothing else reads it. Elementwise nodes may also be those of two slices of the result, gate and up.
     """
 
     name: ClassVar[str] = "int8_linear"
@@ -51,10 +52,8 @@ class Int8Linear:
             sums = k.scratch_buffer(plan.tile.rows * plan.tile.width, DType.f32)
             rows = quantized_rows(k, plan, sums_bytes)
             tile = Int8Tile(plan, rows, _codes(k, plan), *_groups(k, plan), sums)
-            _emit(k, plan, rows, tile, Finish(k, plan.tile, sums, plan.columns))
-        codes, *groups = plan.w.operands
-        packings = {codes: plan.packing.packing(), **{v: group_panels(plan.tile.width) for v in groups}}
-        return Kernel(done[0], sums_bytes + rows_bytes(plan), packings)
+            _emit(k, plan, rows, tile, Finish(k, plan.tile, sums, plan.columns, halves=plan.halves))
+        return Kernel(done[0], sums_bytes + rows_bytes(plan), plan.packings())
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
         return finishes(anchor, node)
@@ -63,6 +62,9 @@ class Int8Linear:
         if refuse_nodes(anchor) is not None:
             return False
         return node in {value.node for value in anchor.operands[:2]} or rounds(anchor, node)
+
+    def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool:
+        return refuse_nodes(anchor) is None and fuses_slices(anchor, slices)
 
 
 def _codes(k: KernelBuilder, plan: Int8Plan) -> "tirx.Buffer":
@@ -102,7 +104,7 @@ def _emit(k: KernelBuilder, plan: Int8Plan, rows: QuantizedRows, tile: Int8Tile,
         with T.serial(high - low) as t:
             panel, row = bind(quotient(low + t, tiles)), bind(remainder(low + t, tiles) * height)
             count = bind(tirx.min(index(height), total - block - row))
-            _fetch_results(k, plan, bind(block + row), bind(panel * plan.tile.width))
+            _fetch_results(k, plan, bind(block + row), bind(panel * plan.written))
             _heights(plan, tile, panel, row, count)
             finish(bind(block + row), count, bind(panel * plan.tile.width))
 
@@ -115,7 +117,7 @@ def _fetch_results(k: KernelBuilder, plan: Int8Plan, row: "tirx.PrimExpr", colum
     for i in range(min(tile.rows, plan.known_rows or tile.rows)):
         lead = unravel(k, bind(row + i), call.output.shape[:-1])
         for buffer, view, how in places:
-            for v in range(0, tile.width, _LINE_BYTES // view.dtype.itemsize):
+            for v in range(0, plan.written, _LINE_BYTES // view.dtype.itemsize):
                 address = T.address_of(buffer[bind(k.address(view, (*lead, bind(column + v))))])
                 T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *how))
 

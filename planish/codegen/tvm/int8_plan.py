@@ -5,10 +5,13 @@ from dataclasses import dataclass
 import numpy
 
 from planish.codegen.call import Call
+from planish.codegen.halves import Halves, halves_of
 from planish.codegen.tvm.gemm_tile import Tile
 from planish.codegen.tvm.int8_dot import unsigned
-from planish.codegen.tvm.int8_packing import CodePanels
+from planish.codegen.tvm.int8_packing import CodePanels, group_panels
 from planish.codegen.tvm.isa import Isa
+from planish.codegen.tvm.kernel import Packing
+from planish.codegen.tvm.packing import in_turns
 from planish.compiler import ops
 from planish.compiler.ir import Node, Value
 from planish.compiler.ops.quantize import middle
@@ -63,8 +66,14 @@ class Int8Plan:
         return elements(self.call.anchor.operands[0].shape[:-1])
 
     @property
+    def halves(self) -> Halves | None:
+        """The two slices of the product that the result is computed from."""
+        return halves_of(self.call, self.tile.width // 2)
+
+    @property
     def columns(self) -> int:
-        return int(self.w.operands[0].shape[0])
+        """Columns that are multiplied."""
+        return int(self.w.operands[0].shape[0]) if self.halves is None else self.halves.columns
 
     @property
     def depth(self) -> int:
@@ -128,12 +137,20 @@ class Int8Plan:
         return Tile(8, 2, self.isa.lanes) if self.isa.lanes > 4 else Tile(6, 4, self.isa.lanes)
 
     @property
+    def written(self) -> int:
+        """Columns that a tile is written as."""
+        return self.tile.width if self.halves is None else self.halves.turn
+
+    @property
     def panels(self) -> int:
         return -(-self.columns // self.tile.width)
 
-    @property
-    def packing(self) -> CodePanels:
-        return CodePanels(self.tile.width, self.stored, self.nibbles, self.shift)
+    def packings(self) -> dict[Value, Packing]:
+        """The layouts of codes, scales and zero points."""
+        codes, *groups = self.w.operands
+        panels = CodePanels(self.tile.width, self.stored, self.nibbles, self.shift).packing()
+        found = {codes: panels, **{value: group_panels(self.tile.width) for value in groups}}
+        return {value: in_turns(packing, self.halves) for value, packing in found.items()}
 
     @property
     def known_rows(self) -> int | None:

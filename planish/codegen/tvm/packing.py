@@ -5,6 +5,7 @@ import math
 import numpy
 from numpy.typing import NDArray
 
+from planish.codegen.halves import Halves
 from planish.codegen.tvm.kernel import Packing
 
 Array = NDArray[numpy.generic]
@@ -49,6 +50,17 @@ def by_expert(matrix: Packing) -> Packing:
         return shape[0] * count, kept
 
     return Packing(f"{matrix.layout} by expert", pack, packed, 1)
+
+
+def in_turns(packing: Packing, halves: Halves | None) -> Packing:
+    """The packing of a weight whose columns are walked as those of two slices, if they are."""
+    if halves is None:
+        return packing
+
+    def packed(shape: tuple[int, ...], dtype: numpy.dtype) -> tuple[int, numpy.dtype]:
+        return packing.packed((halves.columns, *shape[1:]), dtype)
+
+    return Packing(packing.layout + halves.text, lambda array: packing.pack(halves.in_turns(array)), packed)
 
 
 def widened(weight: Array) -> Array:
