@@ -1,9 +1,11 @@
 """Linear layers on CPUs: panels of packed weights, register tiles, and everything elementwise after them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from planish.codegen.call import Call
+from planish.codegen.halves import fuses_slices
 from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
 from planish.codegen.tvm.gemm_product import product_of_rows, refuse_operands, rounds
 from planish.codegen.tvm.isa import Isa
@@ -16,7 +18,8 @@ from planish.compiler.ir import Node, Op
 class Gemm:
     """x [..., K] times a weight [N, K], plus bias and elementwise nodes; any float dtype and sizes.
 
-    A cast of x from f32 to bf16 happens while its rows are copied, where there is a dot product of bf16.
+    A cast of x from f32 to bf16 happens while its rows are copied, where there is a dot product of bf16. Elementwise
+    nodes may also be those of two slices of the result, gate and up.
     """
 
     name: ClassVar[str] = "gemm"
@@ -33,3 +36,6 @@ class Gemm:
 
     def fuses_before(self, anchor: Node, node: Node) -> bool:
         return rounds(anchor, node)
+
+    def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool:
+        return anchor.operands[1].node.op is ops.weight and fuses_slices(anchor, slices)

@@ -7,13 +7,14 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.call import Call
-from planish.codegen.tvm.gemm_finish import Finish
+from planish.codegen.halves import halves_of
+from planish.codegen.tvm.gemm_finish import Finish, results_of
 from planish.codegen.tvm.gemm_grid import Grid, emit
 from planish.codegen.tvm.gemm_rows import Copied, Direct, Rows, Run, copied_stride, row_fill
 from planish.codegen.tvm.gemm_tile import Tile, choose_tile
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, kernel
-from planish.codegen.tvm.packing import panels
+from planish.codegen.tvm.packing import in_turns, panels
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Node, Value
@@ -81,18 +82,20 @@ class Product:
         return self._build(left, True)
 
     def _build(self, left: "Callable[[KernelBuilder, Grid, tirx.PrimExpr], Rows]", copies: bool) -> Kernel:
-        tile = choose_tile(self.isa, self.columns, self.pairs, self.dtype)
+        tile = choose_tile(self.isa, self.columns, self.pairs, self.dtype, even=len(results_of(self.call)) == 2)
         tile = replace(tile, parts=_PARTS) if copies else tile
+        halves = halves_of(self.call, tile.width // 2)
+        columns = self.columns if halves is None else halves.columns
         widen = self.w.dtype in (DType.bf16, DType.f16) and not self.pairs
-        packing = panels(self.columns, tile.width, pairs=self.pairs, widen=widen)
+        packing = in_turns(panels(columns, tile.width, pairs=self.pairs, widen=widen), halves)
         known = self.rows if isinstance(self.rows, int) else None
         with kernel(self.call, self.isa) as (k, done):
-            grid = Grid(k.dim(self.rows), known, self.columns, self.units, tile)
+            grid = Grid(k.dim(self.rows), known, columns, self.units, tile)
             sums = k.scratch_buffer(tile.rows * tile.width, self.dtype)
             weights = self._packed(k, grid)
             with T.serial(tirx.const(self.groups, "int64")) as group:
                 rows = left(k, grid, group)
-                finish = Finish(k, tile, sums, self.columns, group * self.columns)
+                finish = Finish(k, tile, sums, columns, group * self.columns, halves=halves)
                 emit(k, grid, rows, weights, group * (grid.panels * grid.depth * tile.width), sums, finish)
         scratch = grid.block * copied_stride(grid.depth, tile.lanes) * self.dtype.itemsize if copies else 0
         return Kernel(done[0], tile_bytes(tile) + scratch, {self.w: packing})

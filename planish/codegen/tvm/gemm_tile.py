@@ -57,8 +57,11 @@ _NARROW = {1.0: 0.5, 2.0: 0.8, 3.0: 0.95, 4.0: 1.0}
 _HALVES = {1.5: 0.95, 2.5: 0.95, 3.5: 0.92}
 
 
-def choose_tile(isa: Isa, columns: int, pairs: bool = False, dtype: DType = DType.f32) -> Tile:
-    """The tile that wastes least of the machine on `columns`: few padded columns, all sums in registers."""
+def choose_tile(isa: Isa, columns: int, pairs: bool = False, dtype: DType = DType.f32, *, even: bool = False) -> Tile:
+    """The tile that wastes least of the machine on `columns`: few padded columns, all sums in registers.
+
+    With `even` half of its columns are whole registers.
+    """
     speed = _NARROW if isa.lanes == 4 else _WIDE if isa.lanes == 8 else {**_WIDE, **_HALVES}
     lanes = lanes_for(isa, dtype)
 
@@ -66,7 +69,8 @@ def choose_tile(isa: Isa, columns: int, pairs: bool = False, dtype: DType = DTyp
         width = int(vectors * lanes)
         return speed[vectors] * columns / (-(-columns // width) * width)
 
-    best = max((v for v in speed if isa.registers > 16 or v < 3), key=worth)
+    fitting = (v for v in speed if isa.registers > 16 or v < 3)
+    best = max((v for v in fitting if not even or v % 2 == 0), key=worth)
     if isa.halved and best == 1.5:  # three halves are faster than a whole and a half: 0.94 of the peak against 0.86
         return Tile(8, 3, lanes // 2, pairs, dtype)
     vectors, sums = math.ceil(best), 12 if isa.registers <= 16 else 24

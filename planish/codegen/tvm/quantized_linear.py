@@ -1,5 +1,6 @@
 """Linear layers whose weight is stored as codes of 8 or 4 bits: linear(x, dequantize(@codes, @scale, @zero), b)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,6 +8,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.call import Call
+from planish.codegen.halves import fuses_slices
 from planish.codegen.tvm.computed_row import computes, refuse_norms
 from planish.codegen.tvm.gemm_finish import finishes, refuse_finish
 from planish.codegen.tvm.isa import Isa
@@ -27,7 +29,8 @@ class QuantizedLinear:
     """x [..., K] times the numbers that codes [N, K] stand for, plus bias and elementwise nodes; sums are f32.
 
     Many rows of bf16 multiply in pairs with a weight of bf16 where there is a dot product of bf16. What makes a single
-    row of x, a norm among others, is computed by every task for itself.
+    row of x, a norm among others, is computed by every task for itself. Elementwise nodes may also be those of two
+    slices of the result, gate and up.
     """
 
     name: ClassVar[str] = "quantized-linear"
@@ -37,7 +40,7 @@ class QuantizedLinear:
         return refuse_codes(call) or self._refuse_before(call) or refuse_rows(call) or refuse_finish(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
-        weight = CodedWeight.of(call.anchor.operands[1].node, isa)
+        weight = CodedWeight.of(call.anchor.operands[1].node, isa, call)
         x = call.anchor.operands[0]
         rows = elements(x.shape[:-1])
         known = rows if isinstance(rows, int) else None
@@ -59,6 +62,9 @@ class QuantizedLinear:
         if node.op is ops.dequantize:
             return anchor.op is ops.linear and Value(node) == anchor.operands[1]
         return anchor.op is ops.linear and anchor.operands[1].node.op is ops.dequantize and computes(anchor, node)
+
+    def fuses_slices(self, anchor: Node, slices: Sequence[Node]) -> bool:
+        return anchor.operands[1].node.op is ops.dequantize and fuses_slices(anchor, slices)
 
     def _refuse_before(self, call: Call) -> str | None:
         others = [node.op.name for node in call.prologue if not self.fuses_before(call.anchor, node)]

@@ -88,7 +88,7 @@ class ManyRows:
         out = k.scratch_buffer(tile.rows * tile.width, DType.f32)
         grid = Grid(rows, self.known, self.weight.columns, self._units, tile)
         left = self._rows(k, at_rows, dtype, part)
-        finish = Finish(k, tile, out, self.weight.columns, part=part)
+        finish = Finish(k, tile, out, self.weight.columns, part=part, halves=self.weight.halves)
         emit(k, grid, left, panel, 0, out, finish, unpack=lambda p: self._unpack(levels, panel, part.stored(p)))
 
     def _rows(self, k: KernelBuilder, at: int, dtype: DType, part: Part) -> Rows:

@@ -117,7 +117,7 @@ class PlaneRows:
             each_panel(
                 k,
                 Blocks(rows, self._copied_rows, self.bodies),
-                Finish(k, tile, out, self.weight.columns, part=part),
+                Finish(k, tile, out, self.weight.columns, part=part, halves=self.weight.halves),
                 _Split(k, self, made, self._source(k, at_row), part).emit,
                 lambda panel, row: _Panel(self, levels, made, out, part.stored(panel), row).emit,
             )

@@ -86,7 +86,7 @@ class FewRows:
         each_panel(
             k,
             Blocks(rows, self._copied_rows, self.bodies),
-            Finish(k, tile, out, self.weight.columns, part=part),
+            Finish(k, tile, out, self.weight.columns, part=part, halves=self.weight.halves),
             lambda first, count: self._prepare(k, (first, count), copied, sums, part),
             lambda panel, row: _Panel(self, levels, copied, sums, out, part.stored(panel), row).emit,
         )

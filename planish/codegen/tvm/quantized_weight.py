@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
+from planish.codegen.call import Call
+from planish.codegen.halves import Halves, halves_of
 from planish.codegen.tvm import vector_math as vm
 from planish.codegen.tvm.gemm_rows import widened
 from planish.codegen.tvm.int8_packing import CodePanels
@@ -15,7 +17,7 @@ from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import KernelBuilder, Packing, bind, ramp
 from planish.codegen.tvm.levels import Codebook
 from planish.codegen.tvm.loops import integer
-from planish.codegen.tvm.packing import by_expert, panels
+from planish.codegen.tvm.packing import by_expert, in_turns, panels
 from planish.codegen.tvm.vector_math import keep, like, splat
 from planish.compiler.ir import Node, Value
 from planish.compiler.ops.quantize import middle
@@ -38,18 +40,22 @@ class CodedWeight:
 
     Codes of up to 4 bits lie as [panel][depth / 8][width] in lanes of 32 bits with 8 consecutive codes of a column,
     wider ones as [panel][depth][width] bytes; scales and zero points as [panel][group][width]. With `dot` they lie as
-    dot products of bytes read them, see CodePanels, and are unsigned.
+    dot products of bytes read them, see CodePanels, and are unsigned. With `halves` the columns are those of two
+    slices, in turns.
     """
 
     node: Node
     lanes: int
     vectors: int
     dot: bool
+    halves: Halves | None = None
 
     @classmethod
-    def of(cls, node: Node, isa: Isa) -> "CodedWeight":
-        """The weight in panels that suit the instruction set."""
-        plain = cls(node, isa.lanes, 4 if isa.lanes == 4 else 2, False)
+    def of(cls, node: Node, isa: Isa, call: Call | None = None) -> "CodedWeight":
+        """The weight in panels that suit the instruction set, and slices of the product that a call computes from."""
+        vectors = 4 if isa.lanes == 4 else 2
+        halves = None if call is None else halves_of(call, isa.lanes * vectors // 2)
+        plain = cls(node, isa.lanes, vectors, False, halves)
         dot = isa.int8_dot and isa.triple.startswith("x86_64") and not plain.codebook and plain.step == _STEP
         return replace(plain, dot=dot)
 
@@ -72,7 +78,8 @@ class CodedWeight:
 
     @property
     def columns(self) -> int:
-        return _int(self.codes.shape[-2])
+        """Columns that are multiplied."""
+        return _int(self.codes.shape[-2]) if self.halves is None else self.halves.columns
 
     @property
     def depth(self) -> int:
@@ -162,6 +169,7 @@ class CodedWeight:
         plain = panels(self.columns, self.width, pairs=False, widen=False)
         parts = [self.scale] if self.zero is None else [self.scale, self.zero]
         found = {self.codes: self._packing(), **dict.fromkeys(parts, plain)}
+        found = {value: in_turns(each, self.halves) for value, each in found.items()}
         return {value: by_expert(each) if value.type.rank == 3 else each for value, each in found.items()}
 
     def _packing(self) -> Packing:
