@@ -26,10 +26,15 @@ BLOCK = """graph main<S: 1..64 = 13>(%x: f32[S, 32]) {
   %0 = layer_norm(%x, @g: f32[32], @h: f32[32]) {eps=1e-05}: f32[S, 32]
   %1 = linear(%0, @w: f32[96, 32], @b: f32[96]): f32[S, 96]
   %2 = gelu(%1): f32[S, 96]
-  %3 = linear(%2, @v: f32[32, 96]): f32[S, 32]
-  %4 = add(%3, %x): f32[S, 32]
-  %5 = softmax(%4) {axis=1}: f32[S, 32]
-  return %5
+  %3 = linear(%2, @u: f32[72, 96]): f32[S, 72]
+  %4 = slice(%3) {axis=1, stop=36}: f32[S, 36]
+  %5 = slice(%3) {axis=1, start=36, stop=72}: f32[S, 36]
+  %6 = silu(%4): f32[S, 36]
+  %7 = mul(%6, %5): f32[S, 36]
+  %8 = linear(%7, @v: f32[32, 36]): f32[S, 32]
+  %9 = add(%8, %x): f32[S, 32]
+  %10 = softmax(%9) {axis=1}: f32[S, 32]
+  return %10
 }"""
 
 DRIVER = r"""

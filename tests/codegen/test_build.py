@@ -145,14 +145,16 @@ def coded() -> Program:
     return Program({"main": parse(CODED)}, {**weights, "down.codes": codes(64, 4096), "down.scale": scales(64, 32)})
 
 
-def test_norms_and_gates_of_a_single_row_run_in_the_products_that_read_them(tmp_path: Path) -> None:
+def test_norms_of_a_single_row_run_in_the_product_that_reads_them_and_gates_in_that_they_are_made_of(
+    tmp_path: Path,
+) -> None:
     program = coded()
     executable, x = compiled(program, tmp_path), torch.randn(1, 64, generator=torch.Generator().manual_seed(3))
     (expected,) = evaluate(program.main, (x,), program.weights)
     for _ in range(20):
         torch.testing.assert_close(executable(x)[0], expected, rtol=1e-4, atol=1e-4)
     labels = [call.label for call in executable.plan.functions["main"].calls]
-    assert labels == ["rms_norm+dequantize+linear", "silu+mul+dequantize+linear+add"]
+    assert labels == ["rms_norm+dequantize+linear+slice+slice+silu+mul", "dequantize+linear+add"]
 
 
 def test_a_barrier_fetches_the_first_codes_of_the_next_product(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from planish.compiler.ir import Graph, Value
 from planish.compiler.types import DType, Shape, symbol
 from tests.codegen import coded
 from tests.codegen.coded import EVERY_FORM, FORMS, Form
+from tests.codegen.gated import SILU, gated, of_halves
 from tests.codegen.harness import call_of, host_isa, run_call
 
 ISAS = pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
@@ -130,6 +131,15 @@ def test_weights_of_the_experts_and_an_activation_after_the_product(rows: int) -
     close(run_call(GroupedLinear(), call, t), functional.silu(wanted(t)) * t["s"].double() + t["r"].double())
 
 
+@pytest.mark.parametrize("dtype", [DType.f32, DType.bf16])
+@pytest.mark.parametrize("rows", [2, 40])
+def test_experts_compute_their_gate(rows: int, dtype: DType) -> None:
+    t = tensors((rows,), 3, 70, 24, dtype)
+    x, i, y = product((rows,), t, dtype)
+    call = call_of(Graph("main", (x, i), (gated(y, SILU, 35),)), ops.grouped_linear)
+    close(run_call(GroupedLinear(), call, t), of_halves(wanted(t), SILU, 35), dtype)
+
+
 def coded_tensors(rows: tuple[int, ...], experts: int, columns: int, depth: int, group: int, form: Form) -> Tensors:
     t = coded.tensors(rows, experts * columns, depth, group, form)
     split = {name: t[name].reshape(experts, columns, -1) for name in ("q", "s", "z")}
@@ -156,6 +166,16 @@ def test_experts_of_codes(rows: tuple[int, ...], form: Form, isa: Isa) -> None:
     x, i, y = coded_product(rows, t, 32, form)
     call = call_of(Graph("main", (x, i), (y,)), ops.grouped_linear)
     close(run_call(GroupedLinear(), call, t, isa=isa, tasks=3), wanted(t))
+
+
+@ISAS
+@pytest.mark.parametrize("rows", [2, 70])
+def test_experts_of_codes_compute_their_gate(rows: int, isa: Isa) -> None:
+    form = FORMS["int4 with zeros"]
+    t = coded_tensors((rows,), 3, 70, 96, 32, form)
+    x, i, y = coded_product((rows,), t, 32, form)
+    call = call_of(Graph("main", (x, i), (gated(y, SILU, 35),)), ops.grouped_linear)
+    close(run_call(GroupedLinear(), call, t, isa=isa), of_halves(wanted(t), SILU, 35))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 90])

@@ -22,6 +22,7 @@ from planish.compiler import ops
 from planish.compiler.ir import Graph
 from planish.compiler.types import Dim, DType, symbol
 from tests.codegen.coded_pairs import DTYPES, FORMATS, Case, close
+from tests.codegen.gated import SILU, gated_call, of_halves
 from tests.codegen.harness import call_of, host_isa, run_call
 
 GROUPS = {
@@ -187,7 +188,18 @@ def _emulated(kernel: Kernel, call: Call, t: dict[str, Tensor], isa: Isa, folder
     )
     command = ["qemu-aarch64", "-cpu", "max", str(folder / "driver"), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
-    return torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).reshape(-1, t["q"].shape[0])
+    return torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).reshape(t["r"].shape)
+
+
+@pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="no qemu-user")
+@pytest.mark.parametrize("width", [5, 16])
+def test_arm_kernels_compute_their_gate_under_emulation(width: int, tmp_path: Path) -> None:
+    isa, case = replace(NEON, cpu="generic"), replace(FORMATS["int4"], columns=2 * width)
+    t = case.tensors(7)
+    t["r"] = t["r"][:, :width]
+    inputs, y = case.linear(t, (7,))
+    call = gated_call(inputs, y, SILU, width)
+    close(_emulated(Int8Linear().build(call, isa), call, t, isa, tmp_path), of_halves(case.wanted(t), SILU, width))
 
 
 def test_the_instruction_is_used_where_the_cpu_has_it(tmp_path: Path) -> None:

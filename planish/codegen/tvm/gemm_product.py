@@ -82,7 +82,7 @@ class Product:
         return self._build(left, True)
 
     def _build(self, left: "Callable[[KernelBuilder, Grid, tirx.PrimExpr], Rows]", copies: bool) -> Kernel:
-        tile = choose_tile(self.isa, self.columns, self.pairs, self.dtype, even=len(results_of(self.call)) == 2)
+        tile = tile_of(self.call, self.isa, self.columns, self.pairs, self.dtype)
         tile = replace(tile, parts=_PARTS) if copies else tile
         halves = halves_of(self.call, tile.width // 2)
         columns = self.columns if halves is None else halves.columns
@@ -125,6 +125,11 @@ def row_stride(view: View) -> int | None:
     if rows is None or not isinstance(stride := rows.strides[0], int):
         return None
     return None if stride and stride * view.dtype.itemsize % 4096 == 0 else stride
+
+
+def tile_of(call: Call, isa: Isa, columns: int, pairs: bool, dtype: DType) -> Tile:
+    """The tile for a product with `columns`, of two equal parts where the call computes from two slices of it."""
+    return choose_tile(isa, columns, pairs, dtype, even=len(results_of(call)) == 2)
 
 
 def tile_bytes(tile: Tile) -> int:
