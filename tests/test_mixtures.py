@@ -38,10 +38,10 @@ def test_a_batch_of_prompts_gives_the_tokens_of_transformers() -> None:
 
 
 def rounded(model: nn.Module) -> nn.Module:
-    """A copy whose matrices, but the table of embeddings, are rounded to 127 steps of a row's largest magnitude."""
+    """A copy whose matrices, but embeddings and routers, are rounded to 127 steps of a row's largest magnitude."""
     model = copy.deepcopy(model)
     for name, weight in model.named_parameters():
-        if weight.ndim > 1 and "embed" not in name:
+        if weight.ndim > 1 and "embed" not in name and not name.endswith("mlp.gate.weight"):
             scale = (weight.detach().abs().amax(-1, keepdim=True) / 127).half().float()
             weight.data = (weight.detach() / scale).round() * scale
     return model

@@ -18,6 +18,7 @@ from planish.compiler.types import DType
 from planish.compiler.weights import Weights
 from planish.errors import PassError
 from planish.hardware_profiles import Profile
+from planish.passes.routers import routers
 from planish.passes.weight_codes import FP4, NF4, Codes, Format
 
 _RULE = "quantize"
@@ -48,6 +49,7 @@ class QuantizeWeights:
         scale a group and token, so that products are of integers or, with the format "f8", of f8. Inputs of experts
         stay as they are.
     embeddings: whether tables that embeddings look up are quantized too.
+    routers: whether maps that choose experts are quantized too: they are small, and a choice is right or wrong.
     skip: patterns of scopes to leave alone, such as `["lm_head", "layers.0.*"]`.
     """
 
@@ -57,6 +59,7 @@ class QuantizeWeights:
     symmetric: bool = True
     activations: str = "float"
     embeddings: bool = True
+    routers: bool = False
     skip: tuple[str, ...] = ()
 
     name: ClassVar[str] = "quantize-weights"
@@ -98,7 +101,7 @@ class QuantizeWeights:
     def apply(self, program: Program, context: Context) -> Change:
         if self.format == "f8" and context.profile is not None:
             self._check_profile(context.profile)
-        work = _Quantizer(self, program.weights)
+        work = _Quantizer(self, program.weights, _router_weights(program))
         hits: tuple[Hit, ...] = ()
         for graph in program.functions.values():
             after, found = work.rewrite(graph)
@@ -120,6 +123,7 @@ class _Quantizer:
 
     options: QuantizeWeights
     weights: Mapping[str, Tensor]
+    routers: frozenset[str]
     codes: dict[str, Codes] = field(default_factory=dict)
     made: dict[str, Tensor] = field(default_factory=dict)
 
@@ -155,6 +159,8 @@ class _Quantizer:
             return f"its weight is computed by {of.node.op.name}"
         if any(fnmatch(node.scope, pattern) for pattern in self.options.skip):
             return "skipped by its scope"
+        if str(of.node.attrs["name"]) in self.routers and not self.options.routers:
+            return "it chooses experts; routers=true quantizes it too"
         if not of.dtype.is_float:
             return f"its weight {of.type} is no float matrix"
         if int(str(of.shape[-1])) < _LEAST_WIDTH:
@@ -197,6 +203,12 @@ class _Quantizer:
     def _bytes(self, codes: Codes) -> int:
         zeros = 0 if codes.zero is None else codes.zero.nbytes
         return codes.codes.nbytes * self.options.code_bits // 8 + codes.scale.nbytes + zeros
+
+
+def _router_weights(program: Program) -> frozenset[str]:
+    """Names of the weights of maps that choose experts in any function."""
+    weights = [node.operands[1].node for graph in program.functions.values() for node in routers(graph)]
+    return frozenset(str(node.attrs["name"]) for node in weights if node.op is weight)
 
 
 def _leaf(name: str, tensor: Tensor) -> Value:

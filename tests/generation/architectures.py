@@ -20,6 +20,9 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 _GATED: dict[str, Any] = {**_SIZES, "num_key_value_heads": 2, "intermediate_size": 48}
+# exporting takes most of the time, so that one layer is enough where attention and feed-forward are llama's
+_ONE = {**_SIZES, "num_hidden_layers": 1}
+_GATED_ONE = {**_GATED, "num_hidden_layers": 1}
 
 
 def build(kind: type[nn.Module], config: transformers.PreTrainedConfig, *, attention: str = "sdpa") -> nn.Module:
@@ -55,20 +58,20 @@ def qwen2() -> nn.Module:
 
 
 def qwen3() -> nn.Module:
-    return build(hub.Qwen3ForCausalLM, hub.Qwen3Config(head_dim=8, **_GATED))
+    return build(hub.Qwen3ForCausalLM, hub.Qwen3Config(head_dim=8, **_GATED_ONE))
 
 
 def phi3() -> nn.Module:
-    return build(hub.Phi3ForCausalLM, hub.Phi3Config(**_GATED))
+    return build(hub.Phi3ForCausalLM, hub.Phi3Config(**_GATED_ONE))
 
 
 def opt() -> nn.Module:
-    config = hub.OPTConfig(ffn_dim=48, word_embed_proj_dim=32, **_SIZES)
+    config = hub.OPTConfig(ffn_dim=48, word_embed_proj_dim=32, **_ONE)
     return build(hub.OPTForCausalLM, config)
 
 
 def falcon() -> nn.Module:
-    config = hub.FalconConfig(multi_query=True, alibi=False, new_decoder_architecture=False, **_SIZES)
+    config = hub.FalconConfig(multi_query=True, alibi=False, new_decoder_architecture=False, **_ONE)
     return build(hub.FalconForCausalLM, config)
 
 
@@ -78,15 +81,15 @@ def falcon_alibi() -> nn.Module:
 
 
 def gpt_neox() -> nn.Module:
-    return build(hub.GPTNeoXForCausalLM, hub.GPTNeoXConfig(intermediate_size=48, **_SIZES))
+    return build(hub.GPTNeoXForCausalLM, hub.GPTNeoXConfig(intermediate_size=48, **_ONE))
 
 
 def gemma() -> nn.Module:
     return build(hub.GemmaForCausalLM, hub.GemmaConfig(head_dim=8, **_GATED))
 
 
-def gemma2() -> nn.Module:
-    config = hub.Gemma2Config(head_dim=8, sliding_window=8, **_GATED)
+def gemma2(layers: int = 2) -> nn.Module:
+    config = hub.Gemma2Config(head_dim=8, sliding_window=8, **{**_GATED, "num_hidden_layers": layers})
     return build(hub.Gemma2ForCausalLM, config, attention="eager")
 
 
@@ -122,7 +125,7 @@ def phi() -> nn.Module:
     return build(hub.PhiForCausalLM, config)
 
 
-_GPT: dict[str, Any] = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
+_GPT: dict[str, Any] = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}
 
 
 def gptj() -> nn.Module:
