@@ -1,6 +1,7 @@
 """PyTorch modules become programs through torch.export, before its decompositions."""
 
 import inspect
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -241,6 +242,9 @@ def _writes_elsewhere(node: fx.Node) -> bool:
 
 
 def _is_view(node: fx.Node) -> bool:
+    source = node.args[0] if node.target is operator.getitem else None
+    if isinstance(source, fx.Node):
+        return _is_view(source) or sum(user.args == node.args for user in source.users) > 1
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
     aliases = any(result.alias_info is not None for result in node.target._schema.returns)
