@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from planish.codegen.call import Call
+from planish.codegen.empty import reads_empty, without_empty
 from planish.codegen.layout import Place, resolve
 from planish.codegen.regions import Region, fuse
 from planish.codegen.template import AnyTemplate
@@ -80,12 +81,13 @@ class Selection:
 def select(
     graph: Graph, templates: Sequence[AnyTemplate], machine: object, fallback: Fallback | None = None
 ) -> Selection:
-    """Choose a kernel for everything that the graph computes.
+    """Choose a kernel for everything that the graph computes; what has no elements is no work.
 
     `fallback` gives opaque values that stand for those of a node which no template takes. Without it a TemplateError
     names the op, its scope and every template's reason.
     """
     unserved: tuple[Unserved, ...] = ()
+    graph = without_empty(graph)
     while True:
         selector = _Selector(resolve(graph), templates, machine)
         for region in fuse(graph, selector.places, templates):
@@ -144,6 +146,8 @@ class _Selector:
             self.unserved.append(Unserved(region.anchor, choice))
 
     def _choose(self, region: Region, inputs: Mapping[Value, Place]) -> Choice | tuple[Miss, ...]:
+        if (why := reads_empty(region.nodes)) is not None:
+            return (Miss("every template", why),)
         call = self._call(region, inputs)
         misses: list[Miss] = []
         for template in self.templates:

@@ -68,8 +68,11 @@ def box(k: KernelBuilder, shape: Shape, body: Body, lanes: int, block: int = _BL
     """Call `body(index, lanes)` once or more for every element of `shape`, vectors of `lanes` along the last axis.
 
     The work of all but the innermost axes is shared between tasks. Near the end of a row that holds a whole vector the
-    last one starts earlier, so that some elements are computed twice, always by the same task.
+    last one starts earlier, so that some elements are computed twice, always by the same task. An axis of size 0 leaves
+    nothing to do.
     """
+    if 0 in shape:
+        return
     if not shape:
         with T.If(k.task == 0), T.Then():
             body((), 1)
