@@ -22,6 +22,7 @@ from planish.compilation_generation import (
     context_notes,
     interfaces,
     language,
+    saying_what_can_generate,
     with_sizes,
     with_split,
 )
@@ -96,7 +97,7 @@ def run(
     tuning: list[str] = []
     on_host: tuple[str, ...] = ()
     generate_code = _code_generator(profile, tune, tuning)
-    with clock.stage("importing the model"):
+    with clock.stage("importing the model"), saying_what_can_generate(model, generate):
         imported = _import(model, args, kwargs, dynamic)
         program = with_workload(imported.program, workload)
     with clock.stage("running passes"):

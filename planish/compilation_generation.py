@@ -1,7 +1,8 @@
 """What compiling a language model for generation adds: sizes, passes, interfaces and the recorded prompt."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from planish.compiler.importers import Imported
 from planish.compiler.ir import Graph, Program, Value
 from planish.compiler.ops.structure import TORCH_DTYPE
 from planish.compiler.pass_ import Pass
-from planish.errors import InputError
+from planish.errors import ImportGraphError, InputError
 from planish.generation import Generation, end_tokens, tokenizer_of
 from planish.hardware_profiles import Profile
 from planish.passes import EXACT
@@ -55,6 +56,21 @@ def with_sizes(
     if generation.batch > 1 or ids.shape[0] > 1:
         axes[0] = _BATCH
     return kwargs, {name: axes for name, x in given.items() if isinstance(x, Tensor) and x.shape == ids.shape}
+
+
+@contextmanager
+def saying_what_can_generate(model: Any, generation: Generation | None) -> Iterator[None]:
+    """Where the number of tokens cannot be dynamic, says what kinds of models generate."""
+    try:
+        yield
+    except ImportGraphError as error:
+        cause, found, _ = str(error).partition(". To go on")
+        if generation is None or not found or "does not take the dynamic sizes" not in cause:
+            raise
+        raise ImportGraphError(
+            f"{type(model).__name__} cannot be compiled with generate=, which takes decoders where nothing but causal "
+            f"attention mixes tokens, no recurrent layers (Mamba, RWKV) and no convolutions over tokens: {cause}"
+        ) from error
 
 
 def _takes_use_cache(model: nn.Module, given: int) -> bool:
