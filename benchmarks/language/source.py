@@ -1,8 +1,6 @@
 """The language models of the benchmark, and the files that peers read them from."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.zoo import llama_1b, smollm2
+from planish.runtime.temporary import owned_folder
 
 Ids = NDArray[np.int64]
+_SCRATCH = "partial-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,19 @@ class Source:
         path = cache_folder() / f"{self.name}-{name}"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=path.parent))
-            try:
+            with owned_folder(path.parent, prefix=_SCRATCH) as scratch:
                 write(scratch / "part")
                 (scratch / "part").rename(path)
-            finally:
-                shutil.rmtree(scratch)
         return path
+
+    def forget(self, start: str, end: str) -> None:
+        """Remove the files whose names begin with `start`, but those that end with `end`."""
+        if not cache_folder().exists():
+            return
+        with owned_folder(cache_folder(), prefix=_SCRATCH) as scratch:
+            for path in cache_folder().glob(f"{self.name}-{start}*"):
+                if not path.name.endswith(end):
+                    path.rename(scratch / path.name)  # what is removed by halves must not be found under its name
 
     def folder(self) -> Path:
         """The model as transformers saves it, with a tokenizer of exactly its vocabulary."""

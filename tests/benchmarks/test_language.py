@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.language import source as sources
 from benchmarks.language.greedy import Continuation, GreedySuite, compared, greedy_markdown, load_greedy, save_greedy
-from benchmarks.language.peers import LLAMA_CPP, Setting
+from benchmarks.language.peers import LLAMA_CPP, PLANISH, Setting
+from benchmarks.language.peers import planish as planish_peer
 from benchmarks.language.peers.peer import timed
 from benchmarks.language.results import load
 from benchmarks.language.rotation import rotated
@@ -130,6 +131,50 @@ def test_a_file_whose_making_fails_is_not_there(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="disk full"):
         TINY.file("x", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_killed_processes_are_removed_and_those_in_use_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
+    killed = tmp_path / "partial-killed"
+    killed.mkdir()
+    for name in ("part", "owner.lock"):
+        (killed / name).touch()
+
+    def write(path: Path) -> None:
+        assert list(tmp_path.iterdir()) == [path.parent]
+        TINY.file("inner", lambda inner: inner.touch())
+        path.touch()
+
+    TINY.file("outer", write)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny-inner", "tiny-outer"]
+
+
+def test_a_new_artifact_takes_the_place_of_those_of_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(planish_peer, "_compile", lambda source, passes, setting, path: path.mkdir())
+    monkeypatch.setattr("planish.load", lambda path, **_: path)
+
+    def make(code: str, kind: str, setting: Setting) -> None:
+        monkeypatch.setattr(planish_peer, "code_digest", lambda: code)
+        build(TINY, kind, setting)
+
+    def found() -> list[tuple[str, ...]]:
+        """Setting and code of what is kept."""
+        return sorted((name.split("-")[2], name.split("-")[-1]) for name in (p.name for p in tmp_path.iterdir()))
+
+    build, one, eight = PLANISH.build, Setting(1, 64, 2), Setting(8, 64, 2)
+    (tmp_path / "tiny-planish-1x64-0123456789abcdef").mkdir()  # as they were named before
+    for kind in ("int4", "int8"):
+        make("old", kind, one)
+    make("old", "int4", eight)
+    assert found() == [("1x64", "old"), ("1x64", "old"), ("8x64", "old")]
+    make("new", "int4", one)
+    assert found() == [("1x64", "new"), ("8x64", "old")]
+    make("new", "int8", one)
+    make("new", "int4", one)
+    assert found() == [("1x64", "new"), ("1x64", "new"), ("8x64", "old")]
 
 
 def test_a_peer_says_what_it_lacks_and_what_it_cannot() -> None:

@@ -33,7 +33,10 @@ class _Planish:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Compiles with the passes of the format after the exact ones, and a cache in f16."""
+    """Compiles with the passes of the format after the exact ones, and a cache in f16.
+
+    Artifacts are kept by source, batch, context, passes and code; a new one takes the place of those of other code.
+    """
 
     passes: Mapping[str, tuple[str, ...]]
 
@@ -42,9 +45,14 @@ class Build:
         import planish
 
         passes = self.passes[kind]
-        made = hashlib.sha256(f"{passes} {code_digest()}".encode()).hexdigest()[:16]
-        name = f"planish-{setting.batch}x{setting.context}-{made}"
-        path = source.file(name, lambda path: _compile(source, passes, setting, path))
+        start, end = f"planish-{setting.batch}x{setting.context}-", f"-{code_digest()}"
+        name = f"{start}{hashlib.sha256(repr(passes).encode()).hexdigest()[:8]}{end}"
+
+        def make(path: Path) -> None:
+            source.forget(start, end)
+            _compile(source, passes, setting, path)
+
+        path = source.file(name, make)
         return _Planish(planish.load(path, threads=setting.threads, verify=False))
 
 
