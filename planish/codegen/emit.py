@@ -92,7 +92,7 @@ struct frame {
 
 
 def _prototype(symbol: str, use: KernelUse, choice: Choice) -> str:
-    pointers = ["const void *"] * len(choice.call.inputs) + ["void *", "void *"]
+    pointers = ["const void *"] * len(choice.call.inputs) + ["void *"] * (len(choice.call.results) + 1)
     return f"int32_t {symbol}({', '.join([*pointers, *['int64_t'] * len(use.sizes), 'int32_t', 'int32_t'])});"
 
 
@@ -167,7 +167,8 @@ def _call(entry: Entry, i: int, choice: Choice, loop: Loop | None) -> Iterator[s
     pointers = [_moved(entry, choice.roots[v], use.weight_offsets.get(v), loop) for v in call.inputs]
     sizes = ["images" if loop is not None and size == loop.size else c_name(size) for size in use.sizes]
     scratch = "scratch" if use.merge is None else f"a + offsets[{len(entry.step.slots)}]"
-    arguments = ", ".join([*pointers, _moved(entry, call.output, None, loop), scratch, *sizes, "task", "tasks"])
+    pointers += [_moved(entry, v, None, loop) for v in call.results]
+    arguments = ", ".join([*pointers, scratch, *sizes, "task", "tasks"])
     yield f"  {use.symbol}({arguments});"
     if use.merge is not None:
         yield f"  planish_barrier(task, tasks); {use.merge}({arguments});"

@@ -48,12 +48,28 @@ def run_call(
     shift: int = 0,
     before: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Build the call, run its tasks (and then their merge) in turn and return the output in its logical shape.
+    """The output of `run_results`, whose memory holds `before` where that is given."""
+    options = {"sizes": sizes, "isa": isa, "tasks": tasks, "shift": shift, "before": before}
+    return run_results(template, call, buffers, **options)[call.output]  # type: ignore[arg-type]
 
-    `buffers` holds, by input or weight name, the flat memory that the views of the call refer to. The output's memory
-    begins `shift` bytes past a multiple of 64, and holds `before` where that is given. Operands of even tasks begin
-    where a page without access ends, those of odd tasks end where one begins, so that a kernel which reads outside of
-    them crashes.
+
+def run_results(
+    template: Template,
+    call: Call,
+    buffers: Mapping[str, torch.Tensor],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    isa: Isa | None = None,
+    tasks: int = 2,
+    shift: int = 0,
+    before: torch.Tensor | None = None,
+) -> Mapping[Value, torch.Tensor]:
+    """Build the call, run its tasks (and then their merge) in turn and return the results in their logical shapes.
+
+    `buffers` holds, by input or weight name, the flat memory that the views of the call refer to. The memory of results
+    begins `shift` bytes past a multiple of 64; that of the output holds `before` where it is given. Operands of even
+    tasks begin where a page without access ends, those of odd tasks end where one begins, so that a kernel which reads
+    outside of them crashes.
     """
     isa, sizes = isa or host_isa(), dict(sizes or {})
     assert (why := template.refuse(call, isa)) is None, why
@@ -68,17 +84,14 @@ def run_call(
         ]
         for after in (False, True)
     ]
-    out_bytes = evaluate_dim(call.view.extent, sizes) * call.view.dtype.itemsize
-    room = numpy.zeros(out_bytes + 128, numpy.uint8)
-    start = -room.ctypes.data % 64 + shift
-    out = room[start : start + out_bytes]
+    outs = {value: _room(view, sizes, shift) for value, view in call.results.items()}
     if before is not None:
-        out[:] = before.contiguous().flatten().view(torch.uint8).numpy()
+        outs[call.output][:] = before.contiguous().flatten().view(torch.uint8).numpy()
     scratch_bytes = evaluate_dim(built.scratch_bytes, sizes) * (1 if built.merge is None else tasks)
     scratch = numpy.zeros(scratch_bytes + 64, numpy.uint8)
     aligned = scratch.ctypes.data + (-scratch.ctypes.data) % 64
     for symbol, task in itertools.product(functions, range(tasks)):
-        pointers = [*(a.ctypes.data for a in guarded[task % 2]), out.ctypes.data, aligned]
+        pointers = [*(a.ctypes.data for a in (*guarded[task % 2], *outs.values())), aligned]
         arguments: Sequence[object] = [
             *map(ctypes.c_void_p, pointers),
             *(ctypes.c_int64(sizes[name]) for name in call.sizes(built.scratch_bytes)),
@@ -86,13 +99,21 @@ def run_call(
             ctypes.c_int32(tasks),
         ]
         assert library[symbol](*arguments) == 0
-    flat = torch.from_numpy(out).view(TORCH_DTYPE[call.view.dtype])
-    return torch.as_strided(
-        flat,
-        evaluate_shape(call.view.shape, sizes),
-        evaluate_shape(call.view.strides, sizes),
-        evaluate_dim(call.view.offset, sizes),
-    )
+    return {value: _seen(outs[value], view, sizes) for value, view in call.results.items()}
+
+
+def _room(view: View, sizes: Mapping[str, int], shift: int) -> numpy.ndarray:
+    """The memory of a result, `shift` bytes past a multiple of 64."""
+    size = evaluate_dim(view.extent, sizes) * view.dtype.itemsize
+    room = numpy.zeros(size + 128, numpy.uint8)
+    start = -room.ctypes.data % 64 + shift
+    return room[start : start + size]
+
+
+def _seen(memory: numpy.ndarray, view: View, sizes: Mapping[str, int]) -> torch.Tensor:
+    shape, strides = (evaluate_shape(dims, sizes) for dims in (view.shape, view.strides))
+    flat = torch.from_numpy(memory).view(TORCH_DTYPE[view.dtype])
+    return torch.as_strided(flat, shape, strides, evaluate_dim(view.offset, sizes))
 
 
 _LIBRARIES: dict[tuple[object, str, Isa], ctypes.CDLL] = {}
@@ -112,8 +133,13 @@ def _library(template: Template, call: Call, isa: Isa, functions: Mapping[str, o
     return _LIBRARIES[key]
 
 
+def _leaf(value: Value) -> str:
+    """The name of the input or weight that holds a value, which may be a view of it."""
+    return str(value.node.attrs["name"]) if "leaf" in value.node.op.traits else _leaf(value.node.operands[0])
+
+
 def _memory(value: Value, packings: Mapping[Value, object], buffers: Mapping[str, torch.Tensor]) -> numpy.ndarray:
-    tensor = buffers[str(value.node.attrs["name"])]
+    tensor = buffers[_leaf(value)]
     array = tensor.contiguous().view(torch.int16).numpy().view(numpy.uint16) if tensor.dtype is torch.bfloat16 else None
     array = tensor.contiguous().numpy() if array is None else array
     packing = packings.get(value)

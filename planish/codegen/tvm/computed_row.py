@@ -19,7 +19,7 @@ from planish.compiler import ops
 from planish.compiler.ir import Node, Value
 from planish.compiler.types import DType, elements, same_shape
 
-_NORMS = (ops.rms_norm, ops.layer_norm)
+NORMS = (ops.rms_norm, ops.layer_norm)
 _WAYS = 4  # registers of partial sums, which hide the latency of an addition
 
 
@@ -35,13 +35,18 @@ def computes(anchor: Node, node: Node) -> bool:
         return True
     if node.types[0].dtype is not DType.f32 or not same_shape(node.types[0].shape, x.shape):
         return False
-    return node.op in _NORMS or ("elementwise" in node.op.traits and around.fuses_before(node))
+    return node.op in NORMS or ("elementwise" in node.op.traits and around.fuses_before(node))
 
 
 def refuse_norms(call: Call) -> str | None:
     """Why more than one norm stands before the anchor, or None."""
-    norms = [node for node in call.prologue if node.op in _NORMS]
+    norms = [node for node in call.prologue if node.op in NORMS]
     return f"{len(norms)} norms stand before {call.anchor.op.name}" if len(norms) > 1 else None
+
+
+def norm_before(call: Call) -> Node | None:
+    """The norm among the nodes before the anchor."""
+    return next((node for node in call.prologue if node.op in NORMS), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +66,8 @@ class ComputedRow:
         if self._depth % lanes:
             zeros = T.broadcast(tirx.const(0.0, "float32"), lanes)
             T.buffer_store(target, zeros, [ramp(place + self._depth // lanes * lanes, lanes)])
-        norm = next((node for node in self.k.call.prologue if node.op in _NORMS), None)
-        known = {} if norm is None else {Value(norm): self._normed(norm, lead, target, place)}
+        norm = norm_before(self.k.call)
+        known = {} if norm is None else {Value(norm): self.normed(norm, lead, target, place)}
 
         def store(at: "tirx.PrimExpr", count: int) -> None:
             value = Expression(self.k, known).at(self.x, (*lead, bind(at + 0)), count)
@@ -70,7 +75,7 @@ class ComputedRow:
 
         each_chunk(self._depth, lanes, store)
 
-    def _normed(
+    def normed(
         self, norm: Node, lead: "tuple[tirx.PrimExpr, ...]", target: "tirx.Buffer", place: "tirx.PrimExpr"
     ) -> "Callable[[tuple[tirx.PrimExpr, ...], int], tirx.PrimExpr]":
         """Write what is normed to `target` and give what reads it there, normed."""

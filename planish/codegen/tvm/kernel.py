@@ -2,12 +2,12 @@
 
 A kernel is a C function over raw pointers:
 
-    int32_t NAME(inputs..., output, scratch, sizes..., int32_t task, int32_t tasks)
+    int32_t NAME(inputs..., outputs..., scratch, sizes..., int32_t task, int32_t tasks)
 
-`inputs` follow `Call.inputs`, `scratch` is this task's own memory (that of all tasks for a kernel with a merge),
-`sizes` are the named sizes that the call uses in alphabetical order (int64). A kernel does the part of its work that
-belongs to `task` of `tasks` and returns 0; its tasks write disjoint parts of the output and need no order among
-themselves.
+`inputs` follow `Call.inputs`, `outputs` follow `Call.results`, `scratch` is this task's own memory (that of all tasks
+for a kernel with a merge), `sizes` are the named sizes that the call uses in alphabetical order (int64). A kernel does
+the part of its work that belongs to `task` of `tasks` and returns 0; its tasks write disjoint parts of the outputs and
+need no order among themselves.
 """
 
 import math
@@ -90,8 +90,8 @@ def merge_symbol(symbol: str) -> str:
 class KernelBuilder:
     """The open kernel: its buffers, sizes and task, as TIR.
 
-    `buffers[value]` is the flat buffer of an input of the call, `output` the flat buffer of its result. `dim` turns a
-    dimension into TIR. Sizes and indices are int64.
+    `buffers[value]` is the flat buffer of an input of the call, `outputs[value]` that of a result, `output` that of the
+    call's own. `dim` turns a dimension into TIR. Sizes and indices are int64.
     """
 
     def __init__(self, call: Call, isa: Isa, scratch: Dim = 0) -> None:
@@ -100,18 +100,21 @@ class KernelBuilder:
         self._names = call.sizes(scratch)
         self.sizes: dict[str, tirx.Var] = {}
         self.buffers: dict[Value, tirx.Buffer] = {}
+        self.outputs: dict[Value, tirx.Buffer] = {}
 
     def declare(self) -> None:
         """Declare the parameters; called once, inside the open prim_func."""
         pointers = {v: T.arg(f"input{i}", _pointer(view)) for i, (v, view) in enumerate(self.call.inputs.items())}
-        out = T.arg("output", _pointer(self.call.view))
+        results = self.call.results
+        out = {v: T.arg(f"output{i or ''}", _pointer(view)) for i, (v, view) in enumerate(results.items())}
         scratch = T.arg("scratch", T.handle("uint8"))
         self.sizes = {name: T.arg(name, T.int64()) for name in self._names}
         self.task, self.tasks = T.arg("task", T.int32()), T.arg("tasks", T.int32())
         T.func_attr({"tirx.noalias": True})
         for value, pointer in pointers.items():
             self.buffers[value] = self._flat(pointer, self.call.inputs[value])
-        self.output = self._flat(out, self.call.view)
+        self.outputs = {value: self._flat(pointer, results[value]) for value, pointer in out.items()}
+        self.output = self.outputs[self.call.output]
         self.scratch = scratch
 
     def _flat(self, pointer: "tirx.Var", view: View) -> "tirx.Buffer":

@@ -22,6 +22,7 @@ from planish.codegen.tvm.quantized_embedding import QuantizedEmbedding
 from planish.codegen.tvm.quantized_linear import QuantizedLinear
 from planish.codegen.tvm.reduce import Reduce
 from planish.codegen.tvm.rope import Rope
+from planish.codegen.tvm.rounded_rows import RoundedRows
 from planish.codegen.tvm.rows import Rows
 from planish.codegen.tvm.scan import Scan
 
@@ -39,5 +40,6 @@ TEMPLATES: tuple[Template[Isa, Kernel], ...] = (
         AttentionWide(),
     ),
     CacheUpdate(),
-    *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan(), Quantization(), QuantizedEmbedding(), Map()),
+    *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan()),
+    *(RoundedRows(), Quantization(), QuantizedEmbedding(), Map()),
 )
