@@ -37,7 +37,7 @@ _GATED = """  %1 = slice(%y) {axis=1, start=0, stop=W, step=1}: f32[S, W]
 
 def _rounded(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """Codes and scales, one scale a group."""
-    parts = x.split(group, -1)
+    parts = torch.split(x, group, -1)
     scales = [part.abs().amax(-1, keepdim=True) / 127 for part in parts]
     codes = [(p * torch.where(s == 0, 0, 1 / s)).round().clamp(-127, 127) for p, s in zip(parts, scales, strict=True)]
     return torch.cat(codes, -1).to(torch.int8), torch.cat(scales, -1)

@@ -1,8 +1,7 @@
 """Rows as codes on CPUs: a norm or elementwise nodes, the scales of groups and their codes in one kernel."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 from tvm import tirx
@@ -15,8 +14,8 @@ from planish.codegen.tvm.computed_row import NORMS, ComputedRow, norm_before, re
 from planish.codegen.tvm.expression import Expression, Known
 from planish.codegen.tvm.isa import Isa
 from planish.codegen.tvm.kernel import Kernel, KernelBuilder, bind, kernel, ramp
-from planish.codegen.tvm.loops import Index, integer, product, unravel, vectors
-from planish.codegen.tvm.quantization import code_of, group_scale, groups, inverse_of
+from planish.codegen.tvm.loops import Index, integer, product, units, unravel, vectors
+from planish.codegen.tvm.quantization import code_of, group_scale, inverse_of
 from planish.codegen.tvm.vector_math import cast, keep, splat
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
@@ -24,13 +23,15 @@ from planish.compiler.types import DType, same_dim, same_shape
 
 _SOON = (T.int32(0), T.int32(3), T.int32(1))  # of llvm.prefetch: for reading, into L1, data
 _LINE_BYTES = 64
+_PART = 2048  # elements of a part at most, where a group has fewer
+_MOST = 128  # groups of a part: TVM calls an allocator for buffers on the stack from 1024 bytes on
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedRows:
     """quantize(x, quantization_scale(x)) with its scales; x may be a norm of f32, or computed element by element.
 
-    x is written, too, where something else reads it. Tasks share the groups, or the rows where there is a norm. The
+    x is written, too, where something else reads it. Tasks share parts of rows, or rows where there is a norm. The
     last axis has a constant size.
     """
 
@@ -49,11 +50,7 @@ class RoundedRows:
         line_bytes = -(-(int(x.shape[-1]) + isa.lanes) * 4 // _LINE_BYTES) * _LINE_BYTES
         scratch = 0 if x in call.inputs else line_bytes if norm_before(call) is None else 2 * line_bytes
         with kernel(call, isa, scratch) as (k, done):
-            rows = _Rows.of(k, line_bytes)
-            if norm_before(call) is None:
-                groups(k, x.shape[:-1], call.anchor, partial(rows.group, {}))
-            else:
-                rows.normed()
+            _Rows.of(k, line_bytes).emit()
         return Kernel(done[0], scratch)
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
@@ -84,7 +81,10 @@ def _refuse_before(call: Call) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows of a call in an open kernel. What is computed lies in `line`, what is normed in `source`, f32 both."""
+    """The rows of a call in an open kernel, in parts of whole groups of `size` elements.
+
+    What is computed lies in `line`, what is normed in `source`, f32 both.
+    """
 
     k: KernelBuilder
     source: "tirx.Buffer"
@@ -103,17 +103,34 @@ class _Rows:
     def width(self) -> int:
         return int(self.x.shape[-1])
 
-    def normed(self) -> None:
-        """This task's share of the rows, each normed and then rounded."""
+    @property
+    def size(self) -> int:
+        return min(integer_of(self.k.call.anchor, "group"), self.width)
+
+    @property
+    def together(self) -> int:
+        """Groups of a part: their scales are computed one after another before the first is waited for."""
+        whole = self.width // self.size
+        return max(n for n in range(1, whole + 1) if whole % n == 0 and n <= max(1, min(_PART // self.size, _MOST)))
+
+    @property
+    def parts(self) -> int:
+        return self.width // self.size // self.together
+
+    def emit(self) -> None:
+        """This task's share of the rows where they are normed, else of their parts."""
         k, lead, norm = self.k, self.x.shape[:-1], norm_before(self.k.call)
-        assert norm is not None
+        if norm is None:
+            units(k, (*lead, self.parts), lambda at: self._part({}, at[:-1], at[-1]))
+            return
         first, last = k.share(bind(product(k, lead)))
         with T.serial(last - first) as i:
             row = bind(first + i)
             self._fetch(unravel(k, bind(tirx.min(row + 1, last - 1)), lead))
             at = unravel(k, row, lead)
             known = {Value(norm): ComputedRow(k, self.x).normed(norm, at, self.source, integer(0))}
-            self._groups(at, known)
+            with T.serial(integer(self.parts)) as part:
+                self._part(known, at, bind(part + 0))
 
     def _fetch(self, lead: Index) -> None:
         """Fetch a row that is read soon: its lines may have to come from another core."""
@@ -127,31 +144,48 @@ class _Rows:
                         T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(k.buffers[value][place]), *_SOON)
                     )
 
-    def _groups(self, lead: Index, known: Mapping[Value, Known]) -> None:
-        size = integer_of(self.k.call.anchor, "group")
-        whole, rest = divmod(self.width, size)
-        with T.serial(integer(whole)) as i:
-            self.group(known, (*lead, bind(i + 0)), bind(i * size), size)
-        if rest:
-            self.group(known, (*lead, integer(whole)), integer(whole * size), rest)
+    def _part(self, known: Mapping[Value, Known], lead: Index, part: "tirx.PrimExpr") -> None:
+        """The scales of all groups of a part, then their codes; the last part has the shorter group at the end."""
+        inverses = T.alloc_buffer((self.together + 1,), "float32")
+        begin, rest = bind(part * self.together), self.width % self.size
 
-    def group(self, known: Mapping[Value, Known], index: Index, start: "tirx.PrimExpr", count: int) -> None:
-        """Compute the `count` elements of a group from `start` on, and store its scale and codes."""
-        call, bits = self.k.call, integer_of(self.k.call.anchor, "bits")
-        codes, scales = call.output, call.anchor.operands[1]
+        def each(body: "Callable[[tirx.PrimExpr, tirx.PrimExpr, int], None]") -> None:
+            with T.serial(integer(self.together)) as i:
+                body(bind(begin + i), bind(i + 0), self.size)
+            if rest:
+                with T.If(part == self.parts - 1), T.Then():
+                    body(integer(self.width // self.size), integer(self.together), rest)
 
-        def first(at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
+        each(lambda group, slot, count: self._scale(known, (*lead, group), count, (inverses, slot)))
+        each(lambda group, slot, count: self._codes((*lead, group), count, bind(inverses[slot])))
+
+    def _scale(
+        self,
+        known: Mapping[Value, Known],
+        index: Index,
+        count: int,
+        inverse: "tuple[tirx.Buffer, tirx.PrimExpr]",
+    ) -> None:
+        """Compute the `count` elements of a group, and store its scale and what they are multiplied by."""
+        start = bind(index[-1] * self.size)
+
+        def read(at: "tirx.PrimExpr", lanes: int) -> "tirx.PrimExpr":
             return self._first(known, (*index[:-1], bind(start + at)), lanes)
 
-        scale = keep(group_scale(self.k, count, bits, first))
-        self._store(scales, index, scale, 1)
-        inverse = inverse_of(scale)
+        scale = keep(group_scale(self.k, count, integer_of(self.k.call.anchor, "bits"), read))
+        self._store(self.k.call.anchor.operands[1], index, scale, 1)
+        buffer, slot = inverse
+        T.buffer_store(buffer, inverse_of(scale), [slot])
+
+    def _codes(self, index: Index, count: int, inverse: "tirx.PrimExpr") -> None:
+        call = self.k.call
 
         def write(at: "tirx.PrimExpr", lanes: int) -> None:
             place = (*index[:-1], at)
-            self._store(codes, place, code_of(self._again(place, lanes), splat(inverse, lanes), bits), lanes)
+            codes = code_of(self._again(place, lanes), splat(inverse, lanes), integer_of(call.anchor, "bits"))
+            self._store(call.output, place, codes, lanes)
 
-        vectors(self.k, start, count, write, self.k.isa.lanes)
+        vectors(self.k, bind(index[-1] * self.size), count, write, self.k.isa.lanes)
 
     def _first(self, known: Mapping[Value, Known], place: Index, lanes: int) -> "tirx.PrimExpr":
         """Elements of x, which are kept where they are computed and written where they are a result."""
