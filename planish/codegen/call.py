@@ -7,7 +7,7 @@ import sympy
 
 from planish.codegen.view import View
 from planish.compiler.ir import Node, Value
-from planish.compiler.types import Dim, dim_text
+from planish.compiler.types import Dim, DType, dim_text, same_dim
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +75,11 @@ class Call:
     def stored(self, value: Value) -> Value:
         """What of an operand of the anchor lies in memory: itself, or what a node of the call converts."""
         return value if value in self.inputs else value.node.operands[0]
+
+    def has_rows(self, value: Value) -> bool:
+        """Whether rows of f32 of a value lie in memory, where they can be read again and again."""
+        view = self.inputs.get(value)
+        return view is not None and view.dtype is DType.f32 and same_dim(view.strides[-1], 1)
 
     def key(self) -> str:
         """A text that two calls share exactly when one kernel serves both: ops, attributes, types and views."""

@@ -1,6 +1,7 @@
 """Norms, scales and codes of rows in one kernel, against torch: groups, widths, views, and what is written besides."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from planish.codegen.select import Choice, select
+from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.isa import AVX2, Isa
+from planish.codegen.tvm.rounded_rows import RoundedRows
 from planish.codegen.tvm.templates import TEMPLATES
 from planish.compiler.ir import Value
 from planish.compiler.text import parse
+from planish.hardware_profiles import load_profile
+from planish.targets import isa_of_profile
 from tests.codegen.compare import normal
 from tests.codegen.harness import host_isa, run_results
 
@@ -65,7 +70,7 @@ def _run(text: str, tensors: Mapping[str, Tensor], **options: object) -> list[Te
     isa = options.get("isa")
     assert isa is None or isinstance(isa, Isa)
     (choice,) = _choices(text, isa)
-    assert choice.template.name == "rounded-rows"
+    assert isinstance(choice.template, RoundedRows)
     sizes = {"S": len(tensors["x"])}
     found: Mapping[Value, Tensor] = run_results(choice.template, choice.call, tensors, sizes=sizes, **options)  # type: ignore[arg-type]
     return list(found.values())
@@ -154,3 +159,12 @@ def test_numbers_that_memory_rounds_are_normed_apart() -> None:
 def test_moves_are_kernels_of_their_own() -> None:
     text = _text("  %7 = flip(%x) {axes=[1]}: f32[S, W]", 64, 32)
     assert [c.template.name for c in _choices(text)] == ["map", "quantization", "quantization"]
+
+
+@pytest.mark.parametrize("target", ["neoverse-v2", "sapphire-rapids", "x86-64-v3"])
+@pytest.mark.parametrize("before", [_LAYER, _GATED], ids=["layer", "gated"])
+def test_kernels_compile_for_other_cpus(before: str, target: str, tmp_path: Path) -> None:
+    isa = isa_of_profile(load_profile(target))
+    (choice,) = _choices(_text(before, 100, 32, ", %7"), isa)
+    build_object(choice.template.build(choice.call, isa).functions("kernel"), isa, tmp_path / "kernel.o")
+    assert (tmp_path / "kernel.o").stat().st_size > 0

@@ -78,15 +78,18 @@ class ComputedRow:
     def normed(
         self, norm: Node, lead: "tuple[tirx.PrimExpr, ...]", target: "tirx.Buffer", place: "tirx.PrimExpr"
     ) -> "Callable[[tuple[tirx.PrimExpr, ...], int], tirx.PrimExpr]":
-        """Write what is normed to `target` and give what reads it there, normed."""
+        """Write what is normed to `target`, unless it lies in memory, and give what reads it there, normed."""
+        source = norm.operands[0]
+        lies = self.k.call.has_rows(source)
 
         def computed(at: "tirx.PrimExpr", count: int) -> "tirx.PrimExpr":
-            value = vm.keep(Expression(self.k).at(norm.operands[0], (*lead, at), count))
-            T.buffer_store(target, value, [ramp(bind(place + at), count)])
+            value = vm.keep(Expression(self.k).at(source, (*lead, at), count))
+            if not lies:
+                T.buffer_store(target, value, [ramp(bind(place + at), count)])
             return value
 
         def stored(at: "tirx.PrimExpr", count: int) -> "tirx.PrimExpr":
-            return vm.keep(target[ramp(bind(place + at), count)])
+            return computed(at, count) if lies else vm.keep(target[ramp(bind(place + at), count)])
 
         if norm.op is ops.rms_norm:
             centred, first = stored, computed
