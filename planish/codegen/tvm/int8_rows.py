@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for its script namespace
 
 from planish.codegen.tvm.gemm_rows import unravel
-from planish.codegen.tvm.int8_dot import signed_byte
+from planish.codegen.tvm.int8_dot import dot_for, signed_byte
 from planish.codegen.tvm.int8_plan import Int8Plan
 from planish.codegen.tvm.int8_rounding import Rounding
 from planish.codegen.tvm.kernel import KernelBuilder, bind, ramp
@@ -84,23 +84,33 @@ class QuantizedRows:
             T.buffer_store(self.scales, value, [i * self.plan.x_groups + group])
 
     def _offsets(self, i: "tirx.PrimExpr") -> None:
-        plan = self.plan
+        plan, lanes = self.plan, self.plan.isa.lanes
+        ones = T.broadcast(T.int32(0x01010101), lanes)
         with T.serial(index(plan.count)) as group:
             base = bind(i * plan.stride + group * (plan.group // 4))
-            total = T.alloc_buffer((1,), "int32")
+            wide, total = T.alloc_buffer((lanes,), "int32"), T.alloc_buffer((1,), "int32")
+            T.buffer_store(wide, T.broadcast(T.int32(0), lanes), [ramp(0, lanes)])
             T.buffer_store(total, T.int32(0), [0])
 
-            def add(at: "tirx.PrimExpr", lanes: int) -> None:
-                units = bind(self.units[ramp(base + at, lanes)])
+            def add(at: "tirx.PrimExpr", count: int) -> None:
+                units = bind(self.units[ramp(base + at, count)])
+                if count == lanes:
+                    T.buffer_store(wide, dot_for(plan.isa)(wide[ramp(0, lanes)], ones, units), [ramp(0, lanes)])
+                    return
                 four = [signed_byte(units, byte) for byte in range(4)]
-                added = bind((four[0] + four[1]) + (four[2] + four[3]))
-                if lanes > 1:
-                    added = T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", added)
-                T.buffer_store(total, total[0] + added, [0])
+                T.buffer_store(total, total[0] + _sum((four[0] + four[1]) + (four[2] + four[3])), [0])
 
-            each_chunk(plan.group // 4, _LANES, add)
+            each_chunk(plan.group // 4, lanes, add)
             factor = -1 if plan.zero else -plan.offset
-            T.buffer_store(self.offsets, total[0] * T.int32(factor), [i * plan.count + group])
+            value = (total[0] + _sum(wide[ramp(0, lanes)])) * T.int32(factor)
+            T.buffer_store(self.offsets, value, [i * plan.count + group])
+
+
+def _sum(value: "tirx.PrimExpr") -> "tirx.PrimExpr":
+    """The sum of all lanes."""
+    value = bind(value)
+    single = int(value.ty.dtype.lanes) == 1
+    return value if single else T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", value)
 
 
 def rows_bytes(plan: Int8Plan) -> int:
