@@ -112,6 +112,47 @@ def test_slices_that_something_else_reads_stay_apart(other: str) -> None:
     assert ops(chosen(GATED.format(more=f", {other}"), Gated()))[0] == "linear"
 
 
+@dataclass(frozen=True)
+class Picky(Gated):
+    """Turns out to take no slices after all."""
+
+    def refuse(self, call: Call, isa: Isa) -> str | None:
+        return "it has slices" if len(call.epilogue) > 1 else Product.refuse(self, call, isa)
+
+
+def test_a_product_and_its_gate_that_no_template_takes_together_are_two_kernels() -> None:
+    assert ops(chosen(GATED.format(more=""), Picky())) == ["linear", "silu+mul"]
+
+
+@dataclass(frozen=True)
+class Preparing(Product):
+    """Computes what it reads element by element."""
+
+    def fuses_before(self, anchor: Node, node: Node) -> bool:
+        return "elementwise" in node.op.traits
+
+
+@dataclass(frozen=True)
+class PreparingGated(Preparing, Gated):
+    """The same, and computes on two slices of its result."""
+
+
+NEXT = """graph main(%x: f32[4, 8]) {
+  %0 = linear(%x, @w: f32[12, 8]): f32[4, 12]
+  %1 = slice(%0) {axis=1, start=0, stop=6}: f32[4, 6]
+  %2 = slice(%0) {axis=1, start=6, stop=12}: f32[4, 6]
+  %3 = silu(%1): f32[4, 6]
+  %4 = mul(%3, %2): f32[4, 6]
+  %5 = linear(%4, @v: f32[8, 6]): f32[4, 8]
+  return %5
+}"""
+
+
+def test_a_gate_is_computed_by_the_product_before_it_rather_than_by_the_one_after() -> None:
+    assert ops(chosen(NEXT, PreparingGated())) == ["linear+slice+slice+silu+mul", "linear"]
+    assert ops(chosen(NEXT, Preparing()))[-1] == "silu+mul+linear"
+
+
 def test_literals_are_computed_wherever_they_are_read() -> None:
     text = """graph main(%x: f32[4, 8]) {
       %0 = full() {value=2.0, dtype=f32}: f32[]
