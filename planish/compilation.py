@@ -23,6 +23,7 @@ from planish.compilation_generation import (
     interfaces,
     language,
     saying_what_can_generate,
+    with_greedy_tokens,
     with_sizes,
     with_split,
 )
@@ -106,6 +107,8 @@ def run(
             check_end(generate, program)
         if generate is not None and profile.backend == "triton":
             program, on_host = _with_token_functions(program, profile)
+        elif generate is not None:
+            program = with_greedy_tokens(program)
     with clock.stage("generating code"):
         (folder / "build").mkdir()
         built = generate_code(program, _interfaces(imported, program, generate), folder / "build", say)

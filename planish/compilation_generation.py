@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from planish.codegen.function_plan import Interface
+from planish.compiler import ops
 from planish.compiler.evaluate import Run, evaluate, run_node
 from planish.compiler.importers import Imported
 from planish.compiler.ir import Graph, Program, Value
@@ -131,6 +133,12 @@ def with_split(chosen: Sequence[Pass], generation: Generation) -> tuple[Pass, ..
         return (*EXACT, split, *chosen)
     first = next((i for i, each in enumerate(chosen) if not isinstance(each, exact)), len(chosen))
     return (*chosen[:first], split, *chosen[first:])
+
+
+def with_greedy_tokens(program: Program) -> Program:
+    """The program whose `decode` also gives the likeliest token of each row, as the last of its results."""
+    decode = program.functions["decode"]
+    return program.with_function(replace(decode, outputs=(*decode.outputs, ops.greedy_tokens(decode.outputs[0]))))
 
 
 def interfaces(program: Program) -> dict[str, Interface]:

@@ -94,6 +94,12 @@ def test_argmax_gives_the_first_not_a_number(axis: int) -> None:
     check(Reduce(), lambda x: ops.argmax(x, axis=axis), x)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_argmax_of_the_lowest_numbers_alone_is_the_first(axis: int) -> None:
+    check(Reduce(), lambda x: ops.argmax(x, axis=axis), torch.full((40, 70), -torch.inf))
+    check(Reduce(), lambda x: ops.argmax(x, axis=axis), torch.full((40, 70), torch.iinfo(torch.int64).min))
+
+
 @pytest.mark.parametrize("n", [1, 5, 50])
 def test_argmax_of_dynamic_size(n: int) -> None:
     check(Reduce(), lambda x: ops.argmax(x, axis=1), normal(3, n), sizes={"s": n}, shapes=((3, S),))

@@ -14,6 +14,7 @@ from planish.codegen.tvm.loops import integer
 from planish.codegen.tvm.transpose import halves
 from planish.compiler.types import Dim
 
+_NOWHERE = 2**31 - 1  # after every position
 State: TypeAlias = "tuple[tirx.PrimExpr, ...]"
 Read: TypeAlias = "Callable[[tirx.PrimExpr, int], tirx.PrimExpr]"
 
@@ -104,7 +105,13 @@ def first_largest(dtype: str) -> Fold:
         tied = vm.both(vm.negated(better(b, a)), b[1] < a[1])
         return choose(a, b, vm.either(better(a, b), tied))
 
-    return Fold((dtype, "int32"), (lowest(dtype), 2**31 - 1), step, join)
+    return Fold((dtype, "int32"), (lowest(dtype), _NOWHERE), step, join)
+
+
+def first_place(state: State) -> "tirx.PrimExpr":
+    """The position in a state of `first_largest`: the first one where all values are the lowest there is."""
+    place = vm.keep(state[1])
+    return vm.select(vm.equal(place, vm.like(place, _NOWHERE)), vm.like(place, 0), place)
 
 
 def _kept(state: State) -> State:

@@ -16,6 +16,7 @@ from planish.codegen.tvm.folds import (
     Registers,
     State,
     first_largest,
+    first_place,
     largest,
     line_lanes,
     plain,
@@ -156,7 +157,7 @@ class _Reduction:
     def _result(self, state: State) -> "tirx.PrimExpr":
         x = self.node.operands[0]
         if self.node.op is ops.argmax:
-            return vm.keep(vm.cast(state[1], "int64"))
+            return vm.keep(vm.cast(first_place(state), "int64"))
         if self.node.op in _TRUTH or x.dtype is DType.bool:
             return vm.differ(state[0], vm.like(state[0], 0))
         if self.node.op is ops.mean:

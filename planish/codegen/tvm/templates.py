@@ -9,6 +9,7 @@ from planish.codegen.tvm.columns import Columns
 from planish.codegen.tvm.conv import Conv
 from planish.codegen.tvm.depthwise import Depthwise
 from planish.codegen.tvm.gemm import Gemm
+from planish.codegen.tvm.greedy_tokens import GreedyTokens
 from planish.codegen.tvm.group_norm import GroupNorm
 from planish.codegen.tvm.grouped_linear import GroupedLinear
 from planish.codegen.tvm.int8_linear import Int8Linear
@@ -40,6 +41,7 @@ TEMPLATES: tuple[Template[Isa, Kernel], ...] = (
         AttentionWide(),
     ),
     CacheUpdate(),
+    GreedyTokens(),
     *(Rows(), Columns(), Reduce(), GroupNorm(), Rope(), Pool(), Scan()),
     *(RoundedRows(), Quantization(), QuantizedEmbedding(), Map()),
 )

@@ -17,7 +17,7 @@ from planish.runtime.device.memory import check_room, no_room
 from planish.runtime.dtypes import TORCH, DTypeName
 from planish.runtime.generation.generator import NO_MAIN, GeneratesText, Generator
 from planish.runtime.generation.sampling import CONTROLS, Sampler
-from planish.runtime.generation.scores import Array, Scores, chosen_on_host
+from planish.runtime.generation.scores import Array, Scores, chosen_on_host, from_pairs
 from planish.runtime.generation.session import Function, Session
 from planish.runtime.generation.settings import Settings
 from planish.runtime.generation.tokenizer import Tokenizer
@@ -33,25 +33,24 @@ class DeviceScores:
     tensor: Any
     pairs: Array | None = None
 
-    def likeliest(self) -> tuple[Array, Array]:
+    def likeliest(self) -> tuple[list[int], list[float]]:
         """See `Scores`; two numbers of each row come back, in one copy."""
         import torch
 
         tokens = self.tensor.argmax(dim=1, keepdim=True)
         # f64 holds ids and logits exactly
-        found, largest = torch.cat((tokens.double(), self.tensor.gather(1, tokens).double()), 1).cpu().numpy().T
-        return found.astype(np.int64), largest
+        return from_pairs(torch.cat((tokens.double(), self.tensor.gather(1, tokens).double()), 1).cpu().numpy())
 
     def logits(self) -> Array:
         """See `Scores`."""
         host: Array = self.tensor.cpu().numpy()
         return host
 
-    def chosen(self, samplers: Sequence[Sampler | None]) -> tuple[Array, Array]:
+    def chosen(self, samplers: Sequence[Sampler | None]) -> tuple[list[int], list[float]]:
         """See `Scores`."""
         if self.pairs is None:
             return chosen_on_host(self, samplers)
-        return self.pairs[:, 0].astype(np.int64), self.pairs[:, 1]
+        return from_pairs(self.pairs)
 
 
 class DeviceSession(Session):
@@ -131,8 +130,8 @@ class DeviceSession(Session):
         (pairs,) = self._functions[self._choosing.function].at_once(given)
         return DeviceScores(logits, pairs.cpu().numpy())
 
-    def _scores(self, logits: Any) -> Scores:
-        return DeviceScores(logits, None if self._choosing.function is None else self._host_step.chosen.numpy())
+    def _scores(self, results: Sequence[Any]) -> Scores:
+        return DeviceScores(results[0], None if self._choosing.function is None else self._host_step.chosen.numpy())
 
     def _host(self, array: Any) -> Array:
         host: Array = array.cpu().numpy()
@@ -194,7 +193,7 @@ class DeviceSession(Session):
         return work
 
     def _keep(self, results: Sequence[Any]) -> None:
-        for cache, result in zip(self._caches, results, strict=True):
+        for cache, result in zip(self._caches, results[1:], strict=True):
             if result.data_ptr() != cache.data_ptr():
                 cache.copy_(result)
 

@@ -247,13 +247,14 @@ class _Limits:
 def _taken(scores: Scores, rows: Sequence[Row], session: Session) -> list[Token | None]:
     """The next token of each running row."""
     chosen, largest = scores.chosen([None if row.finish_reason else row.sampler for row in rows])
-    _check_finite(largest, rows, session)
-    return [None if row.finish_reason else row.take(int(token)) for row, token in zip(rows, chosen, strict=True)]
+    if not all(map(math.isfinite, largest)):
+        _refuse_undefined(largest, rows, session)
+    return [None if row.finish_reason else row.take(token) for row, token in zip(rows, chosen, strict=True)]
 
 
-def _check_finite(largest: np.ndarray[Any, Any], rows: Sequence[Row], session: Session) -> None:
+def _refuse_undefined(largest: Sequence[float], rows: Sequence[Row], session: Session) -> None:
     """Raise GenerationError naming the layer where the largest logit of a running row is not finite."""
-    for place, (row, top) in enumerate(zip(rows, largest.tolist(), strict=True)):
+    for place, (row, top) in enumerate(zip(rows, largest, strict=True)):
         if row.finish_reason is None and not math.isfinite(top):
             session.damaged = True
             raise GenerationError(

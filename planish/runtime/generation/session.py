@@ -75,10 +75,10 @@ class Session:
             self._id_places[row], self._count_places[row] = token or 0, token is not None
         results = self._step()
         if not self._in_place:
-            self._keep(results[1:])
+            self._keep(results)
         for row, token in enumerate(tokens):
             self._past_places[row] += token is not None
-        return self._scores(results[0])
+        return self._scores(results)
 
     def leaves(self, rows: int, tokens: int, past: int) -> list[Any]:
         """Inputs of either function: tokens of id 0 behind `past` others, and the caches as they are."""
@@ -110,9 +110,9 @@ class Session:
         """The logits after prompts."""
         return HostScores(logits)
 
-    def _scores(self, logits: Any) -> Scores:
-        """The first result of a step."""
-        return HostScores(logits)
+    def _scores(self, results: Sequence[Any]) -> Scores:
+        """What a step found."""
+        return HostScores(results[0], results[-1] if len(results) > 1 + len(self._caches) else None)
 
     def _host(self, array: Any) -> Array:
         """A result or a part of a cache as an array."""
@@ -154,12 +154,12 @@ class Session:
         for row, given in zip(ids, tokens, strict=True):
             row[: len(given)] = given
         results = self._prefill.run([ids, self._past, count, *self._caches])
-        self._keep(results[1:])
+        self._keep(results)
         self._past += count
         return results[0]
 
     def _keep(self, results: Sequence[Array]) -> None:
-        for cache, result in zip(self._caches, results, strict=True):
+        for cache, result in zip(self._caches, results[1:], strict=False):  # chosen tokens may follow
             if result is not cache:
                 np.copyto(cache, result)
 

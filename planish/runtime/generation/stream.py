@@ -23,7 +23,7 @@ class Token(int):
     text: str
 
     def __new__(cls, id: int, text: str = "") -> "Token":  # noqa: A002 - the word of tokenizers
-        token = super().__new__(cls, id)
+        token = int.__new__(cls, id)
         token.text = text
         return token
 

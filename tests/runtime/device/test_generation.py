@@ -50,7 +50,7 @@ def test_the_likeliest_tokens_of_a_device_are_those_of_numpy() -> None:
     scores[4, 999] = 16777217.0
     tokens, largest = DeviceScores(scores).likeliest()
     wanted = scores.numpy().argmax(axis=1)
-    assert tokens.tolist() == wanted.tolist()
+    assert tokens == wanted.tolist()
     assert wanted.tolist()[1:] == [7, 20, 4, 999]
     numpy.testing.assert_array_equal(largest, scores.numpy()[range(5), wanted])
 
