@@ -13,7 +13,7 @@ import planish
 from planish import compilation
 from planish.compile_report import CompileReport
 from planish.errors import TemplateError
-from tests.compiler.models import CASES, Case, imported
+from tests.compiler.models import CASES, Case, each, imported
 
 pytest.importorskip("tvm")
 
@@ -47,9 +47,7 @@ def run_as_torch(fast: planish.CompiledModel) -> set[str]:
 _SLOW = {"bert_eager", "gpt2_eager", "vit_eager", "llama_eager", "roberta", "distilbert", "minilm", "qwen2"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in CASES]
-)
+@pytest.mark.parametrize("name", each(CASES, _SLOW))
 def test_an_architecture_gives_the_numbers_of_pytorch_at_every_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, found = imported(name)
     monkeypatch.setattr(compilation, "_import", lambda *_: found)  # exported for other tests as well

@@ -1,15 +1,19 @@
 """Linear layers over weights of 8 and 4 bits: forms of codes, tensors, and what they mean by a formula in torch."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
 from planish.compiler import ops
 from planish.compiler.ir import Value
 from planish.compiler.types import DType, Shape
 from planish.passes.weight_codes import NF4
+from tests.codegen.harness import host_isa
 
 Tensors = dict[str, torch.Tensor]
 
@@ -44,7 +48,28 @@ FORMS = {
     "table": Form(4, codebook=TABLE),
 }
 F8 = Form(8, f8=True)  # of GPUs alone, with one scale a row
-EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+NO_TWINS = FORMS.keys() - {"nf4"}  # a kernel looks the levels of any table up alike
+DISTINCT = ("int8", "int4 with zeros", "table")  # what else there is differs from one of them by a shift
+
+
+def forms(default: Collection[str], isa: Isa, name: str) -> list[Any]:
+    """Every form with an instruction set, as parameters `form` and `isa`; those outside of `default` are slow."""
+    slow = {key: [] if key in default else [pytest.mark.slow] for key in FORMS}
+    return [pytest.param(form, isa, id=f"{key}-{name}", marks=slow[key]) for key, form in FORMS.items()]
+
+
+EVERY_FORM = pytest.mark.parametrize(
+    "form", [pytest.param(f, id=key, marks=[pytest.mark.slow] * (key not in NO_TWINS)) for key, f in FORMS.items()]
+)
+ON_BOTH = pytest.mark.parametrize(
+    ("form", "isa"), [*forms(NO_TWINS, host_isa(), "host"), *forms(DISTINCT, AVX2, "avx2")]
+)
+COMPILED = [
+    *forms(NO_TWINS, NEON, "neon"),
+    *forms(DISTINCT, AVX512, "avx512"),
+    *forms(("int4",), AVX2, "avx2"),
+    *forms(("int4",), ZEN4, "zen4"),
+]
 
 
 def tensors(

@@ -96,9 +96,15 @@ def cached_call(rows: Dim, heads: int, groups: int, tokens: Dim, kind: DType, wi
     return call_of(Graph("main", (*inputs, past, sink), (result,)), attention)
 
 
-@ISAS
+@pytest.mark.parametrize(
+    ("heads", "groups", "isa"),
+    [
+        *(pytest.param(heads, 2, host_isa(), id=f"{heads}-host") for heads in (2, 6, 16)),
+        pytest.param(6, 2, AVX2, id="6-avx2"),
+        *(pytest.param(heads, 2, AVX2, id=f"{heads}-avx2", marks=pytest.mark.slow) for heads in (2, 16)),
+    ],
+)
 @pytest.mark.parametrize("kind", [DType.f32, DType.i8], ids=str)
-@pytest.mark.parametrize(("heads", "groups"), [(2, 2), (6, 2), (16, 2)])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_a_sink_counts_once_however_a_cache_is_shared(
     heads: int, groups: int, tokens: int, kind: DType, isa: Isa

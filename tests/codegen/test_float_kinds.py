@@ -45,7 +45,10 @@ def close(got: Tensor, wanted: Tensor) -> None:
 @KINDS
 @ISAS
 @pytest.mark.parametrize("template", [Gemm(), Matmul(32, 32, 16)], ids=["gemm", "matmul"])
-@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 1, 1), (1, 40, 65), (13, 31, 33), (33, 70, 40)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth"),
+    [pytest.param(1, 1, 1, marks=pytest.mark.slow), (1, 40, 65), (13, 31, 33), (33, 70, 40)],
+)
 def test_linear_layers_are_right(
     rows: int, columns: int, depth: int, template: Template, isa: Isa, dtype: DType
 ) -> None:
@@ -114,9 +117,18 @@ def test_f16_attention_is_right(queries: int, isa: Isa) -> None:
     close(run_call(Attention(), call_of(Graph("main", (q, k, v), (y,)), ops.attention), memory, isa=isa), wanted)
 
 
-@ISAS
-@pytest.mark.parametrize("kind", ["plain", "causal", "window", "bool", "float"])
-@pytest.mark.parametrize(("queries", "keys", "head"), [(1, 1, 1), (7, 33, 20), (33, 33, 32)])
+_SIZES = ((1, 1, 1), (7, 33, 20), (33, 33, 32))
+_MASKS = ("plain", "causal", "window", "bool", "float")
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "head", "kind", "isa"),
+    [
+        *((*sizes, kind, host_isa()) for sizes in _SIZES for kind in _MASKS),
+        *((*_SIZES[1], kind, AVX2) for kind in _MASKS),
+        *(pytest.param(*_SIZES[i], kind, AVX2, marks=pytest.mark.slow) for i in (0, 2) for kind in _MASKS),
+    ],
+)
 def test_f64_attention_is_right(queries: int, keys: int, head: int, kind: str, isa: Isa) -> None:
     q, k, v = (leaf(n, DType.f64, 2, 4 if n == "q" else 2, queries if n == "q" else keys, head) for n in "qkv")
     memory = {str(x.node.attrs["name"]): random(DType.f64, *map(int, x.shape)) for x in (q, k, v)}

@@ -11,9 +11,9 @@ from planish.codegen.tvm.quantized_linear import QuantizedLinear
 from planish.compiler import ops
 from planish.compiler.ir import Graph, Value
 from planish.compiler.types import DType, Shape, symbol
+from tests.codegen.coded import EVERY_FORM, FORMS, Form, Tensors, linear, tensors, weight_of
 from tests.codegen.compare import check, integers, normal
 from tests.codegen.harness import call_of, host_isa, run_call
-from tests.codegen.test_quantized_linear import EVERY_FORM, FORMS, Form, Tensors, linear, tensors, weight_of
 
 
 def lookup(t: Tensors, shape: Shape, group: int, form: Form, dtype: DType = DType.f32) -> tuple[Value, Value]:

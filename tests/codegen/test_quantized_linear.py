@@ -8,13 +8,25 @@ import torch
 from torch.nn import functional
 
 from planish.codegen.tvm.build import build_object
-from planish.codegen.tvm.isa import AVX2, AVX512, NEON, ZEN4, Isa
+from planish.codegen.tvm.isa import AVX2, Isa
 from planish.codegen.tvm.quantized_linear import QuantizedLinear
 from planish.codegen.view import View
 from planish.compiler import ops
 from planish.compiler.ir import Graph, Value
 from planish.compiler.types import DType, Shape, symbol
-from tests.codegen.coded import EVERY_FORM, FORMS, Form, Tensors, close, linear, tensors, wanted, weight_of
+from tests.codegen.coded import (
+    COMPILED,
+    EVERY_FORM,
+    FORMS,
+    ON_BOTH,
+    Form,
+    Tensors,
+    close,
+    linear,
+    tensors,
+    wanted,
+    weight_of,
+)
 from tests.codegen.harness import call_of, host_isa, run_call
 
 ISAS = pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
@@ -42,16 +54,14 @@ def run(
 SIZES = [(1, 100, 576, 128), (7, 70, 96, 64), (16, 1, 8, 8), (5, 40, 37, 37)]
 
 
-@ISAS
-@EVERY_FORM
+@ON_BOTH
 @pytest.mark.parametrize(("rows", "columns", "depth", "group"), SIZES)
 def test_few_rows(rows: int, columns: int, depth: int, group: int, form: Form, isa: Isa) -> None:
     t = tensors((rows,), columns, depth, group, form)
     close(run(t, group, form, isa=isa, tasks=3), wanted(t, group, form))
 
 
-@ISAS
-@EVERY_FORM
+@ON_BOTH
 @pytest.mark.parametrize(("rows", "columns", "depth", "group"), [(17, 100, 576, 128), (70, 40, 72, 24)])
 def test_many_rows(rows: int, columns: int, depth: int, group: int, form: Form, isa: Isa) -> None:
     t = tensors((rows,), columns, depth, group, form)
@@ -133,8 +143,7 @@ def test_strided_rows_of_rank_three(rows: int) -> None:
     close(run_call(QuantizedLinear(), call, {**t, "x": wide}), expected)
 
 
-@pytest.mark.parametrize("isa", [AVX2, AVX512, NEON, ZEN4], ids=["avx2", "avx512", "neon", "zen4"])
-@EVERY_FORM
+@pytest.mark.parametrize(("form", "isa"), COMPILED)
 def test_compiles_for_every_instruction_set(form: Form, isa: Isa, tmp_path: Path) -> None:
     for dtype in (DType.f32, DType.bf16):
         t = tensors((1,), 70, 96, 32, form)

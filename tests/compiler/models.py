@@ -1,9 +1,11 @@
 """Tiny models with fixed random weights for tests, each with example inputs, dynamic sizes and inputs of other sizes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -233,6 +235,11 @@ TRANSFORMERS: Mapping[str, Callable[[], Case]] = {
     )
 }
 CASES: Mapping[str, Callable[[], Case]] = {**TOYS, **TRANSFORMERS}
+
+
+def each(names: Iterable[str], slow: Collection[str] = ("roberta", "distilbert", "qwen2")) -> list[Any]:
+    """Parameters for the names; the slow ones have the ops of BERT or LLaMA."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
 @cache

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 from planish.compiler.evaluate import evaluate
 from planish.compiler.importers import Imported
 from planish.compiler.verify import verify
-from tests.compiler.models import CASES, Case, imported
+from tests.compiler.models import CASES, Case, each, imported
 
 
 def run(found: Imported, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
@@ -30,7 +30,7 @@ def assert_same(got: object, wanted: object, tolerance: float = 1e-5) -> None:
             assert mine == theirs
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", each(CASES))
 def test_computes_what_the_model_computes_at_every_size(name: str) -> None:
     case, found = imported(name)
     verify(found.program)

@@ -14,7 +14,7 @@ from planish.compiler.ir import Program
 from planish.compiler.pass_ import Context
 from planish.compiler.pipeline import Pipeline
 from planish.passes import EXACT
-from tests.compiler.models import TRANSFORMERS, imported
+from tests.compiler.models import TRANSFORMERS, each, imported
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _optimized(name: str) -> Program:
     return Pipeline(EXACT).run(imported(name)[1].program, Context())[0]
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", each(TRANSFORMERS))
 def test_a_model_keeps_its_numbers_and_loses_its_detours(name: str) -> None:
     case, found = imported(name)
     program = _optimized(name)

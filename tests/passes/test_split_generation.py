@@ -22,10 +22,14 @@ PROMPTS = (14, 9, 3)
 
 
 @cache
-def _imported(name: str) -> tuple[torch.nn.Module, Program]:
+def _model(name: str) -> torch.nn.Module:
     torch.set_num_threads(1)
-    model = ARCHITECTURES[name]()
-    return model, imported(model)
+    return ARCHITECTURES[name]()
+
+
+@cache
+def _imported(name: str) -> tuple[torch.nn.Module, Program]:
+    return _model(name), imported(_model(name))
 
 
 def _rows(*lengths: int) -> list[list[int]]:
@@ -76,7 +80,7 @@ def test_decoding_equals_the_model_at_every_position(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["opt", "falcon_alibi", "gptj"])
 def test_a_model_traced_with_one_row_generates_one_row(name: str) -> None:
-    model = ARCHITECTURES[name]()
+    model = _model(name)
     rows = _rows(20)
     program = split(imported(model, batch=1), SplitGeneration(context=CONTEXT, chunk=9))
     assert _largest_error(program, rows, (11,), [expected(model, rows[0])]) < 1e-4
@@ -145,9 +149,9 @@ def test_rotary_positions_become_one_table_each_for_all_layers() -> None:
     assert str(parse(str(after.functions["prefill"]))) == str(after.functions["prefill"])
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow), "opt"])
 def test_masks_and_positions_as_inputs_count_as_ones_and_from_zero(name: str) -> None:
-    model, _ = _imported(name)
+    model = _model(name)
     positions = torch.arange(8).expand(2, 8)
     program = imported(model, attention_mask=torch.ones(2, 8, dtype=torch.long), position_ids=positions)
     after = split(program, SplitGeneration(context=CONTEXT, chunk=9, batch=2))

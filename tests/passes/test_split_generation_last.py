@@ -30,7 +30,7 @@ class Last(nn.Module):
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("form", "factor"), [("kept", 1.0), ("sliced", 1.0), ("selected", 0.5)])
 def test_the_last_logits_are_enough(form: str, factor: float, batch: int) -> None:
-    model = architectures.gemma2() if form == "kept" else architectures.llama()
+    model = architectures.gemma2(layers=1) if form == "kept" else architectures.qwen3()
     generator = torch.Generator().manual_seed(3)
     rows = torch.randint(3, 90, (batch, 12), generator=generator).tolist()
     program = split(imported(Last(model, form).eval(), batch=batch), SplitGeneration(context=32, chunk=5, batch=batch))
@@ -44,7 +44,7 @@ def test_the_last_logits_are_enough(form: str, factor: float, batch: int) -> Non
 
 
 def test_the_logits_of_another_token_are_refused() -> None:
-    program = imported(Last(architectures.llama(), "first").eval())
+    program = imported(Last(architectures.qwen3(), "first").eval())
     with pytest.raises(PassError, match=r"slice .*mixes tokens: it takes some of them"):
         split(program, SplitGeneration(context=32, chunk=5, batch=2))
 

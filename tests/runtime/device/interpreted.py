@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from planish.codegen.triton.sources import resolved
 from planish.codegen.triton.token_functions import with_token_functions
 from planish.compilation import _interfaces
 from planish.compilation_generation import interfaces, language, with_sizes, with_split
-from planish.compiler.importers import import_torch
+from planish.compiler.importers import Imported, import_torch
 from planish.compiler.pass_ import Context, Pass
 from planish.compiler.pipeline import Pipeline
 from planish.generation import Generation
@@ -169,8 +170,7 @@ def language_executable(
 
     `on_device` says whether it has kernels that choose tokens.
     """
-    kwargs, dynamic = with_sizes(net, (ids,), {}, None, generation)
-    imported = import_torch(net.eval(), (ids,), kwargs, dynamic=dynamic)
+    imported, kwargs = _language_model(net, tuple(ids.shape), generation.batch > 1)
     target, passes = load_profile(profile), with_split((*EXACT, *lossy), generation)
     program, _ = Pipeline(passes).run(imported.program, Context(target, dict(imported.program.main.hints())))
     if on_device:
@@ -182,6 +182,14 @@ def language_executable(
     settings = language(net, imported, program, generation, (ids,), kwargs).settings
     launcher = InterpretedLauncher(library.variants())
     return DeviceLanguageExecutable(built.plan, launcher, Weights(memory, {}), settings, None)
+
+
+@cache
+def _language_model(net: nn.Module, shape: tuple[int, int], several: bool) -> tuple[Imported, dict[str, Any]]:
+    """The model as it is imported for all generations of one row, or of several, and its keyword arguments."""
+    ids = torch.full(shape, 5)
+    kwargs, dynamic = with_sizes(net, (ids,), {}, None, Generation(batch=2 if several else 1))
+    return import_torch(net.eval(), (ids,), kwargs, dynamic=dynamic), kwargs
 
 
 def _plain(value: Passed) -> Any:

@@ -1,7 +1,9 @@
 """Text from the runtime of devices, on kernels in Triton's interpreter, against transformers."""
 
 import math
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -16,15 +18,19 @@ from tests.generation.stepping import Stepper, imported, split
 from tests.runtime.device.interpreted import language_executable
 
 
+@cache
+def _net() -> Any:
+    sizes = {**architectures._GATED, "vocab_size": 64}
+    return architectures.build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes))
+
+
 def _unwanted(scores: DeviceScores) -> None:
     raise AssertionError("all logits were fetched")
 
 
 def test_greedy_tokens_are_those_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DeviceScores, "logits", _unwanted)
-    sizes = {**architectures._GATED, "vocab_size": 64}
-    net = architectures.build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes))
-    prompt = [5, 9, 11, 3, 17]
+    net, prompt = _net(), [5, 9, 11, 3, 17]
     run = language_executable(net, torch.tensor([prompt]), tmp_path, Generation(context=16, chunk=4))
     found = [token.id for token in run.generate(prompt, max_new_tokens=4)]
     given = torch.tensor([prompt])
@@ -61,12 +67,10 @@ def test_rows_that_sample_see_all_logits() -> None:
 
 
 def test_caches_of_four_bits_give_the_tokens_of_the_reference(tmp_path: Path) -> None:
-    sizes = {**architectures._GATED, "vocab_size": 64}
-    net = architectures.build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes))
-    prompt = [5, 9, 11, 3, 17]
+    net, prompt = _net(), [5, 9, 11, 3, 17]
     run = language_executable(net, torch.tensor([prompt]), tmp_path, Generation(context=16, chunk=4, cache="i4"))
     found = [token.id for token in run.generate(prompt, max_new_tokens=5)]
-    reference = Stepper(split(imported(net), SplitGeneration(context=16, chunk=4, cache="i4")), 1)
+    reference = Stepper(split(imported(net, batch=1), SplitGeneration(context=16, chunk=4, cache="i4")), 1)
     wanted = [int(reference.read([prompt], 4)[0].argmax())]
     while len(wanted) < 5:
         wanted.append(int(reference.step("decode", [wanted[-1:]])[0].argmax()))

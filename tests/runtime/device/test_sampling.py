@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,15 @@ from tests.runtime.device.interpreted import InterpretedLauncher, executable, la
 _PROMPTS = [[5, 9, 11, 3, 17], [7, 2]]  # their first tokens come from different chunks
 
 
-def _net() -> Any:
+@cache
+def _net(undefined: bool = False) -> Any:
+    """A small model; `undefined` where it has read an id over 9, and such is the first token after a prompt."""
     sizes = {**architectures._GATED, "vocab_size": 150, "num_hidden_layers": 1}
-    return architectures.build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes))
+    net: Any = architectures.build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**sizes))
+    if undefined:
+        net.model.embed_tokens.weight.data[10:] = math.nan  # ids of the prompt are below
+        net.lm_head.weight.data[:10] = 0.0  # the first token is above
+    return net
 
 
 def _made(net: Any, folder: Path, batch: int, *, on_device: bool = True) -> DeviceLanguageExecutable:
@@ -113,11 +120,7 @@ def test_sessions_that_run_at_once_do_not_share_what_they_read(tmp_path: Path) -
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 1}])
 def test_undefined_logits_end_a_text_with_the_layer_at_fault(tmp_path: Path, options: dict[str, Any]) -> None:
-    net = _net()
-    with torch.no_grad():
-        net.model.embed_tokens.weight[10:] = math.nan  # ids of the prompt are below
-        net.lm_head.weight[:10] = 0.0  # the first token is above
-    run = _made(net, tmp_path, 1)
+    run = _made(_net(undefined=True), tmp_path, 1)
     words = "the logits after 3 tokens of row 0 hold nan: they begin in the keys of layer 0"
     with pytest.raises(GenerationError, match=words):
         list(run.generate([5, 9], max_new_tokens=3, **options))
