@@ -4,10 +4,12 @@ import ctypes
 import itertools
 import mmap
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
+import pytest
 import torch
 
 from planish.codegen.call import Call
@@ -25,6 +27,13 @@ def host_isa() -> Isa:
     if "avx512_bf16" in flags and "avx512_vnni" in flags:
         return Isa("x86_64-linux-gnu", "x86-64-v4", 16, 32, True, True, ("+avx512bf16", "+avx512vnni"))
     return AVX512 if "avx512f" in flags else AVX2
+
+
+def on_both(cases: Sequence[object], narrow: Collection[object]) -> list[Any]:
+    """The cases on this machine and on AVX2, as parameters; those outside of `narrow` are slow there."""
+    slow = [[] if case in narrow else [pytest.mark.slow] for case in cases]
+    avx2 = [pytest.param(case, AVX2, id=f"{case}-avx2", marks=marks) for case, marks in zip(cases, slow, strict=True)]
+    return [*(pytest.param(case, host_isa(), id=f"{case}-host") for case in cases), *avx2]
 
 
 def call_of(graph: Graph, anchor: Op, views: Mapping[str, View] | None = None, out: View | None = None) -> Call:

@@ -1,10 +1,9 @@
 """Attention over caches against torch: rows with their own past, groups, rings, dtypes and dynamic sizes."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from planish.compiler.ir import Graph, Value
 from planish.compiler.ops import attention, cast, dequantize, input_, relu
 from planish.compiler.text import parse
 from planish.compiler.types import Dim, DType, evaluate_dim, symbol
-from tests.codegen.harness import call_of, host_isa, run_call
+from tests.codegen.harness import call_of, host_isa, on_both, run_call
 
 TORCH = {DType.f32: torch.float32, DType.f16: torch.float16, DType.bf16: torch.bfloat16}
 
@@ -133,18 +132,11 @@ RINGS = (
 )
 
 
-def _on(cases: Sequence[Case], narrow: Sequence[Case]) -> list[Any]:
-    """The cases on this machine, and on AVX2; those that are not in `narrow` are slow there."""
-    slow = [[] if case in narrow else [pytest.mark.slow] for case in cases]
-    avx2 = [pytest.param(case, AVX2, id=f"{case}-avx2", marks=m) for case, m in zip(cases, slow, strict=True)]
-    return [*(pytest.param(case, host_isa(), id=f"{case}-host") for case in cases), *avx2]
-
-
 # heads of whole vectors and of parts of one, groups, blocks of queries, rings
 _NARROW = (FEW[1], FEW[2], FEW[5], MANY[1], MANY[3], RINGS[1], RINGS[2], RINGS[3])
 
 
-@pytest.mark.parametrize(("case", "isa"), _on(FEW + MANY + RINGS, _NARROW))
+@pytest.mark.parametrize(("case", "isa"), on_both(FEW + MANY + RINGS, _NARROW))
 def test_every_query_sees_what_its_position_lets_it(case: Case, isa: Isa) -> None:
     check(case, isa=isa, tasks=3)
 
@@ -153,7 +145,7 @@ _WIDENED = (FEW[1], FEW[2], MANY[1], RINGS[2])
 
 
 @pytest.mark.parametrize("kind", [DType.f16, DType.i8], ids=str)
-@pytest.mark.parametrize(("case", "isa"), _on(_WIDENED, (FEW[1], FEW[2], MANY[1])))
+@pytest.mark.parametrize(("case", "isa"), on_both(_WIDENED, (FEW[1], FEW[2], MANY[1])))
 def test_narrow_caches_are_widened_as_they_are_read(case: Case, kind: DType, isa: Isa) -> None:
     check(replace(case, kind=kind), isa=isa)
 
