@@ -20,7 +20,8 @@ _WHOLE_BYTES = 16 << 10  # of a weight that every task may read all of
 class KernelUse:
     """A compiled kernel as a call uses it: C symbol, sizes in order, scratch bytes, offset and bytes of each weight.
 
-    `merge` is what all tasks call after a barrier, with the scratch memory of all, or None.
+    `merge`, or None, is what all tasks call after a barrier, with the scratch memory of all, if the first i32 of their
+    own is not 0.
     """
 
     symbol: str
@@ -171,7 +172,8 @@ def _call(entry: Entry, i: int, choice: Choice, loop: Loop | None) -> Iterator[s
     arguments = ", ".join([*pointers, scratch, *sizes, "task", "tasks"])
     yield f"  {use.symbol}({arguments});"
     if use.merge is not None:
-        yield f"  planish_barrier(task, tasks); {use.merge}({arguments});"
+        wanted = f"*(const int32_t *)({scratch} + task * {c_dim(use.scratch_bytes)})"
+        yield f"  if ({wanted}) {{ planish_barrier(task, tasks); {use.merge}({arguments}); }}"
     yield (
         "  if (f->times) { planish_barrier(task, tasks); "
         f"if (task == 0) {{ double now = planish_now(); f->times[{i}] += now - start; start = now; }} }}"

@@ -14,7 +14,7 @@ from planish.codegen.tvm.isa import AVX2, NEON, Isa
 from planish.codegen.tvm.templates import TEMPLATES
 from planish.codegen.view import View
 from planish.compiler.ir import Graph
-from planish.compiler.ops import cache_update, cast, input_, relu
+from planish.compiler.ops import cache_update, cast, input_, mul, relu, rope, transpose
 from planish.compiler.types import Dim, DType, symbol
 from tests.codegen.harness import call_of, host_isa, run_call
 
@@ -86,6 +86,72 @@ def test_a_cast_is_computed_while_writing() -> None:
     data["cache"] = data["cache"].half()
     call = update_call((2, 2, 8, 24), 3, DType.f16, DType.f32)
     assert torch.equal(updated(call, data), expected(data))
+
+
+def turned_call(cache: tuple[Dim, ...], tokens: Dim, source: DType, dtype: DType, scaled: bool = False) -> Call:
+    """Keys that lie in memory as [B, S, G, D] are turned by angles of a row and token, cast and written."""
+    rows, heads, _, size = cache
+    held = input_(name="cache", shape=cache, dtype=dtype)
+    x = input_(name="new", shape=(rows, heads, tokens, size), dtype=source)
+    angles = [input_(name=name, shape=(rows, 1, tokens, size), dtype=source) for name in ("cosine", "sine")]
+    past, count = (input_(name=name, shape=(rows,), dtype=DType.i64) for name in ("past", "count"))
+    turned = rope(mul(x, x) if scaled else x, *angles)
+    result = cache_update(held, turned if source is dtype else cast(turned, dtype=dtype), past, count)
+    view = View.contiguous(x.type.with_shape((rows, tokens, heads, size))).transpose((0, 2, 1, 3))
+    return call_of(Graph("main", (held, x, *angles, past, count), (result,)), cache_update, {"new": view})
+
+
+def turned_data(shape: tuple[int, ...], tokens: int, source: DType, dtype: DType) -> dict[str, Tensor]:
+    rows, _, _, size = shape
+    data = data_of(shape, tokens, [3, 7, 0][:rows], [tokens, 1, 2][:rows], KINDS[source])
+    angles = torch.rand(rows, tokens, size) * 6
+    data["cache"] = data["cache"].to(KINDS[dtype])
+    return {**data, "cosine": angles.cos().to(KINDS[source]), "sine": angles.sin().to(KINDS[source])}
+
+
+def turned_keys(data: Mapping[str, Tensor]) -> Tensor:
+    """x * cos + (-x2, x1) * sin in f64."""
+    x, cosine, sine = (data[name].double() for name in ("new", "cosine", "sine"))
+    left, right = x.chunk(2, -1)
+    return x * cosine[:, :, None] + torch.cat((-right, left), -1) * sine[:, :, None]
+
+
+@pytest.mark.parametrize("isa", [host_isa(), AVX2], ids=["host", "avx2"])
+@pytest.mark.parametrize("kinds", [(DType.f32, DType.f16), (DType.f32, DType.f32), (DType.bf16, DType.bf16)], ids=str)
+@pytest.mark.parametrize("size", [16, 24, 64, 80])
+def test_rotary_positions_are_computed_while_writing(size: int, kinds: tuple[DType, DType], isa: Isa) -> None:
+    shape = (3, 2, 11, size)
+    data = turned_data(shape, 2, *kinds)
+    wanted = expected({**data, "new": turned_keys(data)})
+    for tasks in (1, 3):
+        got = updated(
+            turned_call((symbol("rows"), *shape[1:]), 2, *kinds), data, isa=isa, tasks=tasks, sizes={"rows": 3}
+        )
+        step = 1e-6 if kinds[1] is DType.f32 else torch.finfo(KINDS[kinds[1]]).eps
+        torch.testing.assert_close(got, wanted, rtol=step, atol=9 * step)
+
+
+def test_what_is_turned_may_be_computed_as_well() -> None:
+    data = turned_data((2, 2, 8, 32), 1, DType.f32, DType.f32)
+    wanted = expected({**data, "new": turned_keys({**data, "new": data["new"] * data["new"]})})
+    got = updated(turned_call((2, 2, 8, 32), 1, DType.f32, DType.f32, scaled=True), data)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_the_rotary_positions_of_new_keys_join_the_update() -> None:
+    graph = turned_call((1, 2, 8, 16), 1, DType.f32, DType.f16)
+    work = select(Graph("main", tuple(graph.inputs), (graph.output,)), TEMPLATES, host_isa()).work
+    names = [[n.op.name for n in w.call.nodes] for w in work if isinstance(w, Choice)]
+    assert names == [["rope", "cast", "cache_update"]]
+
+
+def test_moved_rotary_positions_are_not_computed_while_writing() -> None:
+    held = input_(name="cache", shape=(1, 2, 8, 16), dtype=DType.f32)
+    x, cosine, sine = (input_(name=name, shape=(1, 1, 2, 16), dtype=DType.f32) for name in ("x", "cosine", "sine"))
+    past, count = (input_(name=name, shape=(1,), dtype=DType.i64) for name in ("past", "count"))
+    turned = rope(x, cosine, sine)
+    result = cache_update(held, transpose(turned, order=(0, 2, 1, 3)), past, count)
+    assert not CacheUpdate().fuses_before(result.node, turned.node)
 
 
 def test_counts_over_the_tokens_are_cut() -> None:

@@ -44,13 +44,9 @@ def along_head(plan: AttentionPlan) -> bool:
     return plan.group <= _ALONG_HEAD
 
 
-def _dot_lanes(plan: AttentionPlan) -> int:
-    """Lanes of products along the head: where whole vectors run in two halves, sums over half as many cost half.
-
-    The queries are to stay in registers all the same.
-    """
-    half = plan.isa.lanes // 2
-    return half if plan.isa.halved and plan.group * plan.head <= 24 * half else plan.isa.lanes
+def _dot_lanes(isa: Isa) -> int:
+    """Lanes that are summed of a product along the head: where vectors run in two halves, these are added first."""
+    return isa.lanes // 2 if isa.halved else isa.lanes
 
 
 def _tile_keys(isa: Isa) -> int:
@@ -76,6 +72,7 @@ class OneToken(Deal):
         """The regions of its scratch memory, in elements of 4 bytes."""
         tile, width = _tile_keys(plan.isa), lanes_of_group(plan)
         return {
+            "wants": 1,  # whether there is something to merge
             "q": plan.head * width,
             "k": tile * plan.head if plan.k.dtype is not DType.f32 else 0,
             # a tile at the end of the cache begins earlier and writes what lies before the block once more
@@ -86,10 +83,10 @@ class OneToken(Deal):
 
     def __init__(self, k: KernelBuilder, plan: AttentionPlan) -> None:
         super().__init__(k, plan)
-        self.rows_of_tile = _tile_keys(plan.isa)
         self.apart = self.lanes // self.width
         self.along_head = along_head(plan)
-        self.dot_lanes = _dot_lanes(plan)
+        self.dot_lanes = _dot_lanes(plan.isa)
+        self.rows_of_tile = max(8, self.dot_lanes) if self.along_head else _tile_keys(plan.isa)
 
     def _start(self) -> None:
         plan, lanes = self.plan, self.lanes
@@ -270,10 +267,17 @@ class OneToken(Deal):
 
     def _products(self, place: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
         """For each query a vector whose lanes add up to its product with the key at `place`."""
-        plan, lanes = self.plan, self.dot_lanes
+        plan, lanes = self.plan, self.lanes
         view, buffer = plan.call.inputs[plan.k], self.k.buffers[plan.k]
         key = [bind(load(self.k, buffer, view, place + d, lanes)) for d in range(0, plan.head, lanes)]
-        return [self._dot(query, key) for query in self.held]
+        return [self._folded(self._dot(query, key)) for query in self.held]
+
+    def _folded(self, x: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        """Both halves of a vector added where `dot_lanes` are half of it."""
+        if self.dot_lanes == self.lanes:
+            return x
+        low, high = (list(range(i, i + self.dot_lanes)) for i in (0, self.dot_lanes))
+        return keep(keep(tirx.Shuffle([x], low)) + keep(tirx.Shuffle([x], high)))
 
     def _dot(self, query: "list[tirx.PrimExpr]", key: "list[tirx.PrimExpr]") -> "tirx.PrimExpr":
         total = keep(query[0] * key[0])
@@ -282,7 +286,7 @@ class OneToken(Deal):
         return total
 
     def _hold_queries(self) -> None:
-        plan, lanes = self.plan, self.dot_lanes
+        plan, lanes = self.plan, self.lanes
         rows = [self.q + m * plan.head for m in range(plan.group)]
         self.held = [[bind(self.memory[ramp(row + d, lanes)]) for d in range(0, plan.head, lanes)] for row in rows]
 

@@ -1,8 +1,9 @@
-"""How attention over caches for one token is split: pieces of heads of keys, dealt evenly and merged after a barrier.
+"""How attention over caches for one token is split: heads of keys are dealt, or pieces of them merged after a barrier.
 
-The keys that all rows and heads see are one line of granules, and every task takes an even part of it (flash-decoding,
-arXiv 2311.01282). A task leaves the sums of at most two heads unfinished: of one that an earlier task began, and of one
-that it begins and a later task goes on with. The task that begins a head merges its parts.
+The keys that all rows and heads see are one line, and every task takes an even part of it: of whole heads where the
+largest part is then hardly longer, else of granules (flash-decoding, arXiv 2311.01282). Then a task leaves the sums of
+at most two heads unfinished: of one that an earlier task began, and of one that it begins and a later task goes on
+with. The task that begins a head merges its parts.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from planish.compiler.types import DType
 GRANULE = 64  # keys that are visited at a time: their values stay in level one cache until all queries have read them
 STATES = 3  # of sums: of a head that another task began, of one that this task began, and of one that it has alone
 _CONTINUED, _BEGUN, _WHOLE = range(STATES)
+_GRANULE_BITS, _HEAD_BITS = GRANULE.bit_length() - 1, 40  # of the number of keys in a unit that is dealt
+_UNEVEN = 1  # granules that take no longer than a barrier and a merge
 
 
 def lanes_of_group(plan: AttentionPlan) -> int:
@@ -58,12 +61,21 @@ class Pieces(CachedBlocks):
         return start + index(state) * state_floats(self.plan)
 
     def _cut(self) -> None:
-        """Bind the line's length, the count of its parts and this task's `begin` and `until`; late tasks have none."""
-        total, rows = T.alloc_buffer((1,), "int64"), self.k.dim(self.plan.k.shape[0])
-        T.buffer_store(total, index(0), [0])
+        """Bind whether heads are split, the line's length in units, the count of its parts and this task's `begin` and
+        `until`; late tasks have none."""
+        sizes, rows = T.alloc_buffer((2,), "int64"), self.k.dim(self.plan.k.shape[0])
+        self.bits = index(_GRANULE_BITS)
+        for i in range(2):
+            T.buffer_store(sizes, index(0), [i])
         with T.serial(rows) as b:
-            T.buffer_store(total, total[0] + self._granules(b) * self.heads, [0])
-        self.total = bind(total[0])
+            granules = self._units(b)
+            for i, value in enumerate((sizes[0] + granules, tirx.max(sizes[1], granules))):
+                T.buffer_store(sizes, value, [i])
+        granules, heads = bind(sizes[0] * self.heads), bind(rows * self.heads)
+        longest = quotient(heads + self.tasks - 1, self.tasks) * sizes[1]
+        self.splits = bind(longest * self.tasks > granules + self.tasks * _UNEVEN)
+        self.bits = bind(tirx.Select(self.splits, self.bits, index(_HEAD_BITS)))
+        self.total = bind(tirx.Select(self.splits, granules, heads))
         self.parts = bind(tirx.min(self.tasks, self.total))
         self.begin = self._part(tirx.min(self.task, self.parts))
         self.until = self._part(tirx.min(self.task + 1, self.parts))
@@ -71,12 +83,15 @@ class Pieces(CachedBlocks):
     def _part(self, part: "tirx.PrimExpr") -> "tirx.PrimExpr":
         return bind(quotient(self.total * part, self.parts))
 
-    def _granules(self, b: "tirx.PrimExpr") -> "tirx.PrimExpr":
-        """Go to a row of the batch: bind what its queries see, and how many granules that is a head."""
+    def _units(self, b: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        """Go to a row of the batch: bind what its queries see, and how many units that is a head."""
         self.b, self.g = b, index(0)
         self._keys_of_row()
         self.first, self.end = self._seen()
-        return bind(ceil_div(self.end - self.first, GRANULE))
+        return bind((self.end - self.first + self._keys_of(index(1)) - 1) >> self.bits)
+
+    def _keys_of(self, units: "tirx.PrimExpr") -> "tirx.PrimExpr":
+        return units << self.bits
 
     def _seen(self) -> "tuple[tirx.PrimExpr, tirx.PrimExpr]":
         if self.plan.window is None:
@@ -84,13 +99,13 @@ class Pieces(CachedBlocks):
         return bind(tirx.max(index(0), self.keys - tirx.min(self.slots, index(self.plan.window)))), self.keys
 
     def _each_row(self, body: "Callable[[tirx.PrimExpr, tirx.PrimExpr], None]") -> None:
-        """Call `body(start, granules)` for every row, whose part of the line begins at `start`."""
+        """Call `body(start, units)` for every row, whose part of the line begins at `start`."""
         place, rows = T.alloc_buffer((1,), "int64"), self.k.dim(self.plan.k.shape[0])
         T.buffer_store(place, index(0), [0])
         with T.serial(rows) as b:
-            granules, start = self._granules(b), bind(place[0])
-            T.buffer_store(place, start + granules * self.heads, [0])
-            body(start, granules)
+            units, start = self._units(b), bind(place[0])
+            T.buffer_store(place, start + units * self.heads, [0])
+            body(start, units)
 
 
 class Merge(Pieces):
@@ -100,17 +115,17 @@ class Merge(Pieces):
         self._cut()
         self._each_row(self._row)
 
-    def _row(self, start: "tirx.PrimExpr", granules: "tirx.PrimExpr") -> None:
+    def _row(self, start: "tirx.PrimExpr", units: "tirx.PrimExpr") -> None:
         last = self.until - 1
-        mine = both(self.begin < self.until, both(start <= last, last < start + granules * self.heads))
+        mine = both(self.begin < self.until, both(start <= last, last < start + units * self.heads))
         with T.If(mine), T.Then():
-            self.g = bind(quotient(last - start, granules))
-            head = bind(start + self.g * granules)
-            with T.If(both(head >= self.begin, head + granules > self.until)), T.Then():
+            self.g = bind(quotient(last - start, units))
+            head = bind(start + self.g * units)
+            with T.If(both(head >= self.begin, head + units > self.until)), T.Then():
                 self.state = bind(self._state_of(self.task, _BEGUN))
                 with T.serial(bind(self.parts - self.task - 1)) as i:
                     part = bind(self.task + 1 + i)
-                    with T.If(self._part(part) < head + granules), T.Then():
+                    with T.If(self._part(part) < head + units), T.Then():
                         self._join(bind(self._state_of(part, _CONTINUED)))
                 self._finish()
 
@@ -135,30 +150,35 @@ class Merge(Pieces):
 
 
 class Deal(Pieces):
-    """Visits the granules of this task, piece by piece; what a piece does is for the subclass to say."""
+    """Visits the units of this task, piece by piece; what a piece does is for the subclass to say.
+
+    A merge is wanted where heads are split.
+    """
 
     def emit(self) -> None:
         self._cut()
+        size = index(self.plan.scratch_bytes // 4) * self.tasks
+        T.buffer_store(self.k.scratch_buffer(size, DType.i32), self.splits.astype("int32"), [self.own])
         self._each_row(self._row)
 
-    def _row(self, start: "tirx.PrimExpr", granules: "tirx.PrimExpr") -> None:
+    def _row(self, start: "tirx.PrimExpr", units: "tirx.PrimExpr") -> None:
         before = tirx.max(index(0), self.begin - start)
-        first = bind(quotient(before, granules))
-        stop = bind(tirx.min(self.heads, quotient(tirx.max(index(0), self.until - start) + granules - 1, granules)))
+        first = bind(quotient(before, units))
+        stop = bind(tirx.min(self.heads, quotient(tirx.max(index(0), self.until - start) + units - 1, units)))
         with T.serial(bind(tirx.max(index(0), stop - first))) as i:
             self.g = bind(first + i)
-            head = bind(start + self.g * granules)
+            head = bind(start + self.g * units)
             low = bind(tirx.max(index(0), self.begin - head))
-            self.opens, self.goes_on = bind(head <= self.begin), bind(head + granules < self.until)
-            self._piece(low, bind(tirx.min(granules, self.until - head)), granules)
+            self.opens, self.goes_on = bind(head <= self.begin), bind(head + units < self.until)
+            self._piece(low, bind(tirx.min(units, self.until - head)), units)
 
-    def _piece(self, low: "tirx.PrimExpr", stop: "tirx.PrimExpr", granules: "tirx.PrimExpr") -> None:
-        whole = both(tirx.EQ(low, index(0)), tirx.EQ(stop, granules))
+    def _piece(self, low: "tirx.PrimExpr", stop: "tirx.PrimExpr", units: "tirx.PrimExpr") -> None:
+        whole = both(tirx.EQ(low, index(0)), tirx.EQ(stop, units))
         part = tirx.Select(low > 0, index(_CONTINUED), index(_BEGUN))
         self.state = bind(self._state_of(self.task, tirx.Select(whole, index(_WHOLE), part)))
         self.begins = bind(tirx.EQ(low, index(0)))
         self._start()
-        self._visit(bind(self.first + low * GRANULE), bind(tirx.min(self.end, self.first + stop * GRANULE)))
+        self._visit(bind(self.first + self._keys_of(low)), bind(tirx.min(self.end, self.first + self._keys_of(stop))))
         self._add_lanes()
         with T.If(whole), T.Then():
             self._finish()

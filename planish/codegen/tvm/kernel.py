@@ -68,8 +68,9 @@ class Packing:
 class Kernel:
     """A built kernel. `packings` maps inputs of the call to the layout that the kernel reads them in.
 
-    With `merge`, tasks leave results for each other: `scratch` is then the memory of all tasks, `scratch_bytes` of each
-    in a row, and after a barrier all tasks call `merge` with the same arguments.
+    With `merge`, tasks may leave results for each other: `scratch` is then the memory of all tasks, `scratch_bytes` of
+    each in a row, and the first i32 of it says whether there is something to merge, which all tasks agree on. Then they
+    call `merge` with the same arguments after a barrier.
     """
 
     function: "tirx.PrimFunc"

@@ -1,7 +1,8 @@
 """Rotary position embedding: both halves of a head as two streams of vectors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from tvm import tirx
 
@@ -15,6 +16,8 @@ from planish.codegen.tvm.loops import Index, integer, units, vectors
 from planish.compiler import ops
 from planish.compiler.ir import Node, Op, Value
 
+Write: TypeAlias = "Callable[[tirx.PrimExpr, tirx.PrimExpr, int], None]"
+
 
 @dataclass(frozen=True, slots=True)
 class Rope:
@@ -27,14 +30,12 @@ class Rope:
         return refuse_around(call)
 
     def build(self, call: Call, isa: Isa) -> Kernel:
-        shape = call.anchor.types[0].shape
-        half = shape[-1] // 2
         with kernel(call, isa) as (k, done):
 
             def row(lead: Index) -> None:
-                vectors(k, integer(0), half, lambda at, n: _rotate(k, lead, (at, bind(at + half)), n), isa.lanes)
+                rotate(k, call.anchor, lead, lambda at, x, lanes: _store(k, (*lead, at), x, lanes))
 
-            units(k, shape[:-1], row)
+            units(k, call.anchor.types[0].shape[:-1], row)
         return Kernel(done[0], 0)
 
     def fuses_after(self, anchor: Node, node: Node) -> bool:
@@ -44,18 +45,31 @@ class Rope:
         return fuses_before(node)
 
 
-def _rotate(k: KernelBuilder, lead: Index, places: Index, lanes: int) -> None:
+def rotate(k: KernelBuilder, node: Node, lead: Index, write: Write) -> None:
+    """Call `write(place, elements, lanes)` for vectors of the result of a rope along its last axis, at `lead`."""
+    half = node.types[0].shape[-1] // 2
+    vectors(
+        k, integer(0), half, lambda at, lanes: _pair(k, node, (lead, at, bind(at + half)), lanes, write), k.isa.lanes
+    )
+
+
+def _pair(
+    k: KernelBuilder,
+    node: Node,
+    place: "tuple[Index, tirx.PrimExpr, tirx.PrimExpr]",
+    lanes: int,
+    write: Write,
+) -> None:
     """Write `lanes` elements of the left and of the right half."""
-    x, cosine, sine = k.call.anchor.operands
+    (x, cosine, sine), (lead, *places) = node.operands, place
 
     def read(value: Value, at: "tirx.PrimExpr") -> "tirx.PrimExpr":
         index = (*lead, at)
         return vm.keep(Expression(k).at(value, index[len(index) - len(value.shape) :], lanes))
 
     left, right = (read(x, at) for at in places)
-    turned = (-right, left)
-    for at, own, other in zip(places, (left, right), turned, strict=True):
-        _store(k, (*lead, at), vm.keep(own * read(cosine, at) + other * read(sine, at)), lanes)
+    for at, own, other in zip(places, (left, right), (-right, left), strict=True):
+        write(at, vm.keep(own * read(cosine, at) + other * read(sine, at)), lanes)
 
 
 def _store(k: KernelBuilder, index: Index, result: "tirx.PrimExpr", lanes: int) -> None:
