@@ -17,6 +17,7 @@ from planish.codegen.tvm.attention_wide import AttentionWide
 from planish.codegen.tvm.build import build_object
 from planish.codegen.tvm.cached_attention import CachedAttention
 from planish.codegen.tvm.isa import AVX2, NEON, Isa
+from planish.codegen.tvm.kernel import Kernel
 from planish.codegen.tvm.templates import TEMPLATES
 from planish.codegen.view import View
 from planish.compiler.ir import Graph, Value
@@ -167,9 +168,33 @@ SPLIT = (
 
 @pytest.mark.parametrize("tasks", [1, 2, 5, 40])
 @pytest.mark.parametrize("case", SPLIT, ids=str)
-@pytest.mark.parametrize("kind", [DType.f32, DType.i8], ids=str)
+@pytest.mark.parametrize("kind", [DType.f32, DType.f16, DType.i8], ids=str)
 def test_tasks_share_the_keys_of_a_head(case: Case, tasks: int, kind: DType) -> None:
     check(replace(case, kind=kind), isa=replace(host_isa(), halved=True), tasks=tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Unmerged(CachedAttention):
+    """The kernel without its merge, for two tasks."""
+
+    def build(self, call: Call, isa: Isa) -> Kernel:
+        built = CachedAttention().build(call, isa)
+        return replace(built, merge=None, scratch_bytes=2 * built.scratch_bytes)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(1, 9, 3, 1, 80, 64, (63,), kind=DType.f16),
+        Case(4, 6, 2, 1, 300, 32, (299, 260, 280, 290)),
+        Case(4, 3, 1, 1, 64, 64, (500, 40, 63, 7), window=48),
+    ],
+    ids=str,
+)
+def test_even_shares_of_whole_heads_leave_nothing_to_merge(case: Case) -> None:
+    data = data_of(case)
+    got = run_call(Unmerged(), cached_call(case), data)
+    torch.testing.assert_close(got.double(), expected(case, data), rtol=3e-6, atol=3e-6)
 
 
 GROUPS = (

@@ -124,13 +124,13 @@ class OneTokenOfCodes(Turned):
                 self._fetch(scale, self._key(scale, slot) + ahead + i * per_line)
 
     def _hold_queries(self) -> None:
-        lanes = 2 * self.dot_lanes
+        lanes = 2 * self.lanes
         rows = [self._codes_of(m) for m in range(self.plan.group)]
         parts = range(0, self.plan.head, lanes)
         self.held = [[bind(self.shorts[ramp(row + d, lanes)]) for d in parts] for row in rows]
 
     def _products(self, place: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
-        lanes = self.dot_lanes
+        lanes = self.lanes
         codes = self.k.buffers[self.plan.k]
         parts = range(0, self.plan.head, 2 * lanes)
         key = [keep(cast(codes[ramp(place + d, 2 * lanes)], "int16")) for d in parts]
@@ -139,7 +139,7 @@ class OneTokenOfCodes(Turned):
             total = keep(splat(tirx.const(0, "int32"), lanes))
             for x, y in zip(query, key, strict=True):
                 total = keep(_add_pairs(x, y, total))
-            totals.append(total)
+            totals.append(self._folded(total))
         return totals
 
     def _scaled(self, sums: "list[tirx.PrimExpr]", slot: "tirx.PrimExpr") -> "list[tirx.PrimExpr]":
