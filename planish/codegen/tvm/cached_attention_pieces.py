@@ -73,12 +73,21 @@ class Pieces(CachedBlocks):
                 T.buffer_store(sizes, value, [i])
         granules, heads = bind(sizes[0] * self.heads), bind(rows * self.heads)
         longest = quotient(heads + self.tasks - 1, self.tasks) * sizes[1]
-        self.splits = bind(longest * self.tasks > granules + self.tasks * _UNEVEN)
-        self.bits = bind(tirx.Select(self.splits, self.bits, index(_HEAD_BITS)))
-        self.total = bind(tirx.Select(self.splits, granules, heads))
+        # from memory: formulas that hold a selection take the simplifiers seconds
+        with T.If(longest * self.tasks > granules + self.tasks * _UNEVEN):
+            with T.Then():
+                self._deal(sizes, _GRANULE_BITS, granules)
+            with T.Else():
+                self._deal(sizes, _HEAD_BITS, heads)
+        self.bits, self.total = bind(sizes[0]), bind(sizes[1])
+        self.splits = bind(self.bits < _HEAD_BITS)
         self.parts = bind(tirx.min(self.tasks, self.total))
         self.begin = self._part(tirx.min(self.task, self.parts))
         self.until = self._part(tirx.min(self.task + 1, self.parts))
+
+    def _deal(self, sizes: "tirx.Buffer", bits: int, units: "tirx.PrimExpr") -> None:
+        for i, value in enumerate((index(bits), units)):
+            T.buffer_store(sizes, value, [i])
 
     def _part(self, part: "tirx.PrimExpr") -> "tirx.PrimExpr":
         return bind(quotient(self.total * part, self.parts))
