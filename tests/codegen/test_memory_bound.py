@@ -27,7 +27,7 @@ from tests.codegen.harness import call_of, host_isa
 
 MEMORY_BOUND = (Rows, Columns, Reduce, GroupNorm, Rope, Pool, Scan, Map)
 _ELSEWHERE = {"leaf", "opaque"}
-_ON_GPUS = {ops.block_attention, ops.pack_groups, ops.unpack_groups, ops.greedy_tokens, ops.sampled_tokens}
+_ON_GPUS = {ops.block_attention, ops.pack_groups, ops.unpack_groups, ops.sampled_tokens}
 
 
 def test_every_op_is_taken_by_a_template() -> None:
